@@ -1,0 +1,63 @@
+# matsweep: `make` lists what there is. Every target sets the environment up by itself when it has to.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Extras of pyproject.toml to install, comma-separated: dev, gcp, aws.
+EXTRAS ?= dev
+# What `make sweep` sweeps, and further arguments of tune/run_sweep.py or pytest.
+SPACE  ?= head_finetune
+ARGS   ?=
+
+# Installed without its dependencies: it pins scipy==1.7.3 and others that no Python >= 3.11 can have.
+# The versions it does run with are those of constraints.txt.
+MATBENCH := matbench==0.6
+
+PY    := $(VENV)/bin/python
+comma := ,
+STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup sweep test lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  SPACE=$(SPACE)  ARGS=$(ARGS)"
+
+setup: $(STAMP) ## create the virtual environment with the pinned dependencies
+
+# The stamp is made last: a setup that was interrupted or failed leaves none and is done again.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@command -v "$(PYTHON)" >/dev/null || { \
+	    echo "matsweep needs Python >= 3.11, and there is no '$(PYTHON)' here." \
+	         "Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "matsweep needs Python >= 3.11, and '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1)." \
+	         "Name another: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear "$(VENV)"
+	$(PY) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(PY) -m pip install --disable-pip-version-check --no-deps '$(MATBENCH)'
+	@touch $@
+
+sweep: $(STAMP) ## run the sweep of SPACE
+	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
+
+test: $(STAMP) ## run the tests
+	$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: $(STAMP) ## format the code and mend what ruff can mend
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove caches and build products; results and the environment stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -path './$(VENV)' -prune -o -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the environment too
+	rm -rf "$(VENV)"

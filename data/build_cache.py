@@ -1,0 +1,237 @@
+"""Convert every crystal of a task to a graph, once, into Parquet shards.
+
+    python data/build_cache.py --task matbench_mp_e_form
+
+Ray actors convert shards in parallel, on this machine or on a cluster (`--address`). Killed at any
+instant, a second call finishes what is missing. A sweep calls the same code when it needs the graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import gcd
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import ray
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.crystal import BadCrystalError, Crystal
+from data.graphs import Graph, convert
+from data.quality import check_crystal
+from data.rows import RawChunk, Rows
+from data.shards import (
+    MANIFEST,
+    CacheSpec,
+    DamagedShardError,
+    StaleCacheError,
+    StoredGraphs,
+    encode_shard,
+    read_cache,
+    shards_present,
+    write_manifest,
+    write_shard,
+)
+from data.storage import file_names, open_folder
+from data.tasks import Task, open_task
+
+console = Console(stderr=True)
+_REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One shard that an actor has written: its number, its rows, and how many of them were rejected."""
+
+    number: int
+    n_rows: int
+    n_rejected: int
+
+
+def convert_chunk(chunk: RawChunk, cutoff_angstrom: float) -> tuple[list[str | None], list[Graph | str]]:
+    """Parse, check and convert rows one by one.
+
+    Returns:
+        For each row its reduced formula and its graph, or None and the reason why it was rejected.
+    """
+    formulas: list[str | None] = []
+    graphs: list[Graph | str] = []
+    for crystal in chunk.crystals():
+        try:
+            if isinstance(crystal, BadCrystalError):
+                raise crystal
+            check_crystal(crystal)
+            graphs.append(convert(crystal, cutoff_angstrom))
+            formulas.append(reduced_formula(crystal))
+        except BadCrystalError as problem:
+            graphs.append(str(problem))
+            formulas.append(None)
+    return formulas, graphs
+
+
+def reduced_formula(crystal: Crystal) -> str:
+    """Formula in pymatgen's order with the greatest common divisor of the amounts taken out."""
+    counts = np.bincount(crystal.numbers)
+    elements = tuple(np.flatnonzero(counts).tolist())
+    amounts = tuple(counts[list(elements)].tolist())
+    divisor = gcd(*amounts)
+    return _formula(elements, tuple(amount // divisor for amount in amounts))
+
+
+@cache
+def _formula(elements: tuple[int, ...], amounts: tuple[int, ...]) -> str:
+    from pymatgen.core import Composition, Element
+
+    return Composition({Element.from_Z(z): n for z, n in zip(elements, amounts, strict=True)}).reduced_formula
+
+
+@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
+class Converter:
+    """An actor that turns rows into shards; restarted by Ray when its process dies."""
+
+    def __init__(self, folder: str, cutoff_angstrom: float) -> None:
+        """Open the cache folder (a path or URI)."""
+        self.filesystem, self.path = open_folder(folder)
+        self.cutoff_angstrom = cutoff_angstrom
+
+    def write(self, number: int, chunk: RawChunk) -> Converted:
+        """Convert a chunk and write it as shard `number`."""
+        formulas, graphs = convert_chunk(chunk, self.cutoff_angstrom)
+        write_shard(self.filesystem, self.path, number, encode_shard(chunk.ids, formulas, graphs))
+        return Converted(number, len(graphs), sum(isinstance(graph, str) for graph in graphs))
+
+
+def graphs_of(rows: Rows, cutoffs: tuple[float, float], cache_folder: str) -> tuple[StoredGraphs, str]:
+    """The graphs of some rows: read from the cache, after building what is missing or damaged.
+
+    Args:
+        rows: of a task.
+        cutoffs: atom-graph and bond-graph cutoff of the model's weights, Angstrom.
+        cache_folder: path or URI that holds all caches, one folder each.
+
+    Returns:
+        The graphs, and the key of their cache.
+    """
+    spec = CacheSpec(
+        data_sha256=rows.sha256,
+        atom_graph_cutoff=cutoffs[0],
+        bond_graph_cutoff=cutoffs[1],
+        n_rows=len(rows),
+    )
+    folder = f"{cache_folder.rstrip('/')}/{spec.key}"
+    filesystem, path = open_folder(folder)
+    for _ in range(_REPAIRS):
+        try:
+            try:
+                return read_cache(filesystem, path, spec), spec.key
+            except StaleCacheError:
+                _build_missing(rows, spec, folder)
+                return read_cache(filesystem, path, spec), spec.key
+        except DamagedShardError as problem:
+            console.print(f"[yellow]damaged, will be rebuilt: {', '.join(problem.names)}[/]")
+            for name in {*problem.names, MANIFEST} & set(file_names(filesystem, path)):
+                filesystem.delete_file(f"{path}/{name}")
+    return read_cache(filesystem, path, spec), spec.key
+
+
+def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
+    """Write every shard that is not there yet, then the manifest."""
+    filesystem, path = open_folder(folder)
+    filesystem.create_dir(path, recursive=True)
+    present = shards_present(filesystem, path)
+    missing = [number for number in range(len(spec.shard_rows)) if number not in present]
+    done = len(rows) - sum(len(spec.shard_rows[number]) for number in missing)
+    if present and missing:
+        console.print(f"{len(present)} of {len(spec.shard_rows)} shards are there; building the other {len(missing)}")
+    progress = Progress(
+        TextColumn("graphs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with progress:
+        bar = progress.add_task("graphs", total=len(rows), completed=done, rate="")
+        for converted in _converted(rows, spec, folder, missing):
+            progress.advance(bar, converted.n_rows)
+            speed = progress.tasks[0].speed
+            progress.update(bar, rate=f"{speed:,.0f}/s" if speed else "")
+    for name in file_names(filesystem, path):
+        if name.startswith(".part-"):  # left behind by a killed actor
+            filesystem.delete_file(f"{path}/{name}")
+    write_manifest(filesystem, path, spec)
+
+
+def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> Iterator[Converted]:
+    """Have actors write the missing shards, two chunks ahead of each so that none waits for the driver."""
+    if not missing:
+        return
+    connect()
+    n_actors = max(1, min(len(missing), int(ray.cluster_resources().get("CPU", 1))))
+    actors = [Converter.remote(folder, spec.atom_graph_cutoff) for _ in range(n_actors)]
+    waiting = iter(missing)
+    running: dict[ray.ObjectRef, int] = {}
+
+    def start(actor: int) -> None:
+        number = next(waiting, None)
+        if number is not None:
+            chunk = rows.chunk(spec.shard_rows[number].start, spec.shard_rows[number].stop)
+            running[actors[actor].write.remote(number, chunk)] = actor
+
+    for actor in list(range(n_actors)) * 2:
+        start(actor)
+    while running:
+        (finished,), _ = ray.wait(list(running))
+        yield ray.get(finished)
+        start(running.pop(finished))
+    for actor in actors:
+        ray.kill(actor)
+
+
+def connect(address: str | None = None) -> None:
+    """Join a Ray cluster, or start Ray on this machine; nothing if that has happened already.
+
+    Args:
+        address: of a cluster (`auto` on one of its nodes); None starts Ray here.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
+    repository = str(Path(__file__).resolve().parent.parent)
+    # Workers import data, models and tune wherever they run: from this folder here, from a copy elsewhere.
+    runtime_env: dict = {"env_vars": {"PYTHONPATH": repository}}
+    if address:
+        runtime_env = {"py_modules": [f"{repository}/{package}" for package in ("data", "models", "tune")]}
+    ray.init(
+        address=address,
+        runtime_env=runtime_env,
+        include_dashboard=False if address is None else None,
+        logging_level="warning",
+        log_to_driver=False,
+    )
+
+
+def default_cache() -> Path:
+    """Where downloads and graphs go unless the user says otherwise."""
+    return Path(os.environ.get("MATSWEEP_CACHE", "~/.cache/matsweep")).expanduser()
+
+
+def open_cached_task(
+    spec: str,
+    *,
+    target: str | None = None,
+    quantity: str | None = None,
+    ids: Path | None = None,
+    downloads: Path | None = None,
+) -> tuple[Task, Rows]:
+    """`open_task` with the default folder for downloads."""
+    return open_task(
+        spec, target=target, quantity=quantity, ids_file=ids, download_dir=downloads or default_cache() / "downloads"
+    )

@@ -1,0 +1,204 @@
+"""Who is trained, validated and tested on: five folds of a task, and each fold's seeded validation split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+
+from data.json_spans import object_members
+from data.task_table import Task, package_folder
+
+N_FOLDS = 5
+FOLD_SEED = 18012019  # Matbench's own
+
+
+class SplitError(ValueError):
+    """The rows at hand cannot be split as asked."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One of the five outer folds.
+
+    Attributes:
+        index: 0 to 4.
+        train_ids: ids to train and validate on.
+        test_ids: ids to test on.
+    """
+
+    index: int
+    train_ids: list[str]
+    test_ids: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One fold's rows by use.
+
+    Attributes:
+        fold: index of the fold, 0 to 4.
+        train: int64, shape (n_train,), ascending row positions.
+        val: int64, shape (n_val,), ascending row positions.
+        test: int64, shape (n_test,), ascending row positions.
+    """
+
+    fold: int
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+
+def make_folds(task: Task, ids: list[str], groups: list[str] | None) -> list[Fold]:
+    """The five folds of a task.
+
+    Matbench's official folds, restricted to the ids present, where they apply; otherwise Matbench's
+    recipe, a shuffled 5-fold, with whole groups in one fold where there are groups.
+
+    Args:
+        task: the task.
+        ids: one a row; an id that repeats counts once.
+        groups: one a row, or None.
+
+    Raises:
+        SplitError: an id is not in the official folds, or there are fewer than five ids or groups.
+    """
+    if task.official is not None:
+        return _official_folds(task.official, ids)
+    first_row: dict[str, int] = {}
+    for row, one in enumerate(ids):
+        first_row.setdefault(one, row)
+    names = np.array(list(first_row), dtype=object)
+    units = None if groups is None else [groups[row] for row in first_row.values()]
+    n_units = len(names) if units is None else len(set(units))
+    if n_units < N_FOLDS:
+        what = "ids" if units is None else "groups"
+        raise SplitError(f"task {task.name!r} has {n_units} {what}; {N_FOLDS} folds need at least {N_FOLDS}")
+    # Imported here: half a second that official tasks need not pay.
+    from sklearn.model_selection import GroupKFold, KFold
+
+    splitter = KFold if units is None else GroupKFold
+    parts = splitter(N_FOLDS, shuffle=True, random_state=FOLD_SEED).split(names, groups=units)
+    return [Fold(k, names[train].tolist(), names[test].tolist()) for k, (train, test) in enumerate(parts)]
+
+
+def split_fold(
+    fold: Fold,
+    ids: list[str],
+    usable: np.ndarray,
+    compositions: list[str],
+    *,
+    groups: list[str] | None = None,
+    val_fraction: float = 0.1,
+    seed: int,
+) -> Split:
+    """Set a validation part aside from a fold's training part.
+
+    Rows that share a composition, or a group, go to the same side, so that near-duplicates do not
+    leak. Of the divisions this allows, one as near to `val_fraction` as possible is drawn, the same
+    one for the same seed, fold and rows.
+
+    Args:
+        fold: the fold.
+        ids: one a row.
+        usable: bool, shape (n_rows,); rows that are False appear nowhere in the split.
+        compositions: reduced formula, one a row.
+        groups: one a row, or None.
+        val_fraction: share of the fold's usable training rows, between 0 and 1.
+        seed: non-negative.
+
+    Raises:
+        SplitError: a part would be empty, or `val_fraction` or `seed` is out of range.
+    """
+    if not 0.0 < val_fraction < 1.0:
+        raise SplitError(f"val_fraction is {val_fraction}; expected a number between 0 and 1, such as 0.1")
+    if seed < 0:
+        raise SplitError(f"seed is {seed}; expected 0 or more")
+    rows = np.flatnonzero(usable)
+    train_ids, test_ids = set(fold.train_ids), set(fold.test_ids)
+    training = np.array([row for row in rows.tolist() if ids[row] in train_ids], dtype=np.int64)
+    test = np.array([row for row in rows.tolist() if ids[row] in test_ids], dtype=np.int64)
+    for part, name in ((training, "training"), (test, "test")):
+        if len(part) == 0:
+            raise SplitError(f"fold {fold.index} has no usable {name} rows; give the task more rows")
+    labels = [[compositions[row] for row in training.tolist()]]
+    if groups is not None:
+        labels.append([groups[row] for row in training.tolist()])
+    cluster_of_row = _clusters(labels)
+    sizes = np.bincount(cluster_of_row)
+    if len(sizes) < 2:
+        raise SplitError(
+            f"the {len(training)} usable training rows of fold {fold.index} all share compositions or "
+            "groups, so none can be held out for validation; give the task more compositions"
+        )
+    order = np.random.default_rng([seed, fold.index]).permutation(len(sizes))
+    chosen = order[_subset_nearest(sizes[order].tolist(), max(1, round(val_fraction * len(training))))]
+    is_val = np.isin(cluster_of_row, chosen)
+    return Split(fold.index, train=training[~is_val], val=training[is_val], test=test)
+
+
+def _official_folds(task_name: str, ids: list[str]) -> list[Fold]:
+    text = (package_folder("matbench") / "matbench_v0.1_validation.json").read_bytes()
+    start = 0
+    for key in ("splits", task_name):
+        start, end = object_members(text, start)[key]
+    stored = orjson.loads(text[start:end])
+    present = set(ids)
+    folds = [
+        Fold(k, *([one for one in stored[f"fold_{k}"][part] if one in present] for part in ("train", "test")))
+        for k in range(N_FOLDS)
+    ]
+    if unknown := sorted(present - set(folds[0].train_ids) - set(folds[0].test_ids)):
+        raise SplitError(
+            f"{len(unknown)} ids are not in the official folds of {task_name}: {', '.join(unknown[:5])}; "
+            "expected Matbench's ids"
+        )
+    return folds
+
+
+def _clusters(labels: list[list[str]]) -> np.ndarray:
+    """Cluster of each row: rows are joined where any of the labellings agrees, however indirectly.
+
+    Returns:
+        int64, shape (n_rows,), numbered from 0 in order of appearance.
+    """
+    parent = list(range(len(labels[0])))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for labelling in labels:
+        first: dict[str, int] = {}
+        for row, label in enumerate(labelling):
+            parent[root(row)] = root(first.setdefault(label, row))
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(root(row), len(number)) for row in range(len(parent))], dtype=np.int64)
+
+
+def _subset_nearest(sizes: list[int], wanted: int) -> list[int]:
+    """Positions of `sizes` whose sum is as near to `wanted` as any proper, non-empty subset's.
+
+    Among the subsets that are, one of those that need the fewest leading positions.
+    """
+    limit = min(sum(sizes) - 1, max(2 * wanted, min(sizes)))
+    # last[s]: the position with which the sum s was first reached; the rest of that sum was
+    # reached before it, so following `last` back never uses a position twice.
+    last = np.full(limit + 1, -1, dtype=np.int64)
+    last[0] = len(sizes)
+    for position, size in enumerate(sizes):
+        if size <= limit:
+            reached = (last[: limit + 1 - size] >= 0) & (last[size:] < 0)
+            last[size:][reached] = position
+        if wanted <= limit and last[wanted] >= 0:
+            break
+    sums = np.flatnonzero(last[1:] >= 0) + 1
+    remaining = int(sums[np.argmin(np.abs(sums - wanted))])
+    chosen = []
+    while remaining:
+        chosen.append(int(last[remaining]))
+        remaining -= sizes[chosen[-1]]
+    return chosen

@@ -1,0 +1,218 @@
+"""Crystal -> graph: every bond within the cutoff, as flat arrays (compiled, no Python object per bond).
+
+The flow is `Crystal` (`data/crystal.py`) -> `Graph` -> a row of a Parquet shard (`data/shards.py`) ->
+`Graphs`, many of them in one set of arrays -> a batch (`data/batches.py`).
+
+Only undirected bonds are kept. The directed edges are each bond in its two directions, and the angles of
+the bond graph are all ordered pairs of different directed edges shorter than the bond-graph cutoff that
+leave the same atom; both follow from the bonds, and `data/batches.py` derives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from data.crystal import BadCrystalError, Crystal
+
+CONVERTER_VERSION = 1  # part of the cache key: raise it whenever a graph would come out different
+CUTOFF_STEP_ANGSTROM = 1.0  # by which the cutoff grows while an atom has no neighbour
+MAX_ATOMS = 65_535  # bonds index atoms by uint16
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of one crystal, in single precision as CHGNet computes.
+
+    Attributes:
+        numbers: atomic numbers, uint8, shape (n_atoms,).
+        frac_coords: fractional coordinates wrapped into [0, 1), float32, shape (n_atoms, 3).
+        lattice: lattice vectors in its rows, Angstrom, float32, shape (3, 3).
+        bond_atoms: the two atoms (i, j), i <= j, of each bond, uint16, shape (n_bonds, 2).
+        bond_image: lattice translation of atom j, int8, shape (n_bonds, 3).
+        cutoff_angstrom: the cutoff used; larger than asked for where an atom had no neighbour within it.
+    """
+
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    lattice: np.ndarray
+    bond_atoms: np.ndarray
+    bond_image: np.ndarray
+    cutoff_angstrom: float
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Many graphs in one set of flat arrays; graph k owns `atom_start[k]:atom_start[k + 1]` and so on.
+
+    Plain numpy arrays throughout, so that Ray shares them between the trials of a node without a copy.
+    They may be read-only. Shapes and dtypes are those of `Graph`, concatenated along the first axis.
+
+    Attributes:
+        atom_start: int64, shape (n_graphs + 1,).
+        bond_start: int64, shape (n_graphs + 1,).
+        lattices: float32, shape (n_graphs, 3, 3).
+    """
+
+    numbers: np.ndarray
+    frac_coords: np.ndarray
+    lattices: np.ndarray
+    bond_atoms: np.ndarray
+    bond_image: np.ndarray
+    atom_start: np.ndarray
+    bond_start: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of graphs."""
+        return len(self.lattices)
+
+    @property
+    def atoms_per_graph(self) -> np.ndarray:
+        """Number of atoms of each graph, int64, shape (n_graphs,)."""
+        return np.diff(self.atom_start)
+
+
+def convert(crystal: Crystal, cutoff_angstrom: float) -> Graph:
+    """Find every bond of a crystal.
+
+    The cutoff is raised by `CUTOFF_STEP_ANGSTROM` until each atom has a neighbour. For CHGNet this leaves
+    the energy as it is without those bonds: its radial basis is zero beyond the model's own cutoff.
+
+    Args:
+        crystal: the crystal.
+        cutoff_angstrom: atom-graph cutoff of the model's weights, Angstrom.
+
+    Raises:
+        BadCrystalError: more atoms than a graph can index, or a cell so flat that a lattice translation
+            overflows.
+    """
+    if len(crystal.numbers) > MAX_ATOMS:
+        raise BadCrystalError(f"{len(crystal.numbers)} atoms; a graph holds at most {MAX_ATOMS}")
+    wrapped = crystal.frac_coords - np.floor(crystal.frac_coords)
+    wrapped[wrapped >= 1.0] = 0.0  # -1e-17 wraps to exactly 1
+    metric = crystal.lattice @ crystal.lattice.T
+    try:
+        triangular = np.linalg.cholesky(metric)
+    except np.linalg.LinAlgError:
+        raise BadCrystalError(f"singular lattice {crystal.lattice.tolist()}: it spans no volume") from None
+    cutoff = float(cutoff_angstrom)
+    while True:
+        bonds = find_bonds(wrapped, triangular, cutoff)
+        connected = np.zeros(len(wrapped), dtype=bool)
+        connected[bonds[:, :2].ravel()] = True
+        if connected.all():
+            break
+        cutoff += CUTOFF_STEP_ANGSTROM
+    if np.abs(bonds[:, 2:]).max() > np.iinfo(np.int8).max:
+        raise BadCrystalError(f"a bond crosses more than 127 cells: is the lattice right? {crystal.lattice.tolist()}")
+    return Graph(
+        numbers=crystal.numbers,
+        frac_coords=wrapped.astype(np.float32),
+        lattice=crystal.lattice.astype(np.float32),
+        bond_atoms=bonds[:, :2].astype(np.uint16),
+        bond_image=bonds[:, 2:].astype(np.int8),
+        cutoff_angstrom=cutoff,
+    )
+
+
+@numba.njit(cache=True)
+def find_bonds(frac_coords: np.ndarray, triangular: np.ndarray, cutoff: float) -> np.ndarray:
+    """Undirected bonds no longer than `cutoff`.
+
+    The lattice comes rotated into a lower triangular matrix: then z depends on the third fractional
+    coordinate alone, y on the last two, and each loop over lattice translations runs over exactly those
+    that can lie in the sphere, so that the work is proportional to the bonds found.
+
+    Args:
+        frac_coords: float64, shape (n_atoms, 3).
+        triangular: lower triangular lattice (Cholesky factor of the metric tensor), float64, shape (3, 3).
+        cutoff: Angstrom.
+
+    Returns:
+        int64, shape (n_bonds, 5): i, j >= i, and the translation of j; each bond once.
+    """
+    radius = cutoff + 1e-8  # the tolerance of pymatgen's neighbour list, as stock CHGNet calls it
+    xx, yx, yy = triangular[0, 0], triangular[1, 0], triangular[1, 1]
+    zx, zy, zz = triangular[2, 0], triangular[2, 1], triangular[2, 2]
+    n_atoms = len(frac_coords)
+    bonds = np.empty((64 * n_atoms, 5), dtype=np.int64)
+    count = 0
+    for i in range(n_atoms):
+        for j in range(i, n_atoms):
+            da = frac_coords[j, 0] - frac_coords[i, 0]
+            db = frac_coords[j, 1] - frac_coords[i, 1]
+            dc = frac_coords[j, 2] - frac_coords[i, 2]
+            first_c = int(np.ceil(-radius / zz - dc))
+            if i == j:  # a bond of an atom to its own image: take one of each +- pair
+                first_c = 0
+            for c in range(first_c, int(np.floor(radius / zz - dc)) + 1):
+                z = (dc + c) * zz
+                room_y = np.sqrt(max(radius * radius - z * z, 0.0))
+                y0 = (dc + c) * zy + db * yy
+                first_b = int(np.ceil((-room_y - y0) / yy))
+                if i == j and c == 0:
+                    first_b = 0
+                for b in range(first_b, int(np.floor((room_y - y0) / yy)) + 1):
+                    y = y0 + b * yy
+                    room_x = np.sqrt(max(radius * radius - z * z - y * y, 0.0))
+                    x0 = (dc + c) * zx + (db + b) * yx + da * xx
+                    first_a = int(np.ceil((-room_x - x0) / xx))
+                    if i == j and c == 0 and b == 0:
+                        first_a = 1
+                    for a in range(first_a, int(np.floor((room_x - x0) / xx)) + 1):
+                        if count == len(bonds):
+                            grown = np.empty((2 * count, 5), dtype=np.int64)
+                            grown[:count] = bonds
+                            bonds = grown
+                        bonds[count, 0] = i
+                        bonds[count, 1] = j
+                        bonds[count, 2] = a
+                        bonds[count, 3] = b
+                        bonds[count, 4] = c
+                        count += 1
+    return bonds[:count]
+
+
+def starts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where each run begins when runs lie behind one another, and where the last ends; int64, (n + 1,)."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def stack(graphs: Sequence[Graph]) -> Graphs:
+    """Put graphs behind one another in one set of arrays."""
+    return Graphs(
+        numbers=np.concatenate([graph.numbers for graph in graphs]),
+        frac_coords=np.concatenate([graph.frac_coords for graph in graphs]),
+        lattices=np.stack([graph.lattice for graph in graphs]),
+        bond_atoms=np.concatenate([graph.bond_atoms for graph in graphs]),
+        bond_image=np.concatenate([graph.bond_image for graph in graphs]),
+        atom_start=starts([len(graph.numbers) for graph in graphs]),
+        bond_start=starts([len(graph.bond_atoms) for graph in graphs]),
+    )
+
+
+def concatenate(parts: Sequence[Graphs]) -> Graphs:
+    """Put sets of graphs behind one another."""
+    return Graphs(
+        numbers=np.concatenate([part.numbers for part in parts]),
+        frac_coords=np.concatenate([part.frac_coords for part in parts]),
+        lattices=np.concatenate([part.lattices for part in parts]),
+        bond_atoms=np.concatenate([part.bond_atoms for part in parts]),
+        bond_image=np.concatenate([part.bond_image for part in parts]),
+        atom_start=starts(np.concatenate([part.atoms_per_graph for part in parts])),
+        bond_start=starts(np.concatenate([np.diff(part.bond_start) for part in parts])),
+    )
+
+
+def element_fractions(graphs: Graphs) -> np.ndarray:
+    """Atomic fraction of each element, float32, shape (n_graphs, 94), indexed by Z - 1.
+
+    A graph without atoms (a rejected row) has zeros.
+    """
+    fractions = np.zeros((len(graphs), 94), dtype=np.float32)
+    owner = np.repeat(np.arange(len(graphs)), graphs.atoms_per_graph)
+    np.add.at(fractions, (owner, graphs.numbers.astype(np.int64) - 1), 1.0)
+    return fractions / np.maximum(graphs.atoms_per_graph, 1)[:, None].astype(np.float32)

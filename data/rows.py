@@ -1,0 +1,206 @@
+"""Rows of a task before parsing: targets at hand, structures still bytes until a worker wants them.
+
+Between the readers (`data/readers.py`) and `Crystal`: the driver holds one buffer and hands
+`RawChunk`s, small and picklable, to the workers, which turn them into crystals.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+
+from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal, crystal_from_structure
+from data.json_spans import parse_json
+
+Format = Literal["matbench_json", "structure_file", "packed"]
+
+_SYMBOLS = (
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
+    "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta "
+    "W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"
+)
+# pymatgen reads deuterium and tritium as hydrogen, so the same row means the same either way.
+_ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)} | {"D": 1, "T": 1}
+
+_STRUCTURE_FILES = (
+    ("*.cif", "cif"),
+    ("*.vasp", "poscar"),
+    ("*.poscar", "poscar"),
+    ("*poscar*", "poscar"),
+    ("*contcar*", "poscar"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RawChunk:
+    """Consecutive rows, unparsed; small enough to send to another process.
+
+    Attributes:
+        start: position of the first row in its `Rows`.
+        ids: one id a row.
+        names: one a row, what messages call it: its id, or its file (whose ending tells the format).
+        payloads: one a row, the bytes of its structure.
+        format: what the bytes are: a structure of a Matbench file, a CIF or POSCAR file, or
+            `pack_crystal`'s layout.
+    """
+
+    start: int
+    ids: list[str]
+    names: list[str]
+    payloads: list[bytes]
+    format: Format
+
+    def crystals(self) -> Iterator[Crystal | BadCrystalError]:
+        """Parse row by row; a row that cannot be read yields its error and the next one follows."""
+        for name, payload in zip(self.names, self.payloads, strict=True):
+            try:
+                if self.format == "matbench_json":
+                    yield _crystal_from_json(payload)
+                elif self.format == "packed":
+                    yield _unpack_crystal(payload)
+                else:
+                    yield _crystal_from_file(name, payload)
+            except BadCrystalError as error:
+                yield error
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """All rows of a task in order, structures unparsed.
+
+    Attributes:
+        ids: one a row; not necessarily unique (`data.quality.bad_target_reasons` finds repeats).
+        targets: float64, shape (n_rows,), in the task's unit; NaN where missing or not a number,
+            booleans as 0 and 1.
+        groups: one a row (rows of a group share a fold), or None.
+        sha256: identity of the content: what was read, the target column, a restriction to ids.
+        names: what messages call each row.
+        format: see `RawChunk`.
+        buffer: bytes that hold every structure.
+        spans: int64, shape (n_rows, 2), byte range of each row's structure in `buffer`.
+    """
+
+    ids: list[str]
+    targets: np.ndarray
+    groups: list[str] | None
+    sha256: str
+    names: list[str]
+    format: Format
+    buffer: bytes | bytearray
+    spans: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.ids)
+
+    def chunk(self, start: int, stop: int) -> RawChunk:
+        """Rows `start` up to, not including, `stop`, cut at the last row."""
+        return RawChunk(
+            start=start,
+            ids=self.ids[start:stop],
+            names=self.names[start:stop],
+            payloads=[bytes(self.buffer[a:b]) for a, b in self.spans[start:stop].tolist()],
+            format=self.format,
+        )
+
+    def select(self, positions: list[int], sha256: str) -> Rows:
+        """The rows at `positions`, in that order, under a new content identity."""
+        return Rows(
+            ids=[self.ids[k] for k in positions],
+            targets=self.targets[positions],
+            groups=None if self.groups is None else [self.groups[k] for k in positions],
+            sha256=sha256,
+            names=[self.names[k] for k in positions],
+            format=self.format,
+            buffer=self.buffer,
+            spans=self.spans[positions],
+        )
+
+
+def structure_file_format(name: str) -> str | None:
+    """The format a file name tells, "cif" or "poscar"; None when it tells neither."""
+    lower = name.rsplit("/", 1)[-1].lower()
+    return next((kind for pattern, kind in _STRUCTURE_FILES if fnmatchcase(lower, pattern)), None)
+
+
+def pack_crystal(crystal: Crystal) -> bytes:
+    """Lattice, coordinates and atomic numbers as little-endian bytes, 72 + 25 n_atoms in all."""
+    return (
+        crystal.lattice.astype("<f8").tobytes()
+        + crystal.frac_coords.astype("<f8").tobytes()
+        + crystal.numbers.astype(np.uint8).tobytes()
+    )
+
+
+def _unpack_crystal(payload: bytes) -> Crystal:
+    n_atoms, rest = divmod(len(payload) - 72, 25)
+    if n_atoms < 0 or rest:
+        raise BadCrystalError(f"packed structure of {len(payload)} bytes; expected 72 + 25 per atom")
+    # Copies: arrays over the bytes would be read-only, which torch warns about.
+    return Crystal(
+        numbers=np.frombuffer(payload, np.uint8, n_atoms, 72 + 24 * n_atoms).copy(),
+        frac_coords=np.frombuffer(payload, "<f8", 3 * n_atoms, 72).reshape(-1, 3).copy(),
+        lattice=np.frombuffer(payload, "<f8", 9).reshape(3, 3).copy(),
+    )
+
+
+def _crystal_from_json(payload: bytes) -> Crystal:
+    """Read the dict of a pymatgen `Structure` without building the `Structure`."""
+    numbers = bytearray()
+    try:
+        record = parse_json(payload)
+        sites = record["sites"]  # type: ignore[index]
+        for k, site in enumerate(sites):
+            species = site["species"]
+            if len(species) != 1 or abs(species[0]["occu"] - 1.0) > 1e-8:
+                content = ", ".join(f"{one['element']} {one['occu']}" for one in species)
+                raise BadCrystalError(f"disordered structure: site {k} is {content or 'vacant'!r}")
+            number = _ATOMIC_NUMBERS.get(species[0]["element"])
+            if number is None:
+                raise BadCrystalError(
+                    f"unknown element {species[0]['element']} at site {k}: "
+                    f"CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
+                )
+            numbers.append(number)
+        frac_coords = np.array([site["abc"] for site in sites], dtype=np.float64)
+        lattice = np.array(record["lattice"]["matrix"], dtype=np.float64)  # type: ignore[index]
+    except BadCrystalError:
+        raise
+    except KeyError as error:
+        raise BadCrystalError(f"no key {error}; expected a pymatgen Structure as JSON") from None
+    except (TypeError, ValueError) as error:
+        raise BadCrystalError(f"not a pymatgen Structure as JSON: {error}") from None
+    if not numbers:
+        raise BadCrystalError("empty structure: it has no atoms")
+    if frac_coords.shape != (len(numbers), 3) or lattice.shape != (3, 3):
+        raise BadCrystalError(
+            f"coordinates of shape {frac_coords.shape} and lattice of shape {lattice.shape}; "
+            f"expected ({len(numbers)}, 3) and (3, 3)"
+        )
+    return Crystal(np.frombuffer(numbers, dtype=np.uint8), frac_coords, lattice)
+
+
+def _crystal_from_file(name: str, payload: bytes) -> Crystal:
+    # Imported here: half a second that the other formats need not pay.
+    from pymatgen.core import Structure
+    from pymatgen.io.vasp.inputs import BadPoscarWarning
+
+    kind = structure_file_format(name)
+    if kind is None:
+        raise BadCrystalError(f"{name}: neither a CIF nor a POSCAR by its name")
+    try:
+        with warnings.catch_warnings():
+            # The parser's warnings are notes on rounding and formatting, except this one: it says
+            # that the elements were made up.
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("error", category=BadPoscarWarning)
+            structure = Structure.from_str(payload.decode(), fmt=kind)  # type: ignore[arg-type]
+    except Exception as error:  # pymatgen's parsers raise of every kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadCrystalError(f"{name}: not readable as {kind.upper()}: {reason}") from error
+    return crystal_from_structure(structure)

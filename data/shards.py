@@ -1,0 +1,289 @@
+"""Parquet shards of graphs and their manifest: written once, verified at every open.
+
+A cache is a folder named after its key. A shard holds a run of rows, each a graph or the reason why the
+row was rejected; its name carries its number and the start of its SHA-256, so that a file which appears
+under that name is whole, and a second build can tell what is there without a log. `manifest.json` is
+written last and makes the cache complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numba
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from data.graphs import CONVERTER_VERSION, Graph, Graphs, concatenate, starts
+from data.storage import file_names, read_whole, write_whole
+
+ROWS_PER_SHARD = 2048
+MANIFEST = "manifest.json"
+_SMALL = 256  # atoms that a byte can index
+_SHARD_NAME = re.compile(r"shard-(\d{5})-([0-9a-f]{64})\.parquet")
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("formula", pa.string()),  # reduced; null for a rejected row, like all that follow
+        ("reason", pa.string()),  # why the row was rejected; null for a good one
+        ("cutoff_angstrom", pa.float32()),
+        ("numbers", pa.binary()),  # uint8
+        ("lattice", pa.binary()),  # float32, 3 x 3
+        ("frac_coords", pa.binary()),  # float32, n_atoms x 3
+        # Bonds as five planes of n_bonds bytes each: like bytes side by side compress several times better.
+        ("bond_atoms", pa.binary()),  # i, then j; uint8 up to 256 atoms, else uint16
+        ("bond_image", pa.binary()),  # int8: a, then b, then c
+    ]
+)
+
+
+class DamagedShardError(RuntimeError):
+    """Shards whose content is not what was written; `names` are their file names."""
+
+    def __init__(self, folder: str, names: Sequence[str]) -> None:
+        """Name the damaged shards of a folder."""
+        super().__init__(
+            f"damaged shard(s) in {folder}: {', '.join(names)} (the content does not match its checksum). "
+            "Run data/build_cache.py again: it rebuilds these and nothing else"
+        )
+        self.names = list(names)
+
+
+class StaleCacheError(RuntimeError):
+    """A cache that is incomplete or was made of other data or by another converter."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """All that a graph depends on; its key names the cache folder.
+
+    Attributes:
+        data_sha256: of the rows the graphs are made of.
+        atom_graph_cutoff: Angstrom.
+        bond_graph_cutoff: Angstrom; angles are derived from bonds at run time with it.
+        n_rows: number of rows.
+        converter_version: of the code that makes graphs.
+        rows_per_shard: rows in each shard but the last.
+    """
+
+    data_sha256: str
+    atom_graph_cutoff: float
+    bond_graph_cutoff: float
+    n_rows: int
+    converter_version: int = CONVERTER_VERSION
+    rows_per_shard: int = ROWS_PER_SHARD
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal key, 16 digits."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def shard_rows(self) -> list[range]:
+        """Rows of each shard."""
+        step = self.rows_per_shard
+        return [range(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)]
+
+
+@dataclass(frozen=True)
+class StoredGraphs:
+    """A cache as read: row k of every field is row k of the task.
+
+    Attributes:
+        ids: as in the task.
+        formulas: reduced formula, or None for a rejected row.
+        reasons: why a row was rejected, or None.
+        graphs: a rejected row has a graph of no atoms and no bonds.
+        n_raised_cutoff: rows whose cutoff was raised because an atom had no neighbour.
+    """
+
+    ids: list[str]
+    formulas: list[str | None]
+    reasons: list[str | None]
+    graphs: Graphs
+    n_raised_cutoff: int
+
+
+def encode_shard(ids: Sequence[str], formulas: Sequence[str | None], graphs: Sequence[Graph | str]) -> bytes:
+    """One shard as Parquet bytes.
+
+    Args:
+        ids: of the rows.
+        formulas: reduced formula of each row, None for a rejected one.
+        graphs: a graph, or the reason why there is none.
+    """
+    rows = []
+    for row_id, formula, graph in zip(ids, formulas, graphs, strict=True):
+        if isinstance(graph, str):
+            rows.append({"id": row_id, "reason": graph})
+            continue
+        index_type = _index_type(len(graph.numbers))
+        rows.append(
+            {
+                "id": row_id,
+                "formula": formula,
+                "cutoff_angstrom": graph.cutoff_angstrom,
+                "numbers": graph.numbers.tobytes(),
+                "lattice": graph.lattice.tobytes(),
+                "frac_coords": graph.frac_coords.tobytes(),
+                "bond_atoms": graph.bond_atoms.T.astype(index_type).tobytes(),
+                "bond_image": graph.bond_image.T.tobytes(),
+            }
+        )
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+    pq.write_table(table, buffer, compression="zstd", compression_level=7, use_dictionary=False, write_statistics=False)
+    return buffer.getvalue()
+
+
+def write_shard(filesystem: fs.FileSystem, folder: str, number: int, content: bytes) -> str:
+    """Write an encoded shard under its content-derived name, and return that name."""
+    name = f"shard-{number:05d}-{hashlib.sha256(content).hexdigest()}.parquet"
+    write_whole(filesystem, f"{folder}/{name}", content)
+    return name
+
+
+def shards_present(filesystem: fs.FileSystem, folder: str) -> dict[int, str]:
+    """Shard number -> file name, of the shards in a folder."""
+    names = (_SHARD_NAME.fullmatch(name) for name in file_names(filesystem, folder))
+    return {int(match[1]): match[0] for match in names if match}
+
+
+def write_manifest(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> None:
+    """Declare a cache complete, after verifying every shard and counting what is in it.
+
+    Raises:
+        DamagedShardError: shards that are truncated or changed.
+    """
+    present = shards_present(filesystem, folder)
+    names = [present[number] for number in range(len(spec.shard_rows))]
+    tables = _verified_tables(filesystem, folder, names)
+    manifest = {
+        "key": spec.key,
+        **asdict(spec),
+        "n_rejected": sum(len(table) - table["reason"].null_count for table in tables),
+        "n_raised_cutoff": _count_raised(tables, spec),
+        "shards": [
+            {"file": name, "rows": len(table), "sha256": _checksum(name)}
+            for name, table in zip(names, tables, strict=True)
+        ],
+    }
+    write_whole(filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+
+
+def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> StoredGraphs:
+    """Read and verify a whole cache.
+
+    Raises:
+        StaleCacheError: no complete cache, or one made of something else than `spec`.
+        DamagedShardError: shards that are truncated, changed or missing.
+    """
+    try:
+        manifest = json.loads(read_whole(filesystem, f"{folder}/{MANIFEST}"))
+    except (FileNotFoundError, ValueError):
+        raise StaleCacheError(f"no complete cache in {folder}: run data/build_cache.py") from None
+    found = {name: manifest.get(name) for name in asdict(spec)}
+    if found != asdict(spec) or len(manifest["shards"]) != len(spec.shard_rows):
+        raise StaleCacheError(f"the cache in {folder} was made of {found}, expected {asdict(spec)}")
+    tables = _verified_tables(filesystem, folder, [shard["file"] for shard in manifest["shards"]])
+    return StoredGraphs(
+        ids=[row_id for table in tables for row_id in table["id"].to_pylist()],
+        formulas=[formula for table in tables for formula in table["formula"].to_pylist()],
+        reasons=[reason for table in tables for reason in table["reason"].to_pylist()],
+        graphs=concatenate([_decode(table) for table in tables]),
+        n_raised_cutoff=_count_raised(tables, spec),
+    )
+
+
+def _verified_tables(filesystem: fs.FileSystem, folder: str, names: Sequence[str]) -> list[pa.Table]:
+    """Read shards whose content has the checksum in their name; name all that have not."""
+    tables, damaged = [], []
+    for name in names:
+        try:
+            content = read_whole(filesystem, f"{folder}/{name}")
+        except FileNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() == _checksum(name):
+            tables.append(pq.read_table(pa.BufferReader(content)))
+        else:
+            damaged.append(name)
+    if damaged:
+        raise DamagedShardError(folder, damaged)
+    return tables
+
+
+def _checksum(name: str) -> str:
+    return name.removesuffix(".parquet").rsplit("-", 1)[1]
+
+
+def _count_raised(tables: Sequence[pa.Table], spec: CacheSpec) -> int:
+    """Rows whose cutoff was raised because an atom had no neighbour."""
+    return int(sum((table["cutoff_angstrom"].to_numpy() > spec.atom_graph_cutoff).sum() for table in tables))
+
+
+def _decode(table: pa.Table) -> Graphs:
+    """Parquet columns of one shard to flat arrays; no Python loop runs over rows."""
+
+    def column(name: str, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+        """Values of a binary column one behind another, and how many each row has."""
+        array = pa.concat_arrays(table[name].chunks).fill_null(b"")
+        offsets = np.frombuffer(array.buffers()[1], dtype=np.int32)[array.offset : array.offset + len(array) + 1]
+        values = np.frombuffer(array.buffers()[2] or b"", dtype=np.uint8)[offsets[0] : offsets[-1]]
+        return values.view(dtype), np.diff(offsets) // np.dtype(dtype).itemsize
+
+    numbers, n_atoms = column("numbers", np.uint8)
+    frac_coords, _ = column("frac_coords", np.float32)
+    lattice_values, lattice_lengths = column("lattice", np.float32)
+    image_planes, image_lengths = column("bond_image", np.int8)
+    atom_planes, _ = column("bond_atoms", np.uint8)
+    lattices = np.zeros((len(table), 3, 3), dtype=np.float32)
+    lattices[lattice_lengths > 0] = lattice_values.reshape(-1, 3, 3)
+    n_bonds = image_lengths // 3
+    bond_atoms, bond_image = _unpack_bonds(n_atoms, n_bonds, atom_planes, image_planes)
+    return Graphs(
+        numbers=numbers,
+        frac_coords=frac_coords.reshape(-1, 3),
+        lattices=lattices,
+        bond_atoms=bond_atoms,
+        bond_image=bond_image,
+        atom_start=starts(n_atoms),
+        bond_start=starts(n_bonds),
+    )
+
+
+def _index_type(n_atoms: int) -> type:
+    return np.uint8 if n_atoms <= _SMALL else np.uint16
+
+
+@numba.njit(cache=True)
+def _unpack_bonds(
+    n_atoms: np.ndarray, n_bonds: np.ndarray, atom_planes: np.ndarray, image_planes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Planes of each row back to one (i, j) and one (a, b, c) a bond."""
+    total = n_bonds.sum()
+    bond_atoms = np.empty((total, 2), dtype=np.uint16)
+    bond_image = np.empty((total, 3), dtype=np.int8)
+    bond = 0
+    byte = 0  # in atom_planes
+    for row in range(len(n_bonds)):
+        count = n_bonds[row]
+        width = 1 if n_atoms[row] <= _SMALL else 2
+        for k in range(count):
+            for side in range(2):
+                position = byte + (side * count + k) * width
+                index = np.uint16(atom_planes[position])
+                if width == 2:
+                    index += np.uint16(atom_planes[position + 1]) << np.uint16(8)
+                bond_atoms[bond + k, side] = index
+            for axis in range(3):
+                bond_image[bond + k, axis] = image_planes[3 * bond + axis * count + k]
+        bond += count
+        byte += 2 * count * width
+    return bond_atoms, bond_image

@@ -1,0 +1,184 @@
+"""The tasks there are: Matbench's nine on structures, and the demo.
+
+Facts only; `data/tasks.py` opens a task.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, cast
+
+import orjson
+
+
+class TaskError(ValueError):
+    """What the user asked for cannot be opened as a task; the message says what to do instead."""
+
+
+Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is predicted, and what a reader of the result must know about it.
+
+    Attributes:
+        name: "demo", an official Matbench name, or the stem of the user's file or folder.
+        target: column of the targets.
+        unit: unit of the targets, "" where there is none.
+        kind: "regression", or "classification" of a boolean.
+        quantity: what the target is to an energy model. CHGNet's energy less an elemental reference
+            predicts the two energies; "other" gets a fresh readout.
+        labels: one sentence on where the labels come from, shown wherever a result appears.
+        pretraining_overlap: the structures are known to come from the Materials Project, on which
+            CHGNet was pretrained.
+        official: the Matbench task whose official folds apply, or None.
+        n_official: number of rows of that whole task; fewer rows at hand are a subset.
+        notes: anything else to know, or "".
+    """
+
+    name: str
+    target: str
+    unit: str
+    kind: Literal["regression", "classification"]
+    quantity: Quantity
+    labels: str
+    pretraining_overlap: bool
+    official: str | None
+    n_official: int | None
+    notes: str
+
+
+DEMO = Task(
+    name="demo",
+    target="e_form",
+    unit="eV/atom",
+    kind="regression",
+    quantity="energy_per_atom",
+    labels="Labels are formation energies predicted by a model (CHGNet's r2SCAN weights), not DFT.",
+    pretraining_overlap=False,
+    official=None,
+    n_official=None,
+    notes="Substituted and strained AFLOW prototypes; results show that the program works, nothing about "
+    "accuracy. Some prototypes are compounds that CHGNet's pretraining holds too.",
+)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What Matbench's own metadata does not say about one of its tasks."""
+
+    labels: str
+    quantity: Quantity = "other"
+    materials_project: bool = True
+    notes: str = ""
+
+
+_OFFICIAL = {
+    "matbench_dielectric": _Facts(
+        "Refractive indices from DFPT (PBE), Petousis et al. 2017, Materials Project."
+    ),
+    "matbench_jdft2d": _Facts(
+        "Exfoliation energies of layered crystals from OptB88vdW DFT, Choudhary et al. 2017, JARVIS-DFT.",
+        materials_project=False,
+    ),
+    "matbench_log_gvrh": _Facts("Shear moduli (VRH) from PBE DFT, de Jong et al. 2015, Materials Project."),
+    "matbench_log_kvrh": _Facts("Bulk moduli (VRH) from PBE DFT, de Jong et al. 2015, Materials Project."),
+    "matbench_mp_e_form": _Facts(
+        "Formation energies from PBE/PBE+U DFT with energy corrections, Materials Project.",
+        quantity="energy_per_atom",
+    ),
+    "matbench_mp_gap": _Facts("Band gaps from PBE DFT, Materials Project."),
+    "matbench_mp_is_metal": _Facts("Metal or not by the PBE DFT band structure, Materials Project."),
+    "matbench_perovskites": _Facts(
+        "Heats of formation from RPBE DFT, Castelli et al. 2012.",
+        quantity="energy_per_atom",
+        materials_project=False,
+        notes="Matbench says eV/unit cell; the numbers behave as eV/atom (same-composition differences "
+        "against CHGNet per-atom energies: slope 0.943) and are treated so.",
+    ),
+    "matbench_phonons": _Facts(
+        "Highest optical phonon frequencies from DFPT (PBEsol), Petretto et al. 2018, on structures of the "
+        "Materials Project."
+    ),
+}
+
+
+OFFICIAL_NAMES = tuple(_OFFICIAL)
+
+
+def task_names() -> list[str]:
+    """Names that `open_task` accepts besides paths."""
+    return [DEMO.name, *OFFICIAL_NAMES]
+
+
+def official_task(name: str) -> Task:
+    """One of Matbench's structure tasks; target, unit, kind and size are Matbench's own.
+
+    Raises:
+        TaskError: there is no such task.
+    """
+    if name not in _OFFICIAL:
+        raise no_such_task(name)
+    facts, published = _OFFICIAL[name], _matbench_metadata()[name]
+    return Task(
+        name=name,
+        target=str(published["target"]),
+        unit="" if published["unit"] in (None, "unitless") else str(published["unit"]),
+        kind=cast(Literal["regression", "classification"], published["task_type"]),
+        quantity=facts.quantity,
+        labels=facts.labels,
+        pretraining_overlap=facts.materials_project,
+        official=name,
+        n_official=cast(int, published["n_samples"]),
+        notes=facts.notes,
+    )
+
+
+def official_ids(task: Task) -> list[str]:
+    """The ids Matbench gives the rows of an official task, in order, such as "mb-phonons-0001"."""
+    if task.official is None or task.n_official is None:
+        raise TaskError(f"task {task.name!r} is not an official one and has no official ids")
+    width = len(str(task.n_official))
+    return [f"{id_prefix(task.official)}-{k:0{width}d}" for k in range(1, task.n_official + 1)]
+
+
+def published_file(name: str) -> tuple[str, str]:
+    """Address and sha256 of an official task's file, as published by Matbench's authors."""
+    published = orjson.loads(
+        (package_folder("matminer") / "datasets" / "dataset_metadata.json").read_bytes()
+    )[name]
+    return published["url"], published["hash"]
+
+
+def no_such_task(spec: str) -> TaskError:
+    """The error for a name that is neither a task nor a path, with the names there are."""
+    close = difflib.get_close_matches(spec, task_names(), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    if _matbench_metadata().get(spec, {}).get("input_type") == "composition":
+        hint = "it is a Matbench task on compositions alone, and CHGNet needs structures. "
+    return TaskError(
+        f"there is no task, file or folder {spec!r}: {hint}Expected one of {', '.join(task_names())}; the "
+        "path of a .json.gz file in Matbench's layout; or of a folder of CIF/POSCAR files with one CSV of "
+        "targets"
+    )
+
+
+def id_prefix(name: str) -> str:
+    """What the ids of an official task begin with: "mb-mp-e-form" for "matbench_mp_e_form"."""
+    return name.replace("matbench", "mb").replace("_", "-")
+
+
+def _matbench_metadata() -> dict[str, dict[str, object]]:
+    return orjson.loads((package_folder("matbench") / "matbench_v0.1_dataset_metadata.json").read_bytes())
+
+
+def package_folder(name: str) -> Path:
+    """Folder of an installed package, found without the seconds that importing it takes."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise TaskError(f"the package {name!r} is not installed; install this project's dependencies")
+    return Path(found.origin).parent

@@ -1,0 +1,175 @@
+"""Opens a task: a name or path becomes a `Task` and its `Rows`; every run begins here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+from data.download import download
+from data.readers import GROUP_COLUMN, Source, read_demo, read_folder, read_matbench_file
+from data.rows import Rows
+from data.task_table import (
+    DEMO,
+    OFFICIAL_NAMES,
+    Quantity,
+    Task,
+    TaskError,
+    id_prefix,
+    no_such_task,
+    official_ids,
+    official_task,
+    published_file,
+    task_names,
+)
+
+__all__ = ["DEMO", "Task", "TaskError", "official_ids", "official_task", "open_task", "task_names"]
+
+_QUANTITIES = ("energy_per_atom", "energy_per_cell", "other")
+_DEMO_FILE = Path(__file__).parent / "demo" / "demo.parquet"
+
+
+def open_task(
+    spec: str,
+    *,
+    target: str | None = None,
+    quantity: str | None = None,
+    ids_file: Path | None = None,
+    download_dir: Path,
+) -> tuple[Task, Rows]:
+    """Open a task by its name or path.
+
+    Args:
+        spec: "demo"; an official name, downloaded on first use; the path of a JSON file (gzipped or
+            not) in Matbench's layout; or of a folder of CIF/POSCAR files with one CSV of targets
+            (columns `file` or `id`, targets, and optionally `group`).
+        target: column of the targets, needed where a file of one's own has several.
+        quantity: what the target of one's own data is, see `Task`; "other" unless given.
+        ids_file: keeps only the ids in this text file, one a line, `#` begins a comment.
+        download_dir: where official files are kept.
+
+    Raises:
+        TaskError: the task, its file, its target or an id is not as expected.
+        DownloadError: an official file could not be fetched.
+    """
+    path = Path(spec).expanduser()
+    if spec == DEMO.name:
+        task, source = DEMO, read_demo(_DEMO_FILE)
+        rows = source.rows([str(one) for one in source.index], DEMO.target)
+    elif spec in OFFICIAL_NAMES:
+        task = official_task(spec)
+        source = read_matbench_file(_official_file(spec, download_dir))
+        if len(source.index) != task.n_official:
+            raise TaskError(f"the file of {spec} has {len(source.index)} rows; expected {task.n_official}")
+        rows = source.rows(official_ids(task), _column(task, source))
+    elif path.exists():
+        source = read_folder(path) if path.is_dir() else read_matbench_file(path)
+        task, ids = _recognise(path, source, target)
+        rows = source.rows(ids, _column(task, source))
+    else:
+        raise no_such_task(spec)
+    if target not in (None, task.target):
+        raise TaskError(f"target {target!r}: that of {task.name} is {task.target!r}; leave the option out")
+    if quantity is not None:
+        task = _with_quantity(task, quantity)
+    return task, rows if ids_file is None else _restrict(rows, ids_file, task)
+
+
+def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, list[str]]:
+    """The task and ids of a user's file: an official one's where its ids or its name and size say so."""
+    ids = [str(one) for one in source.index]
+    stem = re.sub(r"\.(json|json\.gz|gz)$", "", path.resolve().name)
+    found = {match[1] if (match := re.fullmatch(r"(mb-.+)-\d+", one)) else "" for one in ids}
+    by_prefix = {id_prefix(name): name for name in OFFICIAL_NAMES}
+    notes = source.notes
+    if len(found) == 1 and (name := by_prefix.get(next(iter(found)))):
+        task = official_task(name)
+        if target in (None, task.target):
+            _refuse_unknown(ids, set(official_ids(task)), f"{path} names", f"that {name} does not have")
+            return task, ids
+    elif stem in OFFICIAL_NAMES and source.index == list(range(len(ids))):
+        task = official_task(stem)
+        if len(ids) == task.n_official and target in (None, task.target):
+            return task, official_ids(task)
+        notes = f"Named like {stem}, without its {task.n_official} rows and target: no official folds."
+    column, kind = _choose_target(path, source, target)
+    task = Task(
+        name=stem,
+        target=column,
+        unit="",
+        kind=kind,
+        quantity="other",
+        labels=f"Labels are the user's own, column {column!r} of {path.name}.",
+        pretraining_overlap=False,
+        official=None,
+        n_official=None,
+        notes=notes,
+    )
+    return task, ids
+
+
+def _choose_target(
+    path: Path, source: Source, target: str | None
+) -> tuple[str, Literal["regression", "classification"]]:
+    numbers = {
+        name: [cell for cell in cells if isinstance(cell, (bool, int, float))]
+        for name, cells in source.columns.items()
+        if name != GROUP_COLUMN
+    }
+    numeric = [name for name, cells in numbers.items() if cells]
+    if target is None and len(numeric) == 1:
+        target = numeric[0]
+    if target not in numeric:
+        asked = "no target is given" if target is None else f"target {target!r} cannot be used"
+        raise TaskError(
+            f"{path}: {asked}; expected --target with one of its columns of numbers or booleans, {numeric} "
+            f"(all columns: {list(source.columns)})"
+        )
+    booleans = {isinstance(cell, bool) for cell in numbers[target]}
+    if len(booleans) == 2:
+        raise TaskError(f"{path}: column {target!r} mixes booleans and numbers; expected one or the other")
+    return target, "classification" if booleans == {True} else "regression"
+
+
+def _column(task: Task, source: Source) -> str:
+    if task.target not in source.columns:
+        raise TaskError(f"the file of {task.name} has no column {task.target!r} but {list(source.columns)}")
+    return task.target
+
+
+def _with_quantity(task: Task, quantity: str) -> Task:
+    if quantity not in _QUANTITIES:
+        raise TaskError(f"quantity {quantity!r}: expected one of {', '.join(_QUANTITIES)}")
+    if (task.official or task == DEMO) and quantity != task.quantity:
+        raise TaskError(
+            f"quantity {quantity!r}: that of {task.name} is {task.quantity!r}; leave the option out"
+        )
+    return replace(task, quantity=cast(Quantity, quantity))
+
+
+def _restrict(rows: Rows, ids_file: Path, task: Task) -> Rows:
+    try:
+        lines = ids_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"ids file {ids_file} cannot be read: {error}") from None
+    wanted = {one for line in lines if (one := line.split("#", 1)[0].strip())}
+    if not wanted:
+        raise TaskError(f"ids file {ids_file} names no id; expected one a line")
+    who, complaint = f"ids file {ids_file} names", f"that {task.name} does not have"
+    _refuse_unknown(sorted(wanted), set(rows.ids), who, complaint)
+    kept = "\n".join([rows.sha256, *sorted(wanted)])
+    positions = [k for k, one in enumerate(rows.ids) if one in wanted]
+    return rows.select(positions, hashlib.sha256(kept.encode()).hexdigest())
+
+
+def _refuse_unknown(ids: list[str], known: set[str], who: str, complaint: str) -> None:
+    if unknown := [one for one in ids if one not in known]:
+        first = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise TaskError(f"{who} {len(unknown)} ids {complaint}: {first}")
+
+
+def _official_file(name: str, download_dir: Path) -> Path:
+    url, sha256 = published_file(name)
+    return download(url, download_dir / f"{name}.json.gz", sha256)

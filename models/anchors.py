@@ -1,0 +1,237 @@
+"""Elemental anchors: what CHGNet's own weights give for each pure element, the prior of a formation energy.
+
+A formation energy is predicted as E_chgnet per atom - sum over elements of fraction * reference; the
+references are fitted on training rows, and an element with few rows, or none, falls back to its anchor. No
+label enters the anchors. Recompute `models/anchors.json` (a few minutes on one core; run it as a module,
+since in this folder `chgnet.py` hides the chgnet package):
+
+    python -m models.anchors
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata, resources
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from chgnet.model import CHGNet
+    from pymatgen.core import Structure
+
+ANCHORS_FILE = Path(__file__).with_name("anchors.json")
+N_ELEMENTS = 94  # CHGNet embeds H (1) to Pu (94)
+PRETRAINED_WEIGHTS = ("0.3.0", "0.2.0", "r2scan")
+
+# The structures each element is scanned in, by Strukturbericht symbol (alpha boron has none and goes by its
+# AFLOW label): what it is known in near zero temperature, not whatever CHGNet likes best. Given the choice,
+# the r2SCAN weights put phosphorus in selenium's chains at -47 eV/atom, neodymium in graphite's sheets at -63.
+CLOSE_PACKED = ("A1", "A2", "A3", "A3'")  # fcc, bcc, hcp, double hcp: every element not named below
+KNOWN_STRUCTURES = {
+    "B": ("A_hR12_166_2h",),
+    "C": ("A9", "A4"),  # graphite, diamond
+    "Si": ("A4",),
+    "P": ("A17",),
+    "S": ("A8",),  # chains, for rings of eight are 32 atoms
+    "Ga": ("A11",),
+    "Ge": ("A4",),
+    "As": ("A7",),
+    "Se": ("A8",),
+    "In": ("A6",),
+    "Sn": ("A4", "A5"),
+    "Sb": ("A7",),
+    "Te": ("A8",),
+    "Bi": ("A7",),
+    "Po": ("A_h",),  # simple cubic
+    "U": ("A20", "A2"),
+} | dict.fromkeys(("H", "N", "O", "F", "Cl", "Br", "I"), ("dimer",))
+
+# A scan's shortest distances, relative to the sum of two covalent radii: actinides sit at 0.7, lead at 1.2,
+# fluorine's molecule at 1.25. Outside, CHGNet leaves its training domain (tungsten at 1.7: -381 eV/atom), and
+# crushed cells also cost most (a crystal of hydrogen at 0.44 Angstrom makes millions of angles).
+NEAREST, FARTHEST = 0.62, 1.4
+NEAREST_IN_CRYSTALS = 1.3  # Angstrom; no solid element bonds closer
+NOBLE_GASES, NOBLE_GAS_RANGE = ("He", "Ne", "Ar", "Kr", "Xe", "Rn"), (2.3, 4.8)  # Angstrom
+COARSE_STEP, FINE_STEP = 1.03, 1.005
+CUTOFF_MARGIN = 0.05  # Angstrom; an atom without a neighbour inside the cutoff makes stock CHGNet raise
+MOLECULE_BOX = 15.0  # Angstrom, more than twice every cutoff
+
+
+class NoAnchorsError(KeyError):
+    """Anchors were asked for weights that have none."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # KeyError would show the message quoted
+
+
+def load_anchors(weights: str) -> np.ndarray:
+    """Energies of the pure elements under pretrained CHGNet weights.
+
+    Args:
+        weights: "0.3.0", "0.2.0" or "r2scan".
+
+    Returns:
+        Total energy (CHGNet's own atomic reference included), eV/atom, float64, shape (94,), at Z - 1.
+
+    Raises:
+        NoAnchorsError: the weights have no anchors, as randomly initialised ones.
+    """
+    if weights not in PRETRAINED_WEIGHTS:
+        raise NoAnchorsError(
+            f"no elemental anchors for weights {weights!r}: expected one of {', '.join(PRETRAINED_WEIGHTS)}; "
+            "for a model that starts from random weights fit the references without a prior"
+        )
+    by_element = json.loads(ANCHORS_FILE.read_text())[weights]
+    return np.array(list(by_element.values()), dtype=np.float64)
+
+
+class Anchor(NamedTuple):
+    """The lowest state of one element: its structure is a Strukturbericht symbol, "dimer" or "unbound"."""
+
+    energy_ev_per_atom: float
+    structure: str
+    shortest_distance_angstrom: float
+
+
+def element_structures() -> dict[str, Structure]:
+    """The element structures to scan, as in the AFLOW library that pymatgen ships.
+
+    Returns:
+        Strukturbericht symbol (or AFLOW label) -> structure, its shortest distance scaled to 1 Angstrom.
+
+    Raises:
+        LookupError: this pymatgen ships no such prototype.
+    """
+    from pymatgen.core import Structure
+
+    wanted = {*CLOSE_PACKED, *chain(*KNOWN_STRUCTURES.values())} - {"dimer"}
+    packed = resources.files("pymatgen.analysis.prototypes") / "aflow_prototypes.json.gz"
+    found: dict[str, Structure] = {}
+    for prototype in json.loads(gzip.decompress(packed.read_bytes())):
+        tags = prototype["tags"]
+        symbol = next((s for s in (tags["strukturbericht"], tags["aflow"]) if s in wanted), None)
+        if symbol is None or symbol in found:
+            continue
+        structure = Structure.from_dict(prototype["snl"])
+        if len(structure.composition) == 1:
+            shape = Structure(structure.lattice, ["H"] * len(structure), structure.frac_coords)
+            found[symbol] = _made_of(shape, "H", 1.0 / _nearest_distances(shape).min())
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise LookupError(f"this pymatgen ships no AFLOW prototype for {missing} of {sorted(wanted)}")
+    return found
+
+
+def element_anchor(model: CHGNet, element: str, shapes: dict[str, Structure]) -> Anchor:
+    """Lowest energy of one element over volume scans of the structures it is known in.
+
+    Only a local minimum counts, never an end of a scan: an end that lies lowest says that CHGNet is
+    extrapolating. An element without a minimum gets the lowest of the energies at the scans' wide ends.
+
+    Args:
+        model: a stock CHGNet.
+        element: its symbol.
+        shapes: structures with a shortest distance of 1 Angstrom, from `element_structures`.
+    """
+    from ase.data import atomic_numbers, covalent_radii
+
+    bond = 2.0 * float(covalent_radii[atomic_numbers[element]])
+    nearest, farthest = NOBLE_GAS_RANGE if element in NOBLE_GASES else (NEAREST * bond, FARTHEST * bond)
+    reach = float(model.graph_converter.atom_graph_cutoff) - CUTOFF_MARGIN
+    builders: dict[str, Callable[[float], Structure]] = {}
+    bound: list[Anchor] = []
+    unbound: list[Anchor] = []
+    for symbol in KNOWN_STRUCTURES.get(element, CLOSE_PACKED):
+        if symbol == "dimer":
+            builders[symbol] = partial(_dimer, element)
+            shortest, longest = nearest, min(farthest, reach)
+        else:
+            builders[symbol] = partial(_made_of, shapes[symbol], element)
+            shortest = max(nearest, NEAREST_IN_CRYSTALS)
+            longest = min(farthest, reach / _nearest_distances(shapes[symbol]).max())
+        n_steps = int(np.log(longest / shortest) / np.log(COARSE_STEP))
+        distances = shortest * COARSE_STEP ** np.arange(n_steps + 1.0)
+        energies = _energies_ev_per_atom(model, [builders[symbol](d) for d in distances])
+        inner = energies[1:-1]
+        is_minimum = (inner < energies[:-2]) & (inner <= energies[2:])
+        bound += [
+            Anchor(float(energies[k]), symbol, float(distances[k])) for k in 1 + np.flatnonzero(is_minimum)
+        ]
+        unbound.append(Anchor(float(energies[-1]), "unbound", float(distances[-1])))
+    if not bound:
+        return min(unbound)
+    best = min(bound)
+    n_steps = int(np.log(COARSE_STEP) / np.log(FINE_STEP))
+    distances = best.shortest_distance_angstrom * FINE_STEP ** np.arange(-n_steps, n_steps + 1.0)
+    energies = _energies_ev_per_atom(model, [builders[best.structure](d) for d in distances])
+    k = int(energies.argmin())
+    return Anchor(float(energies[k]), best.structure, float(distances[k]))
+
+
+def load_stock_model(weights: str) -> CHGNet:
+    """Unmodified pretrained CHGNet on the CPU; `weights` as in `load_anchors`."""
+    from chgnet.model import CHGNet
+
+    return CHGNet.load(model_name=weights, use_device="cpu", verbose=False)
+
+
+def write_anchors(path: Path) -> None:
+    """Recompute every anchor of every pretrained weights, and write them as JSON, whole or not at all."""
+    from ase.data import chemical_symbols
+
+    shapes = element_structures()
+    document: dict[str, Any] = {
+        "about": "Lowest energy (eV/atom, total, rounded to 1e-5) of each element under unmodified CHGNet "
+        "weights, over volume scans of the structures it is known in, or of its dimer (H, N, O, halogens). "
+        "Written by models/anchors.py.",
+        "versions": {name: metadata.version(name) for name in ("chgnet", "pymatgen", "torch")},
+    }
+    for weights in PRETRAINED_WEIGHTS:
+        model = load_stock_model(weights)
+        document[weights] = {}
+        for element in chemical_symbols[1 : N_ELEMENTS + 1]:
+            anchor = element_anchor(model, element, shapes)
+            document[weights][element] = round(anchor.energy_ev_per_atom, 5)
+            print(
+                f"{weights} {element:2} {anchor.energy_ev_per_atom:10.5f} eV/atom  "
+                f"{anchor.structure} at {anchor.shortest_distance_angstrom:.2f} A",
+                flush=True,
+            )
+    aside = path.with_suffix(".json.aside")
+    aside.write_text(json.dumps(document, indent=1) + "\n")
+    aside.replace(path)
+
+
+def _nearest_distances(structure: Structure) -> np.ndarray:
+    """Distance of each site to its nearest neighbour, Angstrom, shape (n_atoms,)."""
+    # 3 times the mean spacing reaches a neighbour in any of these structures, graphite's layers included
+    centres, _, _, lengths = structure.get_neighbor_list(3.0 * (structure.volume / len(structure)) ** (1 / 3))
+    return np.array([lengths[centres == k].min() for k in range(len(structure))])
+
+
+def _made_of(shape: Structure, element: str, factor: float) -> Structure:
+    from pymatgen.core import Structure
+
+    return Structure(shape.lattice.matrix * factor, [element] * len(shape), shape.frac_coords)
+
+
+def _dimer(element: str, distance: float) -> Structure:
+    from pymatgen.core import Lattice, Structure
+
+    return Structure(Lattice.cubic(MOLECULE_BOX), [element] * 2, [[0, 0, 0], [0, 0, distance / MOLECULE_BOX]])
+
+
+def _energies_ev_per_atom(model: CHGNet, structures: list[Structure]) -> np.ndarray:
+    """Energies of at least two structures, eV/atom, float64, shape (n_structures,)."""
+    predictions = model.predict_structure(structures, task="e", batch_size=16)
+    return np.array([prediction["e"] for prediction in predictions], dtype=np.float64)
+
+
+if __name__ == "__main__":
+    write_anchors(ANCHORS_FILE)

@@ -1,0 +1,100 @@
+"""The layout that the code keeps to: who may import whom, how long a file may be, what it may be called."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ORDER = ["data", "models", "tune"]  # each may import those before it
+OUTSIDE = ["tests", "benchmarks"]  # these may import anything
+RAY_OUTSIDE_TUNE = {"data/build_cache.py"}
+MAX_LINES = 350
+BANNED_NAMES = {"util", "utils", "helper", "helpers", "manager", "managers"}
+
+FILES = sorted(
+    path.relative_to(ROOT).as_posix() for folder in ORDER + OUTSIDE for path in (ROOT / folder).rglob("*.py")
+)
+
+
+def imported(tree: ast.AST, path: str) -> set[str]:
+    """Every module that a file imports: `a.b` for `from a import b`, and relative ones made absolute."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split("/")[: -node.level] if node.level else []
+            module = ".".join([*package, *([node.module] if node.module else [])])
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def faults(path: str, text: str) -> list[str]:
+    """What a file at this path, with this text, does against the layout."""
+    found = []
+    folder = path.split("/")[0]
+    tree = ast.parse(text, path)
+    names = imported(tree, path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "ray" and not node.level:
+            found += ["from ray import tune" for alias in node.names if alias.name == "tune"]
+    if BANNED_NAMES & set(Path(path).with_suffix("").parts):
+        found.append("a name that says nothing")
+    if folder in OUTSIDE:
+        return found
+    roots = {name.split(".")[0] for name in names}
+    found += [f"imports {later}" for later in ORDER[ORDER.index(folder) + 1 :] if later in roots]
+    found += [f"imports {outside}" for outside in OUTSIDE if outside in roots]
+    if "ray" in roots and folder != "tune" and path not in RAY_OUTSIDE_TUNE:
+        found.append("imports ray")
+    if len(text.splitlines()) > MAX_LINES:
+        found.append("too long")
+    return found
+
+
+def test_there_is_something_to_check():
+    assert {path.split("/")[0] for path in FILES} >= {*ORDER, "tests"}
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_file_keeps_to_the_layout(path):
+    assert faults(path, (ROOT / path).read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "fault"),
+    [
+        ("data/rows.py", "import models", "imports models"),
+        ("data/rows.py", "from models.chgnet import CHGNet", "imports models"),
+        ("data/demo/make.py", "def f():\n    import tune.space", "imports tune"),
+        ("data/demo/make.py", "from ...tune import space", "imports tune"),
+        ("models/chgnet.py", "from tune import space", "imports tune"),
+        ("models/chgnet.py", "import tests.test_layout", "imports tests"),
+        ("models/chgnet.py", "import ray", "imports ray"),
+        ("data/rows.py", "from ray.util import queue", "imports ray"),
+        ("tune/trial.py", "from ray import tune", "from ray import tune"),
+        ("tune/trial.py", "from ray import train, tune as t", "from ray import tune"),
+        ("tests/test_trial.py", "from ray import tune", "from ray import tune"),
+        ("tune/trial.py", "\n" * (MAX_LINES + 1), "too long"),
+        ("tune/utils.py", "", "a name that says nothing"),
+        ("data/helpers/rows.py", "", "a name that says nothing"),
+    ],
+)
+def test_a_fault_is_found(path, text, fault):
+    assert fault in faults(path, text)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("tune/trial.py", "import ray.tune\nfrom data.rows import Rows\nfrom models import chgnet"),
+        ("models/chgnet.py", "import data\nimport raytracer\nfrom . import heads\nfrom .heads import tune"),
+        ("data/build_cache.py", "import ray"),
+        ("data/rows.py", "from .graphs import Graph\nfrom data import graphs"),
+        ("tests/test_trial.py", "import ray\nimport tune.trial\n" + "\n" * MAX_LINES),
+        ("tune/trial.py", "\n" * MAX_LINES),
+    ],
+)
+def test_what_is_allowed_is_not_a_fault(path, text):
+    assert faults(path, text) == []

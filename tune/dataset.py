@@ -1,0 +1,129 @@
+"""A task made ready for trials: graphs and features in Ray's object store, folds, validation splits.
+
+The labels of the test parts leave this module in one way only, `Dataset.labels`, which `tune/evaluate.py`
+alone reads. What trials get are `TrialFold`s, whose targets are NaN outside training and validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+
+from data.build_cache import console, graphs_of
+from data.folds import Fold, Split, make_folds, split_fold
+from data.graphs import element_fractions
+from data.quality import bad_target_reasons
+from data.rows import Rows
+from data.tasks import Task
+from models.chgnet import cutoffs
+from models.train import TrainingRows
+from tune.features import pretrained_outputs
+from tune.trial import TrialFold
+
+VALIDATION_FRACTION = 0.1  # of a fold's training part
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A task as a sweep sees it; row k means the same everywhere.
+
+    Attributes:
+        task: its facts.
+        ids: one a row.
+        formulas: reduced formula, None where there is no graph.
+        labels: all targets, the test parts' included; float64, NaN where there is none.
+        quarantine: reason by row, for rows that take part in nothing.
+        unscored: quarantined rows that have no usable label either (no target, or a repeated id).
+        n_raised_cutoff: graphs whose cutoff was raised because an atom had no neighbour.
+        data_sha256: of the rows.
+        cache_key: of the graphs.
+        folds: the five folds.
+        splits: by fold.
+        rows_ref: `TrainingRows` in the object store.
+        trial_folds_ref: {fold: TrialFold} in the object store.
+    """
+
+    task: Task
+    ids: list[str]
+    formulas: list[str | None]
+    labels: np.ndarray
+    quarantine: dict[int, str]
+    unscored: set[int]
+    n_raised_cutoff: int
+    data_sha256: str
+    cache_key: str
+    folds: list[Fold]
+    splits: dict[int, Split]
+    rows_ref: ray.ObjectRef
+    trial_folds_ref: ray.ObjectRef
+
+
+def load_dataset(
+    task: Task, rows: Rows, weights: str, cache_folder: str, *, seed: int, gpus_per_task: float
+) -> Dataset:
+    """Build or read everything trials share, and put it where they can read it without a copy.
+
+    Args:
+        task: of the rows.
+        rows: all rows of the task.
+        weights: CHGNet weights all trials start from.
+        cache_folder: path or URI that holds the caches.
+        seed: of the validation splits.
+        gpus_per_task: share of a GPU for computing features; 0 for the CPU.
+
+    Raises:
+        SplitError: too few rows to split.
+    """
+    stored, key = graphs_of(rows, cutoffs(weights), cache_folder)
+    bad_labels = bad_target_reasons(rows.ids, rows.targets)
+    quarantine = {k: reason for k, reason in enumerate(stored.reasons) if reason} | bad_labels
+    if quarantine:
+        console.print(f"[yellow]{len(quarantine)} of {len(rows)} rows quarantined[/]; see quarantine.csv")
+    if stored.n_raised_cutoff:
+        console.print(f"{stored.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
+    usable = np.ones(len(rows), dtype=bool)
+    usable[list(quarantine)] = False
+
+    folds = make_folds(task, rows.ids, rows.groups)
+    compositions = [formula or "" for formula in stored.formulas]
+    splits = {
+        fold.index: split_fold(
+            fold,
+            rows.ids,
+            usable,
+            compositions,
+            groups=rows.groups,
+            val_fraction=VALIDATION_FRACTION,
+            seed=seed,
+        )
+        for fold in folds
+    }
+    features = outputs = None
+    if weights != "random":
+        cache = f"{cache_folder.rstrip('/')}/{key}"
+        features, outputs = pretrained_outputs(stored.graphs, weights, cache, gpus_per_task)
+    training_rows = TrainingRows(stored.graphs, element_fractions(stored.graphs), features, outputs)
+    return Dataset(
+        task=task,
+        ids=rows.ids,
+        formulas=stored.formulas,
+        labels=rows.targets,
+        quarantine=quarantine,
+        unscored=set(bad_labels),
+        n_raised_cutoff=stored.n_raised_cutoff,
+        data_sha256=rows.sha256,
+        cache_key=key,
+        folds=folds,
+        splits=splits,
+        rows_ref=ray.put(training_rows),
+        trial_folds_ref=ray.put({k: _without_test_labels(split, rows.targets) for k, split in splits.items()}),
+    )
+
+
+def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:
+    visible = np.full(len(targets), np.nan)
+    for part in (split.train, split.val):
+        visible[part] = targets[part]
+    return TrialFold(visible, split.train, split.val, split.test)

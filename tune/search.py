@@ -1,0 +1,221 @@
+"""Ray Tune runs: a search on one fold's validation split, and the training of chosen configs on every fold."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray.tune
+import torch
+from pyarrow import fs
+from ray.tune.search.optuna import OptunaSearch
+
+from data.storage import read_whole
+from models.metrics import Metric, metric_of
+from tune.dataset import Dataset
+from tune.scheduler import ResumableASHA
+from tune.space import SearchSpace
+from tune.tracking import Tracking
+from tune.trial import STATE_FILE, TrialTask, run_trial
+
+MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial may use, and how many run at once (None: as many as fit)."""
+
+    cpus_per_trial: int
+    gpus_per_trial: float
+    max_concurrent: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How one trial ended.
+
+    Attributes:
+        trial_id: Ray's.
+        fold: whose validation split it was judged on.
+        config: fields of `TrainConfig`.
+        history: one dict an epoch, fields of `EpochResult`.
+        best_metric: of the best epoch, on validation; None if no epoch ended.
+        best_epoch: 0 is the model before training.
+        trained_parameters: names of what the freeze depth lets train.
+        error: why it failed, or None.
+        folder: filesystem and path of its newest checkpoint, or None.
+    """
+
+    trial_id: str
+    fold: int
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    best_metric: float | None
+    best_epoch: int
+    trained_parameters: list[str]
+    error: str | None
+    folder: tuple[fs.FileSystem, str] | None
+
+
+def search_fold(
+    dataset: Dataset, space: SearchSpace, fold: int, *, num_samples: int, seed: int, resources: Resources, folder: str
+) -> list[Outcome]:
+    """Search a space on one fold; the best trial comes first, failed ones last.
+
+    ASHA and Optuna see the best validation metric so far, and nothing of the test part.
+
+    Args:
+        dataset: the task.
+        space: with at least one range.
+        fold: whose training and validation parts are used.
+        num_samples: trials.
+        seed: of Optuna's sampler, and of every trial.
+        resources: of a trial.
+        folder: path or URI for Ray's record of the search; continued if it holds one.
+    """
+    metric = metric_of(dataset.task.kind)
+    name = f"best_val_{metric.name}"
+    trainable = _trainable(dataset, resources, fold=fold)
+    tune_config = ray.tune.TuneConfig(
+        metric=name,
+        mode=metric.mode,
+        num_samples=num_samples,
+        search_alg=OptunaSearch(seed=seed),
+        scheduler=ResumableASHA(
+            f"{folder}-rungs.json",
+            time_attr="epoch",
+            max_t=space.most("epochs"),
+            grace_period=space.grace_epochs,
+            reduction_factor=space.reduction_factor,
+        ),
+        max_concurrent_trials=resources.max_concurrent,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+    )
+    results = _run(
+        trainable,
+        {**space.ray_space(), "seed": seed},
+        tune_config,
+        folder,
+        Tracking(f"search fold {fold}", num_samples, metric, folder),
+    )
+    outcomes = [_outcome(result, fold, result.config, metric) for result in results]
+    sign = 1 if metric.mode == "min" else -1
+    return sorted(outcomes, key=lambda o: (o.best_metric is None, o.error is not None, sign * (o.best_metric or 0)))
+
+
+def train_chosen(
+    dataset: Dataset, chosen: Sequence[tuple[int, dict[str, Any]]], *, resources: Resources, folder: str
+) -> list[Outcome]:
+    """Train configs on their folds to the end and predict the test parts.
+
+    Args:
+        dataset: the task.
+        chosen: (fold, fields of `TrainConfig`) pairs.
+        resources: of a trial.
+        folder: path or URI for Ray's record; continued if it holds one.
+
+    Returns:
+        One outcome a pair, in the same order.
+    """
+    metric = metric_of(dataset.task.kind)
+    runs = [{"number": number, "fold": fold, "config": config} for number, (fold, config) in enumerate(chosen)]
+    tune_config = ray.tune.TuneConfig(
+        metric=f"best_val_{metric.name}",
+        mode=metric.mode,
+        max_concurrent_trials=resources.max_concurrent,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
+    )
+    results = _run(
+        _trainable(dataset, resources, fold=None),
+        {"run": ray.tune.grid_search(runs)},
+        tune_config,
+        folder,
+        Tracking("training the chosen", len(runs), metric, folder),
+    )
+    by_number = {result.config["run"]["number"]: result for result in results}
+    return [_outcome(by_number[run["number"]], run["fold"], run["config"], metric) for run in runs]
+
+
+def _trainable(dataset: Dataset, resources: Resources, *, fold: int | None) -> Any:
+    task = TrialTask(
+        kind=dataset.task.kind,
+        quantity=dataset.task.quantity,
+        about={
+            "task": dataset.task.name,
+            "target": dataset.task.target,
+            "unit": dataset.task.unit,
+            "labels": dataset.task.labels,
+        },
+        gpus_per_trial=resources.gpus_per_trial,
+        cpus_per_trial=resources.cpus_per_trial,
+    )
+    with_data = ray.tune.with_parameters(
+        run_trial, rows=dataset.rows_ref, folds=dataset.trial_folds_ref, task=task, fold=fold
+    )
+    return ray.tune.with_resources(with_data, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial})
+
+
+def _run(
+    trainable: Any, param_space: dict[str, Any], tune_config: ray.tune.TuneConfig, folder: str, tracking: Tracking
+) -> ray.tune.ResultGrid:
+    """Run a new experiment, or go on with the one in `folder`."""
+    # A snapshot a second: a killed driver then runs no finished trial again.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tracking writes what is read
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for noisy in ("ray.tune", "optuna"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    storage, name = folder.rsplit("/", 1)
+    if ray.tune.Tuner.can_restore(folder):
+        tuner = ray.tune.Tuner.restore(folder, trainable=trainable, param_space=param_space)
+    else:
+        tuner = ray.tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=tune_config,
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                verbose=0,
+                callbacks=[tracking],
+                failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+    return tuner.fit()
+
+
+def _outcome(result: ray.tune.Result, fold: int, config: dict[str, Any], metric: Metric) -> Outcome:
+    state: dict[str, Any] = {"history": [], "best_epoch": -1, "trained_parameters": []}
+    folder = None
+    if result.checkpoint:
+        folder = (result.checkpoint.filesystem, result.checkpoint.path)
+        content = read_whole(folder[0], f"{folder[1]}/{STATE_FILE}")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    best = state["best_epoch"]
+    return Outcome(
+        trial_id=(result.metrics or {}).get("trial_id", result.path.rsplit("_", 1)[-1]),
+        fold=fold,
+        config=config,
+        history=state["history"],
+        best_metric=state["history"][best]["val_metric"] if best >= 0 else None,
+        best_epoch=best,
+        trained_parameters=state["trained_parameters"],
+        error=_reason(result.error),
+        folder=folder,
+    )
+
+
+def _reason(error: Exception | None) -> str | None:
+    """The last line of a remote traceback: the exception itself."""
+    if error is None:
+        return None
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,203 @@
+"""Search spaces: `search_spaces/NAME.yaml` -> validated ranges over the fields of `TrainConfig`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray.tune
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from models.config import TrainConfig
+
+SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
+RANGES = ("choice", "uniform", "loguniform", "int", "logint")
+# Chosen by the sweep, or fixed because graphs and features are made for one set of weights.
+_NOT_SEARCHED = {"seed": "set with --seed and --seeds", "weights": "one value a sweep: graphs are made for it"}
+
+
+class SpaceError(ValueError):
+    """A search space that cannot be used; the message names file, line and what is allowed."""
+
+
+class SearchSpace(BaseModel):
+    """What a sweep searches.
+
+    Attributes:
+        name: of the file, without its ending.
+        description: one sentence for people.
+        num_samples: trials of a search unless `--num-samples` says otherwise.
+        grace_epochs: epochs every trial gets before ASHA may stop it.
+        reduction_factor: ASHA keeps one in so many trials at each rung.
+        parameters: a fixed value, or a one-key mapping from a range to its bounds, by field of `TrainConfig`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = ""
+    num_samples: Annotated[int, Field(ge=1)] = 16
+    grace_epochs: Annotated[int, Field(ge=1)] = 10
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+    parameters: dict[str, Any]
+
+    @property
+    def searched(self) -> dict[str, dict[str, list]]:
+        """The parameters that have a range."""
+        return {field: value for field, value in self.parameters.items() if isinstance(value, dict)}
+
+    @property
+    def weights(self) -> str:
+        """The CHGNet weights all trials start from."""
+        return TrainConfig(**{"weights": self.parameters.get("weights", "0.3.0")}).weights
+
+    def most(self, field: str) -> Any:
+        """The largest value a numeric field can take."""
+        value = self.parameters.get(field, TrainConfig.model_fields[field].default)
+        return max(next(iter(value.values()))) if isinstance(value, dict) else value
+
+    def ray_space(self) -> dict[str, Any]:
+        """The same for Ray Tune."""
+        make = {
+            "choice": lambda bounds: ray.tune.choice(bounds),
+            "uniform": lambda bounds: ray.tune.uniform(*bounds),
+            "loguniform": lambda bounds: ray.tune.loguniform(*bounds),
+            "int": lambda bounds: ray.tune.randint(bounds[0], bounds[1] + 1),
+            "logint": lambda bounds: ray.tune.lograndint(bounds[0], bounds[1] + 1),
+        }
+        space = dict(self.parameters)
+        for field, value in self.searched.items():
+            ((kind, bounds),) = value.items()
+            space[field] = make[kind](bounds)
+        return space
+
+
+def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
+    """Read and check a search space.
+
+    Args:
+        name: of a file in `search_spaces/` without its ending, or a path to a YAML file.
+        folder: where names are looked up.
+
+    Raises:
+        SpaceError: no such space, a typo, or an impossible range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    try:
+        text = path.read_text()
+    except OSError:
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise SpaceError(f"no search space {name!r}: choose one of {', '.join(known)}, or give a YAML file") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise SpaceError(f"{path}: not YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path}: expected a mapping with the keys {_known(SearchSpace)}")
+    lines = _lines(root)
+
+    def refuse(where: tuple[str, ...], message: str) -> SpaceError:
+        return SpaceError(f"{path}, line {lines.get(where, 1)}: {message}")
+
+    for key in content:
+        if key == "name" or key not in SearchSpace.model_fields:
+            known = [field for field in SearchSpace.model_fields if field != "name"]
+            raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
+    if not isinstance(content.get("parameters"), dict):
+        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {_known(TrainConfig)}")
+    for field, value in content["parameters"].items():
+        problem = _problem(field, value)
+        if problem:
+            raise refuse(("parameters", field), problem)
+    try:
+        space = SearchSpace(name=path.stem, **content)
+    except ValidationError as problem:
+        error = problem.errors()[0]
+        raise refuse(tuple(map(str, error["loc"])), f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}") from None
+    _check_together(space, refuse)
+    return space
+
+
+def _problem(field: str, value: object) -> str | None:
+    """What is wrong with one entry of `parameters`, or None."""
+    known = [name for name in TrainConfig.model_fields if name not in _NOT_SEARCHED or name == "weights"]
+    if field not in known:
+        hint = _NOT_SEARCHED.get(field)
+        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, known)}"
+    if not isinstance(value, dict):
+        return _field_problem(field, value)
+    if field in _NOT_SEARCHED:
+        return f"{field!r} cannot be searched: {_NOT_SEARCHED[field]}"
+    if len(value) != 1 or next(iter(value)) not in RANGES:
+        return f"{field}: expected a value or one range of {', '.join(RANGES)}, got {value!r}"
+    ((kind, bounds),) = value.items()
+    if not isinstance(bounds, list) or not bounds:
+        return f"{field}: {kind} takes a list, got {bounds!r}"
+    for bound in bounds:
+        if problem := _field_problem(field, bound):
+            return problem
+    if kind == "choice":
+        return f"{field}: choice lists {bounds!r}, some twice" if len(set(bounds)) < len(bounds) else None
+    if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds) or bounds[0] >= bounds[1]:
+        return f"{field}: {kind} takes [low, high] with low < high, got {bounds!r}"
+    if kind in ("loguniform", "logint") and bounds[0] <= 0:
+        return f"{field}: {kind} takes bounds above zero, got {bounds!r}"
+    is_integer = TrainConfig.model_fields[field].annotation is int
+    if is_integer != (kind in ("int", "logint")):
+        allowed = "int, logint or choice" if is_integer else "uniform, loguniform or choice"
+        return f"{field}: {kind} does not fit a field that takes {allowed}"
+    return None
+
+
+def _field_problem(field: str, value: object) -> str | None:
+    """What is wrong with one value of a field, or None."""
+    info = TrainConfig.model_fields[field]
+    if isinstance(value, str) and info.annotation in (int, float):
+        return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
+    try:
+        TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation).validate_python(value)
+    except ValidationError as problem:
+        return f"{field}: {problem.errors()[0]['msg']}, got {value!r}"
+    return None
+
+
+def _check_together(space: SearchSpace, refuse: Any) -> None:
+    """Combinations that no single field shows: every trial must be one `TrainConfig` accepts."""
+    depth = space.parameters.get("freeze_depth", TrainConfig.model_fields["freeze_depth"].default)
+    depths = depth["choice"] if isinstance(depth, dict) else [depth]
+    least = space.parameters.get("epochs", TrainConfig.model_fields["epochs"].default)
+    least = min(next(iter(least.values()))) if isinstance(least, dict) else least
+    if "none" in depths and (len(depths) > 1 or space.searched or space.most("epochs")):
+        raise refuse(
+            ("parameters", "freeze_depth"),
+            "freeze_depth none trains nothing: it goes with epochs 0, alone and without ranges",
+        )
+    if "none" not in depths and least < 1:
+        raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
+    if space.searched and space.grace_epochs > space.most("epochs"):
+        raise refuse(
+            ("grace_epochs",), f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}"
+        )
+
+
+def _lines(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Line of every key of a YAML document, by its path."""
+    found = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*where, str(key.value))
+            found[path] = key.start_mark.line + 1
+            found.update(_lines(value, path))
+    return found
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    return f" (did you mean {near[0]!r}?)" * bool(near) + f"; allowed: {', '.join(known)}"
+
+
+def _known(model: type[BaseModel]) -> str:
+    return ", ".join(model.model_fields)
