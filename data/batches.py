@@ -98,8 +98,16 @@ def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float) -> 
 
 
 @numba.njit(cache=True)
-def _assemble(  # noqa: ANN202, PLR0913 - compiled: one argument an array, a tuple of arrays back
-    numbers, frac_coords, lattices, bond_atoms, bond_image, atom_start, bond_start, which, bond_graph_cutoff
+def _assemble(  # noqa: ANN202 - compiled: one argument an array, a tuple of arrays back
+    numbers: np.ndarray,
+    frac_coords: np.ndarray,
+    lattices: np.ndarray,
+    bond_atoms: np.ndarray,
+    bond_image: np.ndarray,
+    atom_start: np.ndarray,
+    bond_start: np.ndarray,
+    which: np.ndarray,
+    bond_graph_cutoff: float,
 ):
     n_atoms = 0
     n_bonds = 0

@@ -9,22 +9,19 @@ instant, a second call finishes what is missing. A sweep calls the same code whe
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from math import gcd
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import ray
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.crystal import BadCrystalError, Crystal
-from data.graphs import Graph, convert
-from data.quality import check_crystal
+from data.convert import convert_chunk
+from data.download import DownloadError
 from data.rows import RawChunk, Rows
 from data.shards import (
     MANIFEST,
@@ -38,8 +35,8 @@ from data.shards import (
     write_manifest,
     write_shard,
 )
-from data.storage import file_names, open_folder
-from data.tasks import Task, open_task
+from data.storage import StorageError, file_names, open_folder
+from data.tasks import TaskError, open_task
 
 console = Console(stderr=True)
 _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
@@ -52,43 +49,6 @@ class Converted:
     number: int
     n_rows: int
     n_rejected: int
-
-
-def convert_chunk(chunk: RawChunk, cutoff_angstrom: float) -> tuple[list[str | None], list[Graph | str]]:
-    """Parse, check and convert rows one by one.
-
-    Returns:
-        For each row its reduced formula and its graph, or None and the reason why it was rejected.
-    """
-    formulas: list[str | None] = []
-    graphs: list[Graph | str] = []
-    for crystal in chunk.crystals():
-        try:
-            if isinstance(crystal, BadCrystalError):
-                raise crystal
-            check_crystal(crystal)
-            graphs.append(convert(crystal, cutoff_angstrom))
-            formulas.append(reduced_formula(crystal))
-        except BadCrystalError as problem:
-            graphs.append(str(problem))
-            formulas.append(None)
-    return formulas, graphs
-
-
-def reduced_formula(crystal: Crystal) -> str:
-    """Formula in pymatgen's order with the greatest common divisor of the amounts taken out."""
-    counts = np.bincount(crystal.numbers)
-    elements = tuple(np.flatnonzero(counts).tolist())
-    amounts = tuple(counts[list(elements)].tolist())
-    divisor = gcd(*amounts)
-    return _formula(elements, tuple(amount // divisor for amount in amounts))
-
-
-@cache
-def _formula(elements: tuple[int, ...], amounts: tuple[int, ...]) -> str:
-    from pymatgen.core import Composition, Element
-
-    return Composition({Element.from_Z(z): n for z, n in zip(elements, amounts, strict=True)}).reduced_formula
 
 
 @ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
@@ -223,15 +183,63 @@ def default_cache() -> Path:
     return Path(os.environ.get("MATSWEEP_CACHE", "~/.cache/matsweep")).expanduser()
 
 
-def open_cached_task(
-    spec: str,
-    *,
-    target: str | None = None,
-    quantity: str | None = None,
-    ids: Path | None = None,
-    downloads: Path | None = None,
-) -> tuple[Task, Rows]:
-    """`open_task` with the default folder for downloads."""
-    return open_task(
-        spec, target=target, quantity=quantity, ids_file=ids, download_dir=downloads or default_cache() / "downloads"
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    task: Annotated[
+        str,
+        typer.Option(help="`demo`, an official Matbench name, a json.gz file, or a folder of CIF/POSCAR files."),
+    ] = "demo",
+    ids: Annotated[Path | None, typer.Option(help="Text file of ids, one a line: convert these rows only.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of the targets, where your own file has several.")] = None,
+    atom_cutoff: Annotated[
+        float,
+        typer.Option(min=0.1, help="Atom-graph cutoff in Angstrom: 6 for CHGNet 0.3.0 and r2scan, 5 for 0.2.0."),
+    ] = 6,
+    bond_cutoff: Annotated[
+        float,
+        typer.Option(min=0.1, help="Bond-graph cutoff in Angstrom: bonds shorter than this form angles."),
+    ] = 3,
+    cache: Annotated[
+        str | None,
+        typer.Option(help="Where graphs are kept: a folder or URI. [default: ~/.cache/matsweep/graphs]"),
+    ] = None,
+    downloads: Annotated[
+        Path | None, typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; `auto` on one of its nodes.")] = None,
+) -> None:
+    """Convert every crystal of a task to a graph, once, into Parquet shards.
+
+    Killed at any instant, a second call finishes what is missing. A sweep does the same by itself.
+    """
+    try:
+        opened, rows = open_task(
+            task, target=target, ids_file=ids, download_dir=downloads or default_cache() / "downloads"
+        )
+        connect(address)
+        folder = cache or str(default_cache() / "graphs")
+        stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
+    except (TaskError, DownloadError, StorageError, DamagedShardError) as problem:
+        console.print(f"[red]{type(problem).__name__}:[/] {problem}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    n_rejected = sum(reason is not None for reason in stored.reasons)
+    console.print(
+        f"{opened.name}: {len(rows) - n_rejected} graphs, {n_rejected} rows rejected, "
+        f"{stored.n_raised_cutoff} with a raised cutoff, in {folder}/{key}",
+        highlight=False,
+        soft_wrap=True,
     )
+    for row_id, reason in zip(stored.ids, stored.reasons, strict=True):
+        if reason is not None:
+            console.print(f"  {row_id}: {reason}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    # Ray would ship what is defined in __main__ by value, without the functions it calls; so the actor is
+    # taken from the module under its own name.
+    from data.build_cache import app as command
+
+    command()

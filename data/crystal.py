@@ -50,8 +50,7 @@ def crystal_from_structure(structure: Structure) -> Crystal:
         number = getattr(site.specie, "Z", 0)
         if not 1 <= number <= MAX_ATOMIC_NUMBER:
             raise BadCrystalError(
-                f"unknown element {site.specie!s} (Z = {number}) at site {k}: "
-                f"CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
+                f"unknown element {site.specie!s} (Z = {number}) at site {k}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
             )
         numbers[k] = number
     return Crystal(

@@ -109,9 +109,7 @@ def _attempt(url: str, part: Path, timeout_s: float) -> None:
             if answer.status_code == requests.codes.ok:
                 offset = 0
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-                raise _RefusedError(
-                    f"the server sends another range, {answer.headers.get('Content-Range')!r}"
-                )
+                raise _RefusedError(f"the server sends another range, {answer.headers.get('Content-Range')!r}")
             _write(answer, part, offset)
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema)):

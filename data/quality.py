@@ -71,15 +71,12 @@ def check_crystal(crystal: Crystal) -> None:
         if site == other:
             whom = f"site {site} (Z = {numbers[site]}) and its own periodic image"
         raise BadCrystalError(
-            f"overlapping atoms: {whom} are {value:.3f} Angstrom apart; "
-            f"expected at least {MIN_DISTANCE_ANGSTROM}"
+            f"overlapping atoms: {whom} are {value:.3f} Angstrom apart; expected at least {MIN_DISTANCE_ANGSTROM}"
         )
 
 
 @numba.njit(cache=True)
-def _first_fault(
-    numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray
-) -> tuple[int, int, int, float]:
+def _first_fault(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[int, int, int, float]:
     """The first fault's kind, its site (or lattice vector), its other site, and the length that shows it."""
     n_atoms = len(numbers)
     for i in range(n_atoms):
@@ -105,9 +102,7 @@ def _first_fault(
 
 
 @numba.njit(cache=True)
-def _closest_pair(
-    frac_coords: np.ndarray, lattice: np.ndarray, thickness: np.ndarray
-) -> tuple[int, int, float]:
+def _closest_pair(frac_coords: np.ndarray, lattice: np.ndarray, thickness: np.ndarray) -> tuple[int, int, float]:
     """The closest pair nearer than the limit, images counted; sites are -1 when there is none."""
     best = MIN_DISTANCE_ANGSTROM
     site, other = -1, -1

@@ -130,9 +130,7 @@ def read_folder(folder: Path) -> Source:
     }
     keys = columns.get("file") or columns.get("id")
     if keys is None:
-        raise TaskError(
-            f"{tables[0]} has the columns {list(columns)}; expected 'file' or 'id', naming the structures"
-        )
+        raise TaskError(f"{tables[0]} has the columns {list(columns)}; expected 'file' or 'id', naming the structures")
     names = _file_names(tables[0], [str(key) for key in keys], files)
     parts = [_content(files[name]) for name in names]
     for name, part in zip(names, parts, strict=True):

@@ -163,8 +163,7 @@ def _crystal_from_json(payload: bytes) -> Crystal:
             number = _ATOMIC_NUMBERS.get(species[0]["element"])
             if number is None:
                 raise BadCrystalError(
-                    f"unknown element {species[0]['element']} at site {k}: "
-                    f"CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
+                    f"unknown element {species[0]['element']} at site {k}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
                 )
             numbers.append(number)
         frac_coords = np.array([site["abc"] for site in sites], dtype=np.float64)

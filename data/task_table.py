@@ -78,9 +78,7 @@ class _Facts:
 
 
 _OFFICIAL = {
-    "matbench_dielectric": _Facts(
-        "Refractive indices from DFPT (PBE), Petousis et al. 2017, Materials Project."
-    ),
+    "matbench_dielectric": _Facts("Refractive indices from DFPT (PBE), Petousis et al. 2017, Materials Project."),
     "matbench_jdft2d": _Facts(
         "Exfoliation energies of layered crystals from OptB88vdW DFT, Choudhary et al. 2017, JARVIS-DFT.",
         materials_project=False,
@@ -148,9 +146,7 @@ def official_ids(task: Task) -> list[str]:
 
 def published_file(name: str) -> tuple[str, str]:
     """Address and sha256 of an official task's file, as published by Matbench's authors."""
-    published = orjson.loads(
-        (package_folder("matminer") / "datasets" / "dataset_metadata.json").read_bytes()
-    )[name]
+    published = orjson.loads((package_folder("matminer") / "datasets" / "dataset_metadata.json").read_bytes())[name]
     return published["url"], published["hash"]
 
 

@@ -143,9 +143,7 @@ def _with_quantity(task: Task, quantity: str) -> Task:
     if quantity not in _QUANTITIES:
         raise TaskError(f"quantity {quantity!r}: expected one of {', '.join(_QUANTITIES)}")
     if (task.official or task == DEMO) and quantity != task.quantity:
-        raise TaskError(
-            f"quantity {quantity!r}: that of {task.name} is {task.quantity!r}; leave the option out"
-        )
+        raise TaskError(f"quantity {quantity!r}: that of {task.name} is {task.quantity!r}; leave the option out")
     return replace(task, quantity=cast(Quantity, quantity))
 
 

@@ -31,7 +31,7 @@ PRETRAINED_WEIGHTS = ("0.3.0", "0.2.0", "r2scan")
 
 # The structures each element is scanned in, by Strukturbericht symbol (alpha boron has none and goes by its
 # AFLOW label): what it is known in near zero temperature, not whatever CHGNet likes best. Given the choice,
-# the r2SCAN weights put phosphorus in selenium's chains at -47 eV/atom, neodymium in graphite's sheets at -63.
+# the r2SCAN weights put phosphorus in selenium's chains at -47 eV/atom, neodymium in graphite sheets at -63.
 CLOSE_PACKED = ("A1", "A2", "A3", "A3'")  # fcc, bcc, hcp, double hcp: every element not named below
 KNOWN_STRUCTURES = {
     "B": ("A_hR12_166_2h",),
@@ -50,15 +50,15 @@ KNOWN_STRUCTURES = {
     "Bi": ("A7",),
     "Po": ("A_h",),  # simple cubic
     "U": ("A20", "A2"),
-} | dict.fromkeys(("H", "N", "O", "F", "Cl", "Br", "I"), ("dimer",))
+}
+BOND_LENGTHS = {"H": 0.74, "N": 1.10, "O": 1.21, "F": 1.41, "Cl": 1.99, "Br": 2.28, "I": 2.67}  # Angstrom, of X2
 
-# A scan's shortest distances, relative to the sum of two covalent radii: actinides sit at 0.7, lead at 1.2,
-# fluorine's molecule at 1.25. Outside, CHGNet leaves its training domain (tungsten at 1.7: -381 eV/atom), and
-# crushed cells also cost most (a crystal of hydrogen at 0.44 Angstrom makes millions of angles).
-NEAREST, FARTHEST = 0.62, 1.4
-NEAREST_IN_CRYSTALS = 1.3  # Angstrom; no solid element bonds closer
-NOBLE_GASES, NOBLE_GAS_RANGE = ("He", "Ne", "Ar", "Kr", "Xe", "Rn"), (2.3, 4.8)  # Angstrom
-COARSE_STEP, FINE_STEP = 1.03, 1.005
+# A scan covers these multiples of the measured length: the bond of a molecule, the cube root of the volume per
+# atom of a crystal. Diamond is at 0.87 (the volume is graphite's). Beyond, CHGNet leaves its training domain:
+# weights 0.2.0 put crushed lead at -36 eV/atom, r2SCAN's stretched tungsten at -381.
+NARROWEST, WIDEST = 0.84, 1.18
+COARSE_STEP, FINE_STEP = 1.02, 1.004
+UNMEASURED_VOLUMES = {"At": 38.0, "Fr": 117.0}  # Angstrom^3, guessed from their neighbours in the table
 CUTOFF_MARGIN = 0.05  # Angstrom; an atom without a neighbour inside the cutoff makes stock CHGNet raise
 MOLECULE_BOX = 15.0  # Angstrom, more than twice every cutoff
 
@@ -96,21 +96,21 @@ class Anchor(NamedTuple):
 
     energy_ev_per_atom: float
     structure: str
-    shortest_distance_angstrom: float
+    relative_length: float
 
 
 def element_structures() -> dict[str, Structure]:
     """The element structures to scan, as in the AFLOW library that pymatgen ships.
 
     Returns:
-        Strukturbericht symbol (or AFLOW label) -> structure, its shortest distance scaled to 1 Angstrom.
+        Strukturbericht symbol (or AFLOW label) -> structure, its volume scaled to 1 Angstrom^3 per atom.
 
     Raises:
         LookupError: this pymatgen ships no such prototype.
     """
     from pymatgen.core import Structure
 
-    wanted = {*CLOSE_PACKED, *chain(*KNOWN_STRUCTURES.values())} - {"dimer"}
+    wanted = {*CLOSE_PACKED, *chain(*KNOWN_STRUCTURES.values())}
     packed = resources.files("pymatgen.analysis.prototypes") / "aflow_prototypes.json.gz"
     found: dict[str, Structure] = {}
     for prototype in json.loads(gzip.decompress(packed.read_bytes())):
@@ -120,8 +120,7 @@ def element_structures() -> dict[str, Structure]:
             continue
         structure = Structure.from_dict(prototype["snl"])
         if len(structure.composition) == 1:
-            shape = Structure(structure.lattice, ["H"] * len(structure), structure.frac_coords)
-            found[symbol] = _made_of(shape, "H", 1.0 / _nearest_distances(shape).min())
+            found[symbol] = structure.scale_lattice(len(structure))
     missing = sorted(wanted - found.keys())
     if missing:
         raise LookupError(f"this pymatgen ships no AFLOW prototype for {missing} of {sorted(wanted)}")
@@ -137,41 +136,34 @@ def element_anchor(model: CHGNet, element: str, shapes: dict[str, Structure]) ->
     Args:
         model: a stock CHGNet.
         element: its symbol.
-        shapes: structures with a shortest distance of 1 Angstrom, from `element_structures`.
+        shapes: structures of 1 Angstrom^3 per atom, from `element_structures`.
     """
-    from ase.data import atomic_numbers, covalent_radii
-
-    bond = 2.0 * float(covalent_radii[atomic_numbers[element]])
-    nearest, farthest = NOBLE_GAS_RANGE if element in NOBLE_GASES else (NEAREST * bond, FARTHEST * bond)
-    reach = float(model.graph_converter.atom_graph_cutoff) - CUTOFF_MARGIN
+    cutoff = float(model.graph_converter.atom_graph_cutoff)
     builders: dict[str, Callable[[float], Structure]] = {}
+    if element in BOND_LENGTHS:
+        builders["dimer"] = partial(_dimer, element)
+    else:
+        for symbol in KNOWN_STRUCTURES.get(element, CLOSE_PACKED):
+            builders[symbol] = partial(_crystal, element, shapes[symbol])
     bound: list[Anchor] = []
     unbound: list[Anchor] = []
-    for symbol in KNOWN_STRUCTURES.get(element, CLOSE_PACKED):
-        if symbol == "dimer":
-            builders[symbol] = partial(_dimer, element)
-            shortest, longest = nearest, min(farthest, reach)
-        else:
-            builders[symbol] = partial(_made_of, shapes[symbol], element)
-            shortest = max(nearest, NEAREST_IN_CRYSTALS)
-            longest = min(farthest, reach / _nearest_distances(shapes[symbol]).max())
-        n_steps = int(np.log(longest / shortest) / np.log(COARSE_STEP))
-        distances = shortest * COARSE_STEP ** np.arange(n_steps + 1.0)
-        energies = _energies_ev_per_atom(model, [builders[symbol](d) for d in distances])
+    for symbol, build in builders.items():
+        widest = min(WIDEST, (cutoff - CUTOFF_MARGIN) / _nearest_distances(build(1.0)).max())
+        n_steps = int(np.log(widest / NARROWEST) / np.log(COARSE_STEP))
+        lengths = NARROWEST * COARSE_STEP ** np.arange(n_steps + 1.0)
+        energies = _energies_ev_per_atom(model, [build(length) for length in lengths])
         inner = energies[1:-1]
         is_minimum = (inner < energies[:-2]) & (inner <= energies[2:])
-        bound += [
-            Anchor(float(energies[k]), symbol, float(distances[k])) for k in 1 + np.flatnonzero(is_minimum)
-        ]
-        unbound.append(Anchor(float(energies[-1]), "unbound", float(distances[-1])))
+        bound += [Anchor(float(energies[k]), symbol, float(lengths[k])) for k in 1 + np.flatnonzero(is_minimum)]
+        unbound.append(Anchor(float(energies[-1]), "unbound", float(lengths[-1])))
     if not bound:
         return min(unbound)
     best = min(bound)
     n_steps = int(np.log(COARSE_STEP) / np.log(FINE_STEP))
-    distances = best.shortest_distance_angstrom * FINE_STEP ** np.arange(-n_steps, n_steps + 1.0)
-    energies = _energies_ev_per_atom(model, [builders[best.structure](d) for d in distances])
+    lengths = best.relative_length * FINE_STEP ** np.arange(-n_steps, n_steps + 1.0)
+    energies = _energies_ev_per_atom(model, [builders[best.structure](length) for length in lengths])
     k = int(energies.argmin())
-    return Anchor(float(energies[k]), best.structure, float(distances[k]))
+    return Anchor(float(energies[k]), best.structure, float(lengths[k]))
 
 
 def load_stock_model(weights: str) -> CHGNet:
@@ -200,7 +192,7 @@ def write_anchors(path: Path) -> None:
             document[weights][element] = round(anchor.energy_ev_per_atom, 5)
             print(
                 f"{weights} {element:2} {anchor.energy_ev_per_atom:10.5f} eV/atom  "
-                f"{anchor.structure} at {anchor.shortest_distance_angstrom:.2f} A",
+                f"{anchor.structure} at {anchor.relative_length:.2f} of the measured length",
                 flush=True,
             )
     aside = path.with_suffix(".json.aside")
@@ -208,23 +200,26 @@ def write_anchors(path: Path) -> None:
     aside.replace(path)
 
 
-def _nearest_distances(structure: Structure) -> np.ndarray:
-    """Distance of each site to its nearest neighbour, Angstrom, shape (n_atoms,)."""
-    # 3 times the mean spacing reaches a neighbour in any of these structures, graphite's layers included
-    centres, _, _, lengths = structure.get_neighbor_list(3.0 * (structure.volume / len(structure)) ** (1 / 3))
-    return np.array([lengths[centres == k].min() for k in range(len(structure))])
+def _crystal(element: str, shape: Structure, relative_length: float) -> Structure:
+    from pymatgen.core import Element, Structure
 
-
-def _made_of(shape: Structure, element: str, factor: float) -> Structure:
-    from pymatgen.core import Structure
-
+    # molar volume in cm^3 of the condensed element, a noble gas too
+    volume = UNMEASURED_VOLUMES.get(element) or float(Element(element).molar_volume) / 0.602214
+    factor = volume ** (1 / 3) * relative_length
     return Structure(shape.lattice.matrix * factor, [element] * len(shape), shape.frac_coords)
 
 
-def _dimer(element: str, distance: float) -> Structure:
+def _dimer(element: str, relative_length: float) -> Structure:
     from pymatgen.core import Lattice, Structure
 
-    return Structure(Lattice.cubic(MOLECULE_BOX), [element] * 2, [[0, 0, 0], [0, 0, distance / MOLECULE_BOX]])
+    bond = BOND_LENGTHS[element] * relative_length
+    return Structure(Lattice.cubic(MOLECULE_BOX), [element] * 2, [[0, 0, 0], [0, 0, bond / MOLECULE_BOX]])
+
+
+def _nearest_distances(structure: Structure) -> np.ndarray:
+    """Distance of each site to its nearest neighbour, Angstrom, shape (n_atoms,)."""
+    centres, _, _, lengths = structure.get_neighbor_list(8.0)
+    return np.array([lengths[centres == k].min() for k in range(len(structure))])
 
 
 def _energies_ev_per_atom(model: CHGNet, structures: list[Structure]) -> np.ndarray:

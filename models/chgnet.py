@@ -187,7 +187,8 @@ class CHGNetwork(nn.Module):
             with self._gradient_if(block >= self.train_from):
                 layer = stock.atom_conv_layers[block]
                 messages = _gated_mlp(
-                    layer.twoBody_atom, [(atoms, batch.center), (bonds, bond_of_edge), (atoms, batch.neighbor)]
+                    layer.twoBody_atom,
+                    [(atoms, batch.center), (bonds, bond_of_edge), (atoms, batch.neighbor)],
                 )
                 collected = torch.zeros_like(atoms).index_add(0, batch.center, messages * atom_weights)
                 atoms = layer.mlp_out(collected) + atoms
@@ -200,7 +201,13 @@ class CHGNetwork(nn.Module):
         return atoms
 
     def _bond_conv(
-        self, block: int, bonds: Tensor, atoms: Tensor, angles: Tensor, angle_weights: Tensor, batch: GraphBatch
+        self,
+        block: int,
+        bonds: Tensor,
+        atoms: Tensor,
+        angles: Tensor,
+        angle_weights: Tensor,
+        batch: GraphBatch,
     ) -> tuple[Tensor, Tensor]:
         """One bond convolution: all bonds, and those that form angles, after the update."""
         layer = self.stock.bond_conv_layers[block]
@@ -221,9 +228,7 @@ class CHGNetwork(nn.Module):
             yield
 
 
-def _angle_parts(
-    short: Tensor, angles: Tensor, atoms: Tensor, batch: GraphBatch
-) -> list[tuple[Tensor, Tensor | None]]:
+def _angle_parts(short: Tensor, angles: Tensor, atoms: Tensor, batch: GraphBatch) -> list[tuple[Tensor, Tensor | None]]:
     """What a gated MLP over angles sees: both sides, the angle, the vertex, in stock's order."""
     return [
         (short, batch.angle_bond_i),
@@ -252,7 +257,7 @@ def _gated_mlp(mlp: GatedMLP, parts: list[tuple[Tensor, Tensor | None]]) -> Tens
         hidden = gathered if hidden is None else hidden + gathered
     hidden = hidden + torch.cat([first_core.bias, first_gate.bias])
     core, gate = hidden.split(len(first_core.bias), dim=1)
-    if len(_linears(core_layers)) == 2:  # noqa: PLR2004 - one hidden layer, or none
+    if len(_linears(core_layers)) == 2:
         core = _linears(core_layers)[1](mlp.activation(core))
         gate = _linears(gate_layers)[1](mlp.activation(gate))
     if mlp.norm is not None:

@@ -1,7 +1,7 @@
 """A trained model as a user has it: network and reference in one file that predicts crystals.
 
-    from models.fitted import load_model
-    load_model("model_fold_0.pth").predict(structures)
+from models.fitted import load_model
+load_model("model_fold_0.pth").predict(structures)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from scipy.special import expit
 
 from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
@@ -63,7 +64,7 @@ class FittedModel:
         """
         values = self.reference.predict(fractions) + self.reference.scale * outputs
         if self.kind == "classification":
-            return 1 / (1 + np.exp(-values))
+            return expit(values)
         return values * n_atoms if self.quantity == "energy_per_cell" else values
 
     def predict_rows(self, inputs: Inputs, fractions: np.ndarray, n_atoms: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -116,24 +117,27 @@ def load_model(path: str | Path, device: str = "cpu") -> FittedModel:
         FileNotFoundError: no such file.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
         found = content["format"]
     except FileNotFoundError:
         raise
     except Exception as problem:  # torch reports damage in many ways; all mean the same to the user
         raise ModelFileError(f"{path} is not a matsweep model file, or is damaged: {problem}") from problem
     if found != FILE_FORMAT:
-        raise ModelFileError(f"{path} has model format {found}; this version reads {FILE_FORMAT}")
-    network = CHGNetwork(content["weights"])
-    network.stock.load_state_dict(content["state_dict"])
-    return FittedModel(
-        network=network.to(device).eval(),
-        reference=Reference(
-            coefficients=content["reference_coefficients"].numpy(),
-            intercept=content["reference_intercept"],
-            scale=content["scale"],
-        ),
-        kind=content["kind"],
-        quantity=content["quantity"],
-        about=content["about"],
-    )
+        raise ModelFileError(f"{path} has model format {found!r}; this version reads {FILE_FORMAT}")
+    try:
+        network = CHGNetwork(content["weights"])
+        network.stock.load_state_dict(content["state_dict"])
+        return FittedModel(
+            network=network.to(device).eval(),
+            reference=Reference(
+                coefficients=content["reference_coefficients"].numpy(),
+                intercept=content["reference_intercept"],
+                scale=content["scale"],
+            ),
+            kind=content["kind"],
+            quantity=content["quantity"],
+            about=content["about"],
+        )
+    except (KeyError, ValueError) as problem:
+        raise ModelFileError(f"{path} is damaged, its content is incomplete: {problem!r}") from problem

@@ -48,4 +48,8 @@ def all_scores(kind: Kind, y_true: np.ndarray, y_pred: np.ndarray) -> dict[str, 
         accuracy = float(((y_pred >= 0.5) == (y_true >= 0.5)).mean())
         return {"rocauc": metric_of(kind).value(y_true, y_pred), "accuracy": accuracy}
     error = np.abs(y_true - y_pred)
-    return {"mae": float(error.mean()), "rmse": float(np.sqrt((error**2).mean())), "max_error": float(error.max())}
+    return {
+        "mae": float(error.mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "max_error": float(error.max()),
+    }

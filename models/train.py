@@ -55,7 +55,7 @@ class EpochResult:
     """What one epoch tells. Epoch 0 is the model before training: pretrained network and reference.
 
     Attributes:
-        epoch: counted from 1.
+        epoch: counted from 1; 0 is before training.
         train_loss: mean over the training rows while they were trained on (before training: as it is).
         val_loss: mean over the validation rows after the epoch.
         val_metric: MAE in the task's unit, or ROC-AUC, over the validation rows.
@@ -216,7 +216,10 @@ class FineTuning:
         return self.model
 
     def state(self) -> dict[str, Any]:
-        """All that changes while training, as tensors and plain values; a resumed run equals this one."""
+        """All that changes while training, as tensors and plain values; a resumed run equals this one.
+
+        Save it before training goes on: on the CPU its tensors are those that train.
+        """
         network = self.model.network
         return {
             "config": self.config.model_dump(),

@@ -21,8 +21,9 @@ def test_every_element_has_a_finite_anchor(weights):
     assert anchors.shape == (N_ELEMENTS,)
     assert anchors.dtype == np.float64
     assert np.isfinite(anchors).all()
-    # no pure element is bound by more than about 15 eV/atom (plutonium, in total energies of PBE)
-    assert -18 < anchors.min() < anchors.max() < 3
+    known = np.delete(anchors, [Z - 1 for Z in (84, 85, 86, 87, 88)])  # Po to Ra: CHGNet never saw them
+    # PBE total energies stay above plutonium's -14 eV/atom; r2SCAN's count core states, down to -87.
+    assert (-90 if weights == "r2scan" else -15) < known.min() < known.max() < 1
 
 
 def test_anchors_are_indexed_by_atomic_number():
@@ -47,9 +48,8 @@ def test_recomputing_gives_the_committed_anchors():
 
 def test_an_anchor_sits_at_the_known_structure():
     model, shapes = load_stock_model("0.3.0"), element_structures()
-    few = {symbol: shapes[symbol] for symbol in ("A1", "A2", "A4")}
-    tungsten, oxygen = element_anchor(model, "W", few), element_anchor(model, "O", few)
-    assert tungsten.shape == "A2"
-    assert tungsten.shortest_distance_angstrom == pytest.approx(2.74, abs=0.1)
-    assert oxygen.shape == "dimer"
-    assert oxygen.shortest_distance_angstrom == pytest.approx(1.21, abs=0.1)
+    tungsten, oxygen = element_anchor(model, "W", shapes), element_anchor(model, "O", shapes)
+    assert tungsten.structure == "A2"
+    assert tungsten.relative_length == pytest.approx(1.0, abs=0.03)
+    assert oxygen.structure == "dimer"
+    assert oxygen.relative_length == pytest.approx(1.0, abs=0.03)

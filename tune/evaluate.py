@@ -54,9 +54,7 @@ def score_fold(dataset: Dataset, outcome: Outcome) -> FoldScore:
             f"for {len(split.test)} test rows"
         )
     test_ids = set(dataset.folds[outcome.fold].test_ids)
-    fallback = [
-        row for row in dataset.quarantine if dataset.ids[row] in test_ids and row not in dataset.unscored
-    ]
+    fallback = [row for row in dataset.quarantine if dataset.ids[row] in test_ids and row not in dataset.unscored]
     training_mean = dataset.labels[np.concatenate([split.train, split.val])].mean()
     rows = np.concatenate([split.test, np.array(fallback, dtype=np.int64)])
     y_pred = np.concatenate([predicted, np.full(len(fallback), training_mean)])

@@ -57,7 +57,11 @@ def pretrained_outputs(
             for number in missing
         }
         progress = Progress(
-            TextColumn("backbone features"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+            TextColumn("backbone features"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
         )
         with progress:
             bar = progress.add_task("features", total=len(graphs), completed=len(graphs) - len(missing) * ROWS_PER_PART)
@@ -75,9 +79,7 @@ def pretrained_outputs(
 
 
 @ray.remote(max_retries=3)
-def _compute_part(
-    graphs: Graphs, weights: str, start: int, cache_folder: str, stem: str, gpus: float
-) -> np.ndarray:
+def _compute_part(graphs: Graphs, weights: str, start: int, cache_folder: str, stem: str, gpus: float) -> np.ndarray:
     """Features of one run of rows, written to the cache under a name that carries their checksum."""
     torch.set_num_threads(1)
     device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")

@@ -1,94 +1,133 @@
-"""What a sweep leaves: results.json, RESULTS.md, and per fold histories, predictions and models."""
+"""What a sweep leaves: results.json, and per fold histories, predictions and models."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from data.storage import open_folder, write_whole
 from models.metrics import metric_of
-from tune.dataset import Dataset
-from tune.evaluate import FoldScore, model_file
+from tune.dataset import VALIDATION_FRACTION, Dataset
+from tune.evaluate import FoldScore, ensemble, model_file, score_fold
+from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 
-LIBRARIES = ("torch", "ray", "chgnet", "pymatgen", "matbench", "optuna", "pandas", "pyarrow", "numpy", "numba")
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
     "relatives, may have been seen in pretraining. Do not rank it against models trained from scratch without saying so."
 )
 
 
-class Folder:
-    """The sweep's folder on any storage; files appear whole or not at all."""
+def collect(
+    options: Options,
+    dataset: Dataset,
+    folder: Folder,
+    searches: dict[int, list[Outcome]],
+    chosen: dict[int, dict[str, Any]],
+    trained: list[Outcome],
+) -> dict[str, Any]:
+    """Score what was trained, write its files, and gather the results."""
+    task, metric = dataset.task, metric_of(dataset.task.kind)
+    scores = [score_fold(dataset, outcome) for outcome in trained]
+    n = len(options.folds)
+    reference = "pretrained + reference" if task.quantity != "other" else "reference: linear in the element fractions"
+    if options.space.weights == "random":
+        reference = "reference: linear in the element fractions"
+    write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
+    by_seed: list[list[FoldScore]] = []
+    seed_entries = []
+    for position in range(n, len(trained), n):
+        seed = trained[position].config["seed"]
+        part, outcomes = scores[position : position + n], trained[position : position + n]
+        write_evaluation(folder, f"seed_{seed}", outcomes, part, metric.name)
+        epochs = [
+            {
+                "fold": outcome.fold,
+                "best_epoch": outcome.best_epoch,
+                f"best_val_{metric.name}": outcome.best_metric,
+                "trained_parameters": outcome.trained_parameters,
+            }
+            for outcome in outcomes
+        ]
+        seed_entries.append({"seed": seed, **summary(part), "training": epochs})
+        by_seed.append(part)
 
-    def __init__(self, address: str) -> None:
-        """Open a path or URI."""
-        self.address = address.rstrip("/")
-        self.filesystem, self.path = open_folder(address)
-
-    def write(self, name: str, content: str | bytes) -> None:
-        """Write a file of the sweep."""
-        data = content.encode() if isinstance(content, str) else content
-        write_whole(self.filesystem, f"{self.path}/{name}", data)
-
-    def write_csv(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table."""
-        self.write(name, table.to_csv(index=False))
-
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file without a null in it.
-
-        Raises:
-            ValueError: a value is None or not finite; the message says where.
-        """
-        refuse_null(content, name)
-        self.write(name, json.dumps(content, indent=1))
-
-
-def refuse_null(value: Any, where: str) -> None:
-    """Raise ValueError at the first None or non-finite number inside a JSON-like value."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{where} is {value}: results hold no empty value")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            refuse_null(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for position, item in enumerate(value):
-            refuse_null(item, f"{where}[{position}]")
-
-
-def run_record() -> dict[str, Any]:
-    """Code version, library versions and machine, for the record of a run."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in LIBRARIES},
+    subset = task.n_official is not None and len(dataset.ids) < task.n_official
+    description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
+    notes = [task.labels]
+    notes += [task.notes] if task.notes else []
+    notes += [OVERLAP] if task.pretraining_overlap and options.space.weights != "random" else []
+    n_fallback = sum(score.n_fallback for score in scores[:n])
+    if dataset.quarantine:
+        notes.append(
+            f"{len(dataset.quarantine)} rows are quarantined (quarantine.csv); {n_fallback} of them are test "
+            "crystals without a graph, predicted by the mean of the training labels."
+        )
+    results: dict[str, Any] = {
+        "sweep": options.name,
+        "options": {
+            **options.model_dump(exclude_none=True),
+            "searched": sorted(options.space.searched),
+        },
+        "record": run_record(),
+        "task": {key: value for key, value in vars(task).items() if value is not None},
+        "data": {
+            "description": description,
+            "n_rows": len(dataset.ids),
+            "n_quarantined": len(dataset.quarantine),
+            "n_fallback": n_fallback,
+            "n_raised_cutoff": dataset.n_raised_cutoff,
+            "sha256": dataset.data_sha256,
+            "graph_cache_key": dataset.cache_key,
+        },
+        "notes": notes,
+        "protocol": protocol(options),
+        "metric": metric.name,
+        "reference": {"title": reference, **summary(scores[:n])},
+        "seeds": seed_entries,
+        "chosen": [{"fold": fold, "config": config} for fold, config in chosen.items()],
+        "trials": write_trials(folder, searches, metric.name),
     }
+    if len(by_seed) > 1:
+        members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
+        for member in members:
+            folder.write_csv(f"ensemble/preds_fold_{member.fold}.csv", member.predictions)
+        results["ensemble"] = summary(members)
+        results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
+    return results
 
 
-def git_commit() -> str:
-    """Commit of the code, marked when there are changes on top; says so where git cannot tell."""
-    here = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: not a git checkout"
-    return run.stdout.strip()
+def protocol(options: Options) -> str:
+    """How configurations were chosen, in a sentence for everyone who reads the results."""
+    split = (
+        f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
+        f"(seed {options.seed}); best epoch and early stopping use it alone; the test part is predicted once"
+    )
+    if not options.space.searched:
+        return f"no search, the space fixes every parameter; {split}."
+    if set(options.folds) <= set(options.search_folds):
+        return f"nested: one search per fold on that fold's own validation split; {split}."
+    borrowed = sorted(set(options.folds) - set(options.search_folds))
+    return (
+        f"searched on fold(s) {options.search_folds}; fold(s) {borrowed} use the configuration found on fold "
+        f"{options.search_folds[0]}, whose training part holds crystals of their test parts, so that the choice of "
+        f"hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); {split}."
+    )
+
+
+def write_quarantine(folder: Folder, dataset: Dataset) -> None:
+    """Write which rows take part in nothing, and why."""
+    rows = sorted(dataset.quarantine.items())
+    table = pd.DataFrame(
+        {
+            "row": [row for row, _ in rows],
+            "id": [dataset.ids[row] for row, _ in rows],
+            "reason": [reason for _, reason in rows],
+        }
+    )
+    folder.write_csv("quarantine.csv", table)
 
 
 def write_history(folder: Folder, name: str, outcome: Outcome, metric_name: str) -> None:
@@ -141,66 +180,3 @@ def summary(scores: Sequence[FoldScore]) -> dict[str, Any]:
             name: float(np.std([score.scores[name] for score in scores], ddof=1)) for name in names
         }
     return result
-
-
-def results_markdown(results: dict[str, Any], dataset: Dataset) -> str:
-    """The table a person reads."""
-    task, metric = dataset.task, metric_of(dataset.task.kind)
-    unit = f" ({task.unit})" if task.unit and metric.name == "mae" else ""
-    folds = [entry["fold"] for entry in results["reference"]["folds"]]
-    lines = [
-        f"# {results['sweep']}",
-        "",
-        f"**{task.name}**, target `{task.target}`{unit}: {results['data']['description']}.",
-        "",
-        *(f"- {note}" for note in results["notes"]),
-        f"- Protocol: {results['protocol']}",
-        "",
-        f"| {metric.name.upper()}{unit} on the test parts | "
-        + " | ".join(f"fold {fold}" for fold in folds)
-        + " | mean | std over folds |",
-        "|---" * (len(folds) + 3) + "|",
-    ]
-    for title, entry in _table_rows(results):
-        cells = [f"{fold[metric.name]:.4f}" for fold in entry["folds"]]
-        spread = f"{entry['std_over_folds'][metric.name]:.4f}" if "std_over_folds" in entry else "one fold"
-        lines.append(f"| {title} | " + " | ".join(cells) + f" | **{entry['mean'][metric.name]:.4f}** | {spread} |")
-    if "seed_std" in results:
-        lines += ["", f"Standard deviation of the mean over seeds: {results['seed_std']:.5f}{unit}."]
-    lines += ["", "## Chosen configuration", ""]
-    lines += [
-        f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in chosen["config"].items())
-        for chosen in results["chosen"]
-    ]
-    if results["trials"]:
-        best = f"best_val_{metric.name}"
-        fields = sorted({field for trial in results["trials"] for field in trial["config"]})
-        lines += ["", "## Trials, ranked on validation", ""]
-        lines.append(f"| search fold | rank | val {metric.name} | epochs | " + " | ".join(fields) + " |")
-        lines.append("|---" * (len(fields) + 4) + "|")
-        for trial in results["trials"]:
-            value = f"{trial[best]:.4f}" if best in trial else "no epoch"
-            value += f" (failed: {trial['failed']})" if "failed" in trial else ""
-            config = " | ".join(_short(trial["config"].get(field, "default")) for field in fields)
-            lines.append(f"| {trial['search_fold']} | {trial['rank']} | {value} | {trial['epochs_done']} | {config} |")
-    record = results["record"]
-    lines += [
-        "",
-        f"Code {record['git_commit']}, {record['created']}, Python {record['python']}; data "
-        f"{results['data']['sha256'][:12]}; "
-        + ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    rows = [(results["reference"]["title"], results["reference"])]
-    rows += [(f"fine-tuned, seed {entry['seed']}", entry) for entry in results["seeds"]]
-    if "ensemble" in results:
-        rows.append((f"ensemble of {len(results['seeds'])} seeds", results["ensemble"]))
-    return rows
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

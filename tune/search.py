@@ -1,4 +1,4 @@
-"""Ray Tune runs: a search on one fold's validation split, and the training of chosen configs on every fold."""
+"""Ray Tune runs: a search on one fold's validation split, and chosen configs trained on every fold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyarrow import fs
 from ray.tune.search.optuna import OptunaSearch
 
 from data.storage import read_whole
-from models.metrics import Metric, metric_of
+from models.metrics import metric_of
 from tune.dataset import Dataset
 from tune.scheduler import ResumableASHA
 from tune.space import SearchSpace
@@ -62,7 +62,14 @@ class Outcome:
 
 
 def search_fold(
-    dataset: Dataset, space: SearchSpace, fold: int, *, num_samples: int, seed: int, resources: Resources, folder: str
+    dataset: Dataset,
+    space: SearchSpace,
+    fold: int,
+    *,
+    num_samples: int,
+    seed: int,
+    resources: Resources,
+    folder: str,
 ) -> list[Outcome]:
     """Search a space on one fold; the best trial comes first, failed ones last.
 
@@ -103,7 +110,7 @@ def search_fold(
         folder,
         Tracking(f"search fold {fold}", num_samples, metric, folder),
     )
-    outcomes = [_outcome(result, fold, result.config, metric) for result in results]
+    outcomes = [_outcome(result, fold, result.config) for result in results]
     sign = 1 if metric.mode == "min" else -1
     return sorted(outcomes, key=lambda o: (o.best_metric is None, o.error is not None, sign * (o.best_metric or 0)))
 
@@ -139,7 +146,7 @@ def train_chosen(
         Tracking("training the chosen", len(runs), metric, folder),
     )
     by_number = {result.config["run"]["number"]: result for result in results}
-    return [_outcome(by_number[run["number"]], run["fold"], run["config"], metric) for run in runs]
+    return [_outcome(by_number[run["number"]], run["fold"], run["config"]) for run in runs]
 
 
 def _trainable(dataset: Dataset, resources: Resources, *, fold: int | None) -> Any:
@@ -162,7 +169,11 @@ def _trainable(dataset: Dataset, resources: Resources, *, fold: int | None) -> A
 
 
 def _run(
-    trainable: Any, param_space: dict[str, Any], tune_config: ray.tune.TuneConfig, folder: str, tracking: Tracking
+    trainable: Any,
+    param_space: dict[str, Any],
+    tune_config: ray.tune.TuneConfig,
+    folder: str,
+    tracking: Tracking,
 ) -> ray.tune.ResultGrid:
     """Run a new experiment, or go on with the one in `folder`."""
     # A snapshot a second: a killed driver then runs no finished trial again.
@@ -192,7 +203,7 @@ def _run(
     return tuner.fit()
 
 
-def _outcome(result: ray.tune.Result, fold: int, config: dict[str, Any], metric: Metric) -> Outcome:
+def _outcome(result: ray.tune.Result, fold: int, config: dict[str, Any]) -> Outcome:
     state: dict[str, Any] = {"history": [], "best_epoch": -1, "trained_parameters": []}
     folder = None
     if result.checkpoint:

@@ -15,7 +15,10 @@ from models.config import TrainConfig
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")
 # Chosen by the sweep, or fixed because graphs and features are made for one set of weights.
-_NOT_SEARCHED = {"seed": "set with --seed and --seeds", "weights": "one value a sweep: graphs are made for it"}
+_NOT_SEARCHED = {
+    "seed": "set with --seed and --seeds",
+    "weights": "one value a sweep: graphs are made for it",
+}
 
 
 class SpaceError(ValueError):
@@ -51,7 +54,7 @@ class SearchSpace(BaseModel):
     @property
     def weights(self) -> str:
         """The CHGNet weights all trials start from."""
-        return TrainConfig(**{"weights": self.parameters.get("weights", "0.3.0")}).weights
+        return self.parameters.get("weights", TrainConfig.model_fields["weights"].default)
 
     def most(self, field: str) -> Any:
         """The largest value a numeric field can take."""
@@ -61,7 +64,7 @@ class SearchSpace(BaseModel):
     def ray_space(self) -> dict[str, Any]:
         """The same for Ray Tune."""
         make = {
-            "choice": lambda bounds: ray.tune.choice(bounds),
+            "choice": ray.tune.choice,
             "uniform": lambda bounds: ray.tune.uniform(*bounds),
             "loguniform": lambda bounds: ray.tune.loguniform(*bounds),
             "int": lambda bounds: ray.tune.randint(bounds[0], bounds[1] + 1),
@@ -116,7 +119,9 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         space = SearchSpace(name=path.stem, **content)
     except ValidationError as problem:
         error = problem.errors()[0]
-        raise refuse(tuple(map(str, error["loc"])), f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}") from None
+        raise refuse(
+            tuple(map(str, error["loc"])), f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}"
+        ) from None
     _check_together(space, refuse)
     return space
 
@@ -158,7 +163,9 @@ def _field_problem(field: str, value: object) -> str | None:
     if isinstance(value, str) and info.annotation in (int, float):
         return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
     try:
-        TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation).validate_python(value)
+        TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation).validate_python(
+            value
+        )
     except ValidationError as problem:
         return f"{field}: {problem.errors()[0]['msg']}, got {value!r}"
     return None
@@ -179,7 +186,8 @@ def _check_together(space: SearchSpace, refuse: Any) -> None:
         raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
     if space.searched and space.grace_epochs > space.most("epochs"):
         raise refuse(
-            ("grace_epochs",), f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}"
+            ("grace_epochs",),
+            f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}",
         )
 
 

@@ -51,13 +51,14 @@ class Tracking(Callback):
         if self.best is None or self.metric.better(best, self.best):
             self.best = best
         epochs = trial.last_result["epoch"]
-        n_done = sum(one.is_finished() for one in {*trials, trial})
+        n_done = sum(one.is_finished() or one is trial for one in trials)
         stopped = "" if epochs >= fields.get("epochs", epochs) else ", stopped by ASHA"
         console.print(
             f"  {self.title}: {n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
             f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "
             f"{trial.last_result['best_epoch']} of {epochs}{stopped}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

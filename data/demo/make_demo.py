@@ -31,7 +31,7 @@ VARIANTS = 2  # substituted versions of each prototype, besides the prototype it
 SEED = 20
 # Lattice constants tried, relative to the prototype's rescaled by covalent radii.
 SCAN = 1.04 ** np.arange(-5, 9)
-STRAINS = (0.94, 0.96, 1.04, 1.06)  # of the stablest lattice constant; one of them makes a second row
+STRAINS = (0.92, 0.94, 1.06, 1.08)  # of the stablest lattice constant; one of them makes a second row
 HIGHEST_LABEL, LOWEST_LABEL = 1.5, -4.5  # eV/atom; beyond, the labelling model is out of its domain
 CLOSEST = 0.7  # shortest distance allowed, relative to the sum of the two covalent radii
 SAME_LABEL, SAME_VOLUME = 2e-3, 0.01  # eV/atom and relative: equal formulas closer than this are one crystal
@@ -148,9 +148,7 @@ def write_rows(rows: list[Row], path: Path) -> None:
         "versions": json.dumps({name: metadata.version(name) for name in ("chgnet", "pymatgen", "torch")}),
     }
     aside = path.with_suffix(".parquet.aside")
-    pq.write_table(
-        pa.table(columns).replace_schema_metadata(about), aside, compression="zstd", compression_level=19
-    )
+    pq.write_table(pa.table(columns).replace_schema_metadata(about), aside, compression="zstd", compression_level=19)
     aside.replace(path)
 
 

@@ -1,0 +1,50 @@
+"""Rows -> graphs, one chunk at a time: what each actor of `data/build_cache.py` runs."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import gcd
+
+import numpy as np
+
+from data.crystal import BadCrystalError, Crystal
+from data.graphs import Graph, convert
+from data.quality import check_crystal
+from data.rows import RawChunk
+
+
+def convert_chunk(chunk: RawChunk, cutoff_angstrom: float) -> tuple[list[str | None], list[Graph | str]]:
+    """Parse, check and convert rows one by one.
+
+    Returns:
+        For each row its reduced formula and its graph, or None and the reason why it was rejected.
+    """
+    formulas: list[str | None] = []
+    graphs: list[Graph | str] = []
+    for crystal in chunk.crystals():
+        try:
+            if isinstance(crystal, BadCrystalError):
+                raise crystal
+            check_crystal(crystal)
+            graphs.append(convert(crystal, cutoff_angstrom))
+            formulas.append(reduced_formula(crystal))
+        except BadCrystalError as problem:
+            graphs.append(str(problem))
+            formulas.append(None)
+    return formulas, graphs
+
+
+def reduced_formula(crystal: Crystal) -> str:
+    """Formula in pymatgen's order with the greatest common divisor of the amounts taken out."""
+    counts = np.bincount(crystal.numbers)
+    elements = tuple(np.flatnonzero(counts).tolist())
+    amounts = tuple(counts[list(elements)].tolist())
+    divisor = gcd(*amounts)
+    return _formula(elements, tuple(amount // divisor for amount in amounts))
+
+
+@cache
+def _formula(elements: tuple[int, ...], amounts: tuple[int, ...]) -> str:
+    from pymatgen.core import Composition, Element
+
+    return Composition({Element.from_Z(z): n for z, n in zip(elements, amounts, strict=True)}).reduced_formula

@@ -1,0 +1,142 @@
+"""Real crystals and training runs for the tests of the models; no fixture, no test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pymatgen.core import Structure
+
+from data.convert import convert_chunk
+from data.graphs import Graphs, element_fractions, stack
+from data.rows import Rows
+from data.tasks import Task, open_task
+from models.chgnet import CHGNetwork, cutoffs
+from models.config import TrainConfig
+from models.features import FeatureInputs, backbone_features, predict
+from models.fitted import Quantity
+from models.metrics import Kind
+from models.train import FineTuning, TrainingRows
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Some rows of a real task, as pymatgen has them and as training does."""
+
+    task: Task
+    structures: list[Structure]
+    targets: np.ndarray
+    rows: TrainingRows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A single torch thread inside; the setting is put back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES) -> Sample:
+    """Rows spread evenly over a file of real structures, with backbone features of pretrained weights."""
+    task, rows = _open(file)
+    chosen = rows.select(np.linspace(0, len(rows) - 1, n_rows).astype(int).tolist(), "")
+    graphs = _graphs(chosen, weights)
+    features = outputs = None
+    if weights != "random":
+        everything, cpu = np.arange(n_rows), torch.device("cpu")
+        with one_thread():
+            network = CHGNetwork(weights)
+            features = backbone_features(network, graphs, everything, cpu)
+            outputs = predict(network, FeatureInputs(features, graphs.atom_start, cpu), everything)
+    return Sample(
+        task=task,
+        structures=[
+            Structure(crystal.lattice, crystal.numbers, crystal.frac_coords)
+            for crystal in chosen.chunk(0, n_rows).crystals()
+        ],
+        targets=chosen.targets,
+        rows=TrainingRows(graphs, element_fractions(graphs), features, outputs),
+    )
+
+
+@cache
+def _open(file: str) -> tuple[Task, Rows]:
+    if not (SHARED / file).exists():
+        pytest.skip(f"the shared {file} of real structures is not here")
+    return open_task(str(SHARED / file), download_dir=SHARED)
+
+
+def _graphs(rows: Rows, weights: str) -> Graphs:
+    _, graphs = convert_chunk(rows.chunk(0, len(rows)), cutoffs(weights)[0])
+    assert not any(isinstance(graph, str) for graph in graphs)
+    return stack(graphs)
+
+
+def thirds(n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of training, validation and test rows: of every six rows four, one and one."""
+    place = np.arange(n_rows) % 6
+    return np.flatnonzero(place < 4), np.flatnonzero(place == 4), np.flatnonzero(place == 5)
+
+
+def fine_tuning(
+    data: Sample,
+    targets: np.ndarray | None = None,
+    *,
+    rows: TrainingRows | None = None,
+    kind: Kind = "regression",
+    quantity: Quantity = "energy_per_atom",
+    parts: tuple[np.ndarray, np.ndarray] | None = None,
+    **fields,
+) -> FineTuning:
+    """A short run on a sample; `fields` change the config, `parts` are training and validation rows."""
+    defaults = {"epochs": 3, "batch_size": 8, "lr": 3e-3}
+    train, val = parts or thirds(len(data.targets))[:2]
+    return FineTuning(
+        TrainConfig(**(defaults | fields)),
+        rows or data.rows,
+        data.targets if targets is None else targets,
+        train,
+        val,
+        kind=kind,
+        quantity=quantity,
+    )
+
+
+def finished(run: FineTuning) -> FineTuning:
+    """The same run, trained to its end on one thread."""
+    with one_thread():
+        for _ in run.epochs():
+            pass
+    return run
+
+
+def numbers(run: FineTuning) -> np.ndarray:
+    """What the history of a run says, less the seconds; shape (n_epochs + 1, 5)."""
+    return np.array([[r.epoch, r.train_loss, r.val_loss, r.val_metric, r.lr] for r in run.history])
+
+
+def predictions(run: FineTuning, which: np.ndarray | None = None) -> np.ndarray:
+    """Predictions of the weights a run has now, for all rows or some."""
+    which = np.arange(len(run.targets)) if which is None else which
+    with one_thread():
+        return run.model.predict_rows(run.inputs, run.rows.fractions, run.n_atoms, which)
+
+
+def rotation(seed: int = 0) -> np.ndarray:
+    """A proper rotation, shape (3, 3)."""
+    q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
+    assert math.isclose(abs(np.linalg.det(q)), 1.0)
+    return q * np.linalg.det(q)

@@ -1,0 +1,160 @@
+"""All that defines a sweep, and its folder: what `--resume` needs and what a reader can repeat it from."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from data.storage import open_folder, read_whole, write_whole
+from tune.space import SearchSpace
+
+LIBRARIES = (
+    "torch",
+    "ray",
+    "chgnet",
+    "pymatgen",
+    "matbench",
+    "optuna",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "numba",
+)
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot start or go on; the message says why and what to do."""
+
+
+class Options(BaseModel):
+    """All that defines a sweep, kept in its `sweep.json` so that `--resume NAME` needs nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    space: SearchSpace
+    task: str
+    target: str | None
+    quantity: str | None
+    ids: str | None
+    search_folds: list[int]
+    folds: list[int]
+    num_samples: int
+    seed: int
+    seeds: int
+    storage: str
+    cache: str
+    downloads: str
+    cpus_per_trial: int
+    gpus_per_trial: float
+    max_concurrent: int | None
+
+
+class Folder:
+    """The sweep's folder on any storage; files appear whole or not at all."""
+
+    def __init__(self, address: str) -> None:
+        """Open a path or URI."""
+        self.address = address.rstrip("/")
+        self.filesystem, self.path = open_folder(address)
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the sweep."""
+        data = content.encode() if isinstance(content, str) else content
+        write_whole(self.filesystem, f"{self.path}/{name}", data)
+
+    def write_csv(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table."""
+        self.write(name, table.to_csv(index=False))
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file without a null in it.
+
+        Raises:
+            ValueError: a value is None or not finite; the message says where.
+        """
+        _refuse_null(content, name)
+        self.write(name, json.dumps(content, indent=1))
+
+
+def check_or_write_record(folder: Folder, options: Options, data_sha256: str, resumed: bool) -> None:
+    """Keep what defines the sweep; of a resumed one raise SweepError if its data changed."""
+    if not resumed:
+        record = {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()}
+        folder.write("sweep.json", json.dumps(record, indent=1))
+        return
+    before = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))["data_sha256"]
+    if before != data_sha256:
+        raise SweepError(
+            f"the data of {options.task!r} changed since this sweep began (SHA-256 {before[:12]} then, "
+            f"{data_sha256[:12]} now): start a new sweep under another --name"
+        )
+
+
+def load_options(storage: str, name: str) -> Options:
+    """Options of a sweep that was begun.
+
+    Raises:
+        SweepError: no such sweep.
+    """
+    folder = Folder(f"{storage}/{name}")
+    try:
+        record = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))
+    except FileNotFoundError:
+        raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there") from None
+    return Options(**record["options"])
+
+
+def refuse_taken(options: Options) -> None:
+    """Raise SweepError if a sweep of this name was begun already."""
+    folder = Folder(f"{options.storage}/{options.name}")
+    try:
+        read_whole(folder.filesystem, f"{folder.path}/sweep.json")
+    except FileNotFoundError:
+        return
+    raise SweepError(f"sweep {options.name!r} exists in {options.storage}: --resume it, or choose another --name")
+
+
+def run_record() -> dict[str, Any]:
+    """Code version, library versions and machine, for the record of a run."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+
+
+def git_commit() -> str:
+    """Commit of the code, marked when there are changes on top; says so where git cannot tell."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout"
+    return run.stdout.strip()
+
+
+def _refuse_null(value: Any, where: str) -> None:
+    """Raise ValueError at the first None or non-finite number inside a JSON-like value."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{where} is {value}: results hold no empty value")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_null(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for position, item in enumerate(value):
+            _refuse_null(item, f"{where}[{position}]")

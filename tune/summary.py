@@ -1,0 +1,112 @@
+"""Results for people: RESULTS.md and what the terminal shows at the end."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from rich.table import Table
+
+from data.build_cache import console
+from tune.options import Folder
+
+
+def results_markdown(results: dict[str, Any]) -> str:
+    """The table a person reads."""
+    task, metric = results["task"], results["metric"]
+    unit = f" ({task['unit']})" if task["unit"] and metric == "mae" else ""
+    folds = [entry["fold"] for entry in results["reference"]["folds"]]
+    lines = [
+        f"# {results['sweep']}",
+        "",
+        f"**{task['name']}**, target `{task['target']}`{unit}: {results['data']['description']}.",
+        "",
+        *(f"- {note}" for note in results["notes"]),
+        f"- Protocol: {results['protocol']}",
+        "",
+        f"| {metric.upper()}{unit} on the test parts | "
+        + " | ".join(f"fold {fold}" for fold in folds)
+        + " | mean | std over folds |",
+        "|---" * (len(folds) + 3) + "|",
+    ]
+    for title, entry in _table_rows(results):
+        cells = [f"{fold[metric]:.4f}" for fold in entry["folds"]]
+        spread = f"{entry['std_over_folds'][metric]:.4f}" if "std_over_folds" in entry else "one fold"
+        lines.append(f"| {title} | " + " | ".join(cells) + f" | **{entry['mean'][metric]:.4f}** | {spread} |")
+    if "seed_std" in results:
+        lines += ["", f"Standard deviation of the mean over seeds: {results['seed_std']:.5f}{unit}."]
+    lines += ["", "## Chosen configuration", ""]
+    lines += [
+        f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in chosen["config"].items())
+        for chosen in results["chosen"]
+    ]
+    if results["trials"]:
+        best = f"best_val_{metric}"
+        fields = sorted({field for trial in results["trials"] for field in trial["config"]})
+        lines += ["", "## Trials, ranked on validation", ""]
+        lines.append(f"| search fold | rank | val {metric} | epochs | " + " | ".join(fields) + " |")
+        lines.append("|---" * (len(fields) + 4) + "|")
+        for trial in results["trials"]:
+            value = f"{trial[best]:.4f}" if best in trial else "no epoch"
+            value += f" (failed: {trial['failed']})" if "failed" in trial else ""
+            config = " | ".join(_short(trial["config"].get(field, "default")) for field in fields)
+            lines.append(f"| {trial['search_fold']} | {trial['rank']} | {value} | {trial['epochs_done']} | {config} |")
+    record = results["record"]
+    lines += [
+        "",
+        f"Code {record['git_commit']}, {record['created']}, Python {record['python']}; data "
+        f"{results['data']['sha256'][:12]}; "
+        + ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+        + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    rows = [(results["reference"]["title"], results["reference"])]
+    rows += [(f"fine-tuned, seed {entry['seed']}", entry) for entry in results["seeds"]]
+    if "ensemble" in results:
+        rows.append((f"ensemble of {len(results['seeds'])} seeds", results["ensemble"]))
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def print_summary(results: dict[str, Any], folder: Folder) -> None:
+    """The ranking, the best configuration, the scores, and where everything is."""
+    metric = results["metric"]
+    unit = results["task"]["unit"] if metric == "mae" else ""
+    ranked = [trial for trial in results["trials"] if f"best_val_{metric}" in trial]
+    if ranked:
+        others = [field for field in results["options"]["searched"] if field != "epochs"]
+        table = Table("fold", "rank", f"val {metric}", "epochs", *others, title="Ranking on validation")
+        for trial in ranked[:10]:
+            table.add_row(
+                str(trial["search_fold"]),
+                str(trial["rank"]),
+                f"{trial[f'best_val_{metric}']:.4f}",
+                f"{trial['epochs_done']} of {trial['config'].get('epochs', trial['epochs_done'])}",
+                *(_short(trial["config"][field]) for field in others),
+            )
+        console.print(table)
+    folds_by_config: dict[str, list[str]] = {}
+    for chosen in results["chosen"]:
+        config = ", ".join(f"{key}={_short(value)}" for key, value in chosen["config"].items())
+        folds_by_config.setdefault(config, []).append(str(chosen["fold"]))
+    for config, folds in folds_by_config.items():
+        _say(f"Best configuration, fold(s) {', '.join(folds)}: {config}")
+    for title, entry in _table_rows(results):
+        spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
+        score = f"[bold]{entry['mean'][metric]:.4f}[/]{spread} {unit}"
+        _say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
+    for note in results["notes"]:
+        _say(f"Note: {note}")
+    _say(f"Everything is in {folder.address} (start with RESULTS.md)")
+    logdir = f"ray_results/{results['sweep']}" if "://" in folder.address else folder.address
+    _say(f"Curves: tensorboard --logdir {shlex.quote(logdir)}")
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
