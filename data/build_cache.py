@@ -25,6 +25,7 @@ from data.download import DownloadError
 from data.rows import RawChunk, Rows
 from data.shards import (
     MANIFEST,
+    ROWS_PER_SHARD,
     CacheSpec,
     DamagedShardError,
     StaleCacheError,
@@ -67,23 +68,29 @@ class Converter:
         return Converted(number, len(graphs), sum(isinstance(graph, str) for graph in graphs))
 
 
-def graphs_of(rows: Rows, cutoffs: tuple[float, float], cache_folder: str) -> tuple[StoredGraphs, str]:
+def graphs_of(
+    rows: Rows, cutoffs: tuple[float, float], cache_folder: str, rows_per_shard: int = ROWS_PER_SHARD
+) -> tuple[StoredGraphs, str]:
     """The graphs of some rows: read from the cache, after building what is missing or damaged.
 
     Args:
         rows: of a task.
         cutoffs: atom-graph and bond-graph cutoff of the model's weights, Angstrom.
         cache_folder: path or URI that holds all caches, one folder each.
+        rows_per_shard: rows in each shard but the last.
 
     Returns:
         The graphs, and the key of their cache.
     """
     spec = CacheSpec(
         data_sha256=rows.sha256,
-        atom_graph_cutoff=cutoffs[0],
-        bond_graph_cutoff=cutoffs[1],
+        atom_graph_cutoff=float(cutoffs[0]),  # 6 and 6.0 would give two keys
+        bond_graph_cutoff=float(cutoffs[1]),
         n_rows=len(rows),
+        rows_per_shard=rows_per_shard,
     )
+    if "://" not in cache_folder:  # the actors need not have this process's working directory
+        cache_folder = str(Path(cache_folder).expanduser().absolute())
     folder = f"{cache_folder.rstrip('/')}/{spec.key}"
     filesystem, path = open_folder(folder)
     for _ in range(_REPAIRS):
@@ -164,13 +171,13 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
-    repository = str(Path(__file__).resolve().parent.parent)
-    # Workers import data, models and tune wherever they run: from this folder here, from a copy elsewhere.
-    runtime_env: dict = {"env_vars": {"PYTHONPATH": repository}}
+    runtime_env = {}
     if address:
-        runtime_env = {"py_modules": [f"{repository}/{package}" for package in ("data", "models", "tune")]}
+        # Nodes of a cluster have the project installed, but perhaps not this version of it.
+        repository = Path(__file__).resolve().parent.parent
+        runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
     ray.init(
-        address=address,
+        address=address or "local",  # without an address Ray would join whatever cluster it finds here
         runtime_env=runtime_env,
         include_dashboard=False if address is None else None,
         logging_level="warning",
@@ -219,7 +226,8 @@ def main(
         opened, rows = open_task(
             task, target=target, ids_file=ids, download_dir=downloads or default_cache() / "downloads"
         )
-        connect(address)
+        if address:  # else Ray starts if, and only if, there is something to build
+            connect(address)
         folder = cache or str(default_cache() / "graphs")
         stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
     except (TaskError, DownloadError, StorageError, DamagedShardError) as problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from math import gcd
 
@@ -47,4 +48,8 @@ def reduced_formula(crystal: Crystal) -> str:
 def _formula(elements: tuple[int, ...], amounts: tuple[int, ...]) -> str:
     from pymatgen.core import Composition, Element
 
-    return Composition({Element.from_Z(z): n for z, n in zip(elements, amounts, strict=True)}).reduced_formula
+    composition = Composition({Element.from_Z(z): n for z, n in zip(elements, amounts, strict=True)})
+    with warnings.catch_warnings():
+        # Elements are put in the order of electronegativity, and a noble gas without one gets a warning.
+        warnings.simplefilter("ignore", UserWarning)
+        return composition.reduced_formula

@@ -20,6 +20,7 @@ from data.crystal import BadCrystalError, Crystal
 
 CONVERTER_VERSION = 1  # part of the cache key: raise it whenever a graph would come out different
 CUTOFF_STEP_ANGSTROM = 1.0  # by which the cutoff grows while an atom has no neighbour
+MAX_CUTOFF_ANGSTROM = 50.0  # beyond it an atom without a neighbour means that the lattice is wrong
 MAX_ATOMS = 65_535  # bonds index atoms by uint16
 
 
@@ -29,7 +30,7 @@ class Graph:
 
     Attributes:
         numbers: atomic numbers, uint8, shape (n_atoms,).
-        frac_coords: fractional coordinates wrapped into [0, 1), float32, shape (n_atoms, 3).
+        frac_coords: fractional coordinates wrapped into [0, 1], float32, shape (n_atoms, 3).
         lattice: lattice vectors in its rows, Angstrom, float32, shape (3, 3).
         bond_atoms: the two atoms (i, j), i <= j, of each bond, uint16, shape (n_bonds, 2).
         bond_image: lattice translation of atom j, int8, shape (n_bonds, 3).
@@ -86,8 +87,8 @@ def convert(crystal: Crystal, cutoff_angstrom: float) -> Graph:
         cutoff_angstrom: atom-graph cutoff of the model's weights, Angstrom.
 
     Raises:
-        BadCrystalError: more atoms than a graph can index, or a cell so flat that a lattice translation
-            overflows.
+        BadCrystalError: more atoms than a graph can index, an atom far from all others, or a cell so
+            skewed that a lattice translation overflows.
     """
     if len(crystal.numbers) > MAX_ATOMS:
         raise BadCrystalError(f"{len(crystal.numbers)} atoms; a graph holds at most {MAX_ATOMS}")
@@ -106,6 +107,11 @@ def convert(crystal: Crystal, cutoff_angstrom: float) -> Graph:
         if connected.all():
             break
         cutoff += CUTOFF_STEP_ANGSTROM
+        if cutoff > MAX_CUTOFF_ANGSTROM:
+            raise BadCrystalError(
+                f"site {connected.argmin()} has no neighbour within {MAX_CUTOFF_ANGSTROM:g} Angstrom: "
+                f"is the lattice right? {crystal.lattice.tolist()}"
+            )
     if np.abs(bonds[:, 2:]).max() > np.iinfo(np.int8).max:
         raise BadCrystalError(f"a bond crosses more than 127 cells: is the lattice right? {crystal.lattice.tolist()}")
     return Graph(

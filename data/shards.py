@@ -189,8 +189,10 @@ def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> Store
         manifest = json.loads(read_whole(filesystem, f"{folder}/{MANIFEST}"))
     except (FileNotFoundError, ValueError):
         raise StaleCacheError(f"no complete cache in {folder}: run data/build_cache.py") from None
+    if not isinstance(manifest, dict):
+        raise StaleCacheError(f"{folder}/{MANIFEST} is not a manifest: run data/build_cache.py")
     found = {name: manifest.get(name) for name in asdict(spec)}
-    if found != asdict(spec) or len(manifest["shards"]) != len(spec.shard_rows):
+    if found != asdict(spec) or len(manifest.get("shards", [])) != len(spec.shard_rows):
         raise StaleCacheError(f"the cache in {folder} was made of {found}, expected {asdict(spec)}")
     tables = _verified_tables(filesystem, folder, [shard["file"] for shard in manifest["shards"]])
     return StoredGraphs(

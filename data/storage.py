@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
+_ATTEMPTS = 3  # at a write whose half-done file another process has cleaned up
+
 
 class StorageError(RuntimeError):
     """A folder that cannot be opened; the message says which and what to do."""
@@ -42,13 +44,23 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
 
 
 def write_whole(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Write a file that appears whole or not at all: written aside, then renamed."""
+    """Write a file that appears whole or not at all: written aside, then renamed.
+
+    Raises:
+        FileNotFoundError: the file written aside vanished before it was renamed, again and again.
+    """
     folder = path.rsplit("/", 1)[0]
     filesystem.create_dir(folder, recursive=True)
-    aside = f"{folder}/.part-{uuid.uuid4().hex}"
-    with filesystem.open_output_stream(aside) as stream:
-        stream.write(content)
-    filesystem.move(aside, path)
+    for attempt in range(1, _ATTEMPTS + 1):
+        aside = f"{folder}/.part-{uuid.uuid4().hex}"
+        with filesystem.open_output_stream(aside) as stream:
+            stream.write(content)
+        try:
+            filesystem.move(aside, path)
+            break
+        except FileNotFoundError:  # a second build of the same cache took it for a dead one's leftover
+            if attempt == _ATTEMPTS:
+                raise
 
 
 def read_whole(filesystem: fs.FileSystem, path: str) -> bytes:

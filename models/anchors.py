@@ -51,11 +51,11 @@ KNOWN_STRUCTURES = {
     "Po": ("A_h",),  # simple cubic
     "U": ("A20", "A2"),
 }
-BOND_LENGTHS = {"H": 0.74, "N": 1.10, "O": 1.21, "F": 1.41, "Cl": 1.99, "Br": 2.28, "I": 2.67}  # Angstrom, of X2
+BOND_LENGTHS = {"H": 0.74, "N": 1.1, "O": 1.21, "F": 1.41, "Cl": 1.99, "Br": 2.28, "I": 2.67}  # Angstrom, X2
 
-# A scan covers these multiples of the measured length: the bond of a molecule, the cube root of the volume per
-# atom of a crystal. Diamond is at 0.87 (the volume is graphite's). Beyond, CHGNet leaves its training domain:
-# weights 0.2.0 put crushed lead at -36 eV/atom, r2SCAN's stretched tungsten at -381.
+# A scan covers these multiples of the measured length: the bond of a molecule, the cube root of the volume
+# per atom of a crystal. Diamond is at 0.87 (the volume is graphite's). Beyond, CHGNet leaves its training
+# domain: weights 0.2.0 put crushed lead at -36 eV/atom, r2SCAN's stretched tungsten at -381.
 NARROWEST, WIDEST = 0.84, 1.18
 COARSE_STEP, FINE_STEP = 1.02, 1.004
 UNMEASURED_VOLUMES = {"At": 38.0, "Fr": 117.0}  # Angstrom^3, guessed from their neighbours in the table
@@ -154,7 +154,8 @@ def element_anchor(model: CHGNet, element: str, shapes: dict[str, Structure]) ->
         energies = _energies_ev_per_atom(model, [build(length) for length in lengths])
         inner = energies[1:-1]
         is_minimum = (inner < energies[:-2]) & (inner <= energies[2:])
-        bound += [Anchor(float(energies[k]), symbol, float(lengths[k])) for k in 1 + np.flatnonzero(is_minimum)]
+        minima = 1 + np.flatnonzero(is_minimum)
+        bound += [Anchor(float(energies[k]), symbol, float(lengths[k])) for k in minima]
         unbound.append(Anchor(float(energies[-1]), "unbound", float(lengths[-1])))
     if not bound:
         return min(unbound)

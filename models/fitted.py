@@ -139,5 +139,5 @@ def load_model(path: str | Path, device: str = "cpu") -> FittedModel:
             quantity=content["quantity"],
             about=content["about"],
         )
-    except (KeyError, ValueError) as problem:
-        raise ModelFileError(f"{path} is damaged, its content is incomplete: {problem!r}") from problem
+    except (KeyError, ValueError, RuntimeError) as problem:  # RuntimeError: weights missing or misshapen
+        raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem

@@ -1,6 +1,7 @@
 """The network: stock CHGNet's energies and gradients, physical invariances, and what each freeze depth trains."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -110,9 +111,7 @@ class TestInvariance:
         return chosen
 
     def assert_unmoved(self, network, structures, moved):
-        np.testing.assert_allclose(
-            outputs(network, moved), outputs(network, structures), rtol=0, atol=TOLERANCE
-        )
+        np.testing.assert_allclose(outputs(network, moved), outputs(network, structures), rtol=0, atol=TOLERANCE)
 
     def test_a_strain_is_felt(self, network, structures):
         # the converse of all that follows: an output that ignores its input is invariant, too
@@ -138,7 +137,9 @@ class TestInvariance:
         shuffled = [Structure.from_sites([s[int(k)] for k in rng.permutation(len(s))]) for s in structures]
         self.assert_unmoved(network, structures, shuffled)
 
-    @pytest.mark.parametrize("matrix", [[2, 1, 1], [[1, 1, 0], [0, 1, 0], [0, -2, 1]], [[1, 1, 0], [-1, 1, 0], [0, 0, 1]]])
+    @pytest.mark.parametrize(
+        "matrix", [[2, 1, 1], [[1, 1, 0], [0, 1, 0], [0, -2, 1]], [[1, 1, 0], [-1, 1, 0], [0, 0, 1]]]
+    )
     def test_supercell_and_choice_of_cell(self, network, structures, matrix):
         self.assert_unmoved(network, structures, [s.make_supercell(matrix, in_place=False) for s in structures])
 
@@ -172,7 +173,7 @@ class TestFreezing:
         network = CHGNetwork(weights)
         levels = [set(network.freeze(depth)) for depth in FREEZE_DEPTHS]
         assert levels[0] == set()
-        for lower, higher in zip(levels, levels[1:], strict=False):
+        for lower, higher in itertools.pairwise(levels):
             assert lower < higher
 
     @pytest.mark.parametrize("depth", FREEZE_DEPTHS)

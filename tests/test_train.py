@@ -1,6 +1,7 @@
 """Training: reproducible, resumable, blind to labels it was not given, and moved by every field of its config."""
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -29,7 +30,7 @@ TRAIN, VAL, TEST = thirds(N_ROWS)
 
 @pytest.fixture
 def data():
-    return sample(N_ROWS)
+    return sample(N_ROWS, small=True)
 
 
 def graphs_alone(rows: TrainingRows) -> TrainingRows:
@@ -101,7 +102,7 @@ def test_a_state_of_another_config_is_refused(data):
 @pytest.mark.parametrize("weights", ["0.3.0", "random"])
 @pytest.mark.parametrize("depth", ["readout", "full"])
 def test_same_seed_same_run_and_another_seed_another(weights, depth):
-    data = sample(N_ROWS, weights)
+    data = sample(N_ROWS, weights, small=True)
     fields = {"weights": weights, "freeze_depth": depth, "epochs": 2}
     first = finished(fine_tuning(data, seed=1, **fields))
     torch.manual_seed(99)  # the random numbers of the process have no say
@@ -122,7 +123,7 @@ class TestLearns:
                 break
         few = few[:12]
         run = finished(
-            fine_tuning(data, parts=(few[:10], few[10:]), freeze_depth="full", epochs=60, batch_size=10, lr=2e-3)
+            fine_tuning(data, parts=(few[:10], few[10:]), freeze_depth="full", epochs=50, batch_size=10, lr=2e-3)
         )
         losses = numbers(run)[:, 1]
         print(len(elements), n_elements, losses[::10])
@@ -130,29 +131,32 @@ class TestLearns:
         assert losses[-1] < losses[0] / 10
 
     def test_a_target_that_is_no_energy(self, data):
-        run = finished(fine_tuning(data, quantity="other", freeze_depth="full", epochs=30))
-        assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 10
+        run = finished(fine_tuning(data, quantity="other", freeze_depth="full", epochs=15))
+        print(numbers(run)[:, 1])
+        assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 3
 
     def test_from_random_weights(self):
-        data = sample(N_ROWS, "random")
-        run = finished(fine_tuning(data, weights="random", freeze_depth="full", epochs=30))
+        data = sample(N_ROWS, "random", small=True)
+        run = finished(fine_tuning(data, weights="random", freeze_depth="full", epochs=15))
+        print(numbers(run)[:, 1])
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 2
 
     def test_classes(self, data):
         run = finished(
-            fine_tuning(data, classes(data), kind="classification", quantity="other", freeze_depth="full", epochs=20)
+            fine_tuning(data, classes(data), kind="classification", quantity="other", freeze_depth="full", epochs=10)
         )
+        print(numbers(run)[:, 1])
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 10
 
 
-# For every field another value than the baseline's.
+# For every field other values than those of the baseline in `test_no_field_is_inert`.
 OTHER_VALUES = {
     "weights": ["0.2.0", "r2scan", "random"],
     "freeze_depth": ["none", "last_conv", "last_two_convs", "last_three_convs", "full"],
-    "epochs": [2, 4],
+    "epochs": [1, 3],
     "lr": [1e-3, 4e-3],
     "batch_size": [1, 7, 16],
-    "weight_decay": [0.0, 0.3],
+    "weight_decay": [0.0, 1.0],
     "loss": ["mse", "huber"],
     "seed": [1],
 }
@@ -163,19 +167,18 @@ def test_every_field_is_covered():
 
 
 @pytest.mark.parametrize("quantity", ["energy_per_atom", "other"])
-def test_no_field_is_inert(data, quantity):
-    outcomes = {"baseline": predictions(finished(fine_tuning(data, rows=graphs_alone(data.rows), quantity=quantity)))}
-    for field, values in OTHER_VALUES.items():
-        for value in values:
-            changed = {field: value} | ({"epochs": 0} if value == "none" else {})
-            rows = graphs_alone(sample(N_ROWS, value if field == "weights" else "0.3.0").rows)
-            run = finished(fine_tuning(data, rows=rows, quantity=quantity, **changed))
-            outcomes[f"{field}={value}"] = predictions(run)
-    names = list(outcomes)
-    for k, name in enumerate(names):
-        for other in names[:k]:
-            # far above rounding; the weakest lever, the weight decay of three epochs, moves 1e-4 eV/atom
-            assert np.abs(outcomes[name] - outcomes[other]).max() > 2e-5, (name, other)
+def test_no_field_is_inert(quantity):
+    outcomes = {}
+    changes = [{field: value} for field, values in OTHER_VALUES.items() for value in values]
+    for change in [{}, *changes]:
+        fields = {"epochs": 2, "weight_decay": 0.1} | change
+        if change.get("freeze_depth") == "none":
+            fields["epochs"] = 0
+        data = sample(24, fields.get("weights", "0.3.0"), small=True)
+        run = finished(fine_tuning(data, rows=graphs_alone(data.rows), quantity=quantity, **fields))
+        outcomes[str(change)] = predictions(run)
+    for one, other in itertools.combinations(outcomes, 2):
+        assert np.abs(outcomes[one] - outcomes[other]).max() > 3e-5, (one, other)  # eV/atom, above rounding
 
 
 @pytest.mark.parametrize("quantity", ["energy_per_atom", "energy_per_cell", "other"])
@@ -211,7 +214,7 @@ def test_training_labels_teach_and_validation_labels_only_judge(data):
 
 @pytest.mark.parametrize("weights", ["0.3.0", "0.2.0"])
 def test_epoch_0_is_stock_chgnet_and_a_linear_reference(weights):
-    data = sample(N_ROWS, weights)
+    data = sample(N_ROWS, weights, small=True)
     run = finished(fine_tuning(data, weights=weights, freeze_depth="none", epochs=0))
     stock = _load_stock(weights)
     energy = np.array([float(stock.predict_structure(s, task="e")["e"]) for s in data.structures])
@@ -246,9 +249,7 @@ def test_energy_per_cell_is_energy_per_atom_times_atoms(data):
     n_atoms = data.rows.graphs.atoms_per_graph
     assert len(set(n_atoms.tolist())) > 3
     per_atom = finished(fine_tuning(data, freeze_depth="last_conv"))
-    per_cell = finished(
-        fine_tuning(data, data.targets * n_atoms, freeze_depth="last_conv", quantity="energy_per_cell")
-    )
+    per_cell = finished(fine_tuning(data, data.targets * n_atoms, freeze_depth="last_conv", quantity="energy_per_cell"))
     np.testing.assert_allclose(predictions(per_cell) / n_atoms, predictions(per_atom), rtol=0, atol=2e-5)
     np.testing.assert_allclose(numbers(per_cell)[:, 1:3], numbers(per_atom)[:, 1:3], rtol=0, atol=2e-5)
     error = np.abs(predictions(per_cell) - data.targets * n_atoms)[VAL].mean()
@@ -274,8 +275,8 @@ def test_classification_reports_cross_entropy_and_roc_auc(data):
 
 def test_the_best_model_is_that_of_the_best_epoch(data):
     best_epochs = set()
-    for lr in (1e-4, 3e-3, 3e-2):
-        run = finished(fine_tuning(data, quantity="other", freeze_depth="last_conv", lr=lr, epochs=8))
+    for lr in (1e-4, 3e-3, 1e-2, 3e-2):
+        run = finished(fine_tuning(data, quantity="other", freeze_depth="last_conv", lr=lr, epochs=12))
         metrics = [result.val_metric for result in run.history]
         assert run.best_metric == min(metrics)
         last = predictions(run, VAL)
@@ -284,10 +285,10 @@ def test_the_best_model_is_that_of_the_best_epoch(data):
             found = model.predict_rows(run.inputs, data.rows.fractions, run.n_atoms, VAL)
         assert np.abs(found - data.targets[VAL]).mean() == run.best_metric
         best_epochs.add(run.best_epoch)
-        if run.best_epoch < 8:
+        if run.best_epoch < 12:
             assert np.abs(found - last).max() > 1e-4
-    print(best_epochs)
-    assert any(0 < epoch < 8 for epoch in best_epochs)
+    print(best_epochs, numbers(run)[:, 3])
+    assert any(0 < epoch < 12 for epoch in best_epochs)
 
 
 @pytest.mark.parametrize("batch_size", [7, 8, 1000])
@@ -304,7 +305,7 @@ def test_an_epoch_reports_the_mean_over_its_rows_and_the_falling_learning_rate(d
 
 
 def test_a_loss_that_is_not_finite_names_epoch_and_config():
-    data = sample(N_ROWS, "0.2.0")  # no norms: a learning rate of 1 sends it to infinity
+    data = sample(N_ROWS, "0.2.0", small=True)  # no norms: a learning rate of 1 sends it to infinity
     with pytest.raises(NonFiniteLossError, match=r"loss (inf|nan) in epoch \d, batch \d+ of 4.*lr=1\.0.*loss='mse'"):
         finished(fine_tuning(data, weights="0.2.0", freeze_depth="full", lr=1.0, loss="mse"))
 

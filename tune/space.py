@@ -19,6 +19,7 @@ _NOT_SEARCHED = {
     "seed": "set with --seed and --seeds",
     "weights": "one value a sweep: graphs are made for it",
 }
+_FIELDS = [name for name in TrainConfig.model_fields if name != "seed"]  # what a space may name
 
 
 class SpaceError(ValueError):
@@ -89,28 +90,32 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise SpaceError(f"no search space {name!r}: choose one of {', '.join(known)}, or give a YAML file") from None
+    except UnicodeDecodeError as problem:
+        raise SpaceError(f"{path}: not text: {problem}") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.YAMLError as problem:
         raise SpaceError(f"{path}: not YAML: {problem}") from None
+    known = [key for key in SearchSpace.model_fields if key != "name"]
     if not isinstance(content, dict):
-        raise SpaceError(f"{path}: expected a mapping with the keys {_known(SearchSpace)}")
+        raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(known)}")
     lines = _lines(root)
 
-    def refuse(where: tuple[str, ...], message: str) -> SpaceError:
-        return SpaceError(f"{path}, line {lines.get(where, 1)}: {message}")
+    def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
+        return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
 
+    if repeated := _repeated(root):
+        raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
     for key in content:
-        if key == "name" or key not in SearchSpace.model_fields:
-            known = [field for field in SearchSpace.model_fields if field != "name"]
+        if key not in known:
             raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
     if not isinstance(content.get("parameters"), dict):
-        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {_known(TrainConfig)}")
+        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {', '.join(_FIELDS)}")
     for field, value in content["parameters"].items():
         problem = _problem(field, value)
         if problem:
@@ -119,19 +124,16 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         space = SearchSpace(name=path.stem, **content)
     except ValidationError as problem:
         error = problem.errors()[0]
-        raise refuse(
-            tuple(map(str, error["loc"])), f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}"
-        ) from None
+        raise refuse(error["loc"], f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}") from None
     _check_together(space, refuse)
     return space
 
 
 def _problem(field: str, value: object) -> str | None:
     """What is wrong with one entry of `parameters`, or None."""
-    known = [name for name in TrainConfig.model_fields if name not in _NOT_SEARCHED or name == "weights"]
-    if field not in known:
+    if field not in _FIELDS:
         hint = _NOT_SEARCHED.get(field)
-        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, known)}"
+        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, _FIELDS)}"
     if not isinstance(value, dict):
         return _field_problem(field, value)
     if field in _NOT_SEARCHED:
@@ -160,6 +162,8 @@ def _problem(field: str, value: object) -> str | None:
 def _field_problem(field: str, value: object) -> str | None:
     """What is wrong with one value of a field, or None."""
     info = TrainConfig.model_fields[field]
+    if isinstance(value, bool):  # pydantic would take it for 0 or 1
+        return f"{field}: {value!r} is neither a number nor a word"
     if isinstance(value, str) and info.annotation in (int, float):
         return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
     try:
@@ -202,10 +206,21 @@ def _lines(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[st
     return found
 
 
+def _repeated(node: yaml.Node | None) -> yaml.Node | None:
+    """The first key of a YAML document that its mapping has already; YAML itself lets the last one win."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen = set()
+    for key, value in node.value:
+        if key.value in seen:
+            return key
+        seen.add(key.value)
+        if repeated := _repeated(value):
+            return repeated
+    return None
+
+
 def _suggestion(word: str, known: list[str]) -> str:
     near = difflib.get_close_matches(str(word), known, n=1)
-    return f" (did you mean {near[0]!r}?)" * bool(near) + f"; allowed: {', '.join(known)}"
-
-
-def _known(model: type[BaseModel]) -> str:
-    return ", ".join(model.model_fields)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{guess}; allowed: {', '.join(known)}"

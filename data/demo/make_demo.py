@@ -1,6 +1,6 @@
 """Makes the demo task, crystals labelled by another CHGNet, so that sweeps run without a download.
 
-Read by `data.readers.read_demo`. Needs the anchors in models/anchors.json. About 5 minutes on one core:
+Read by `data.readers.read_demo`. Needs the anchors in models/anchors.json. About 3 minutes on one core:
 
     python data/demo/make_demo.py
 """
@@ -148,7 +148,8 @@ def write_rows(rows: list[Row], path: Path) -> None:
         "versions": json.dumps({name: metadata.version(name) for name in ("chgnet", "pymatgen", "torch")}),
     }
     aside = path.with_suffix(".parquet.aside")
-    pq.write_table(pa.table(columns).replace_schema_metadata(about), aside, compression="zstd", compression_level=19)
+    table = pa.table(columns).replace_schema_metadata(about)
+    pq.write_table(table, aside, compression="zstd", compression_level=19)
     aside.replace(path)
 
 

@@ -1,0 +1,67 @@
+"""Crystals, real and hand-made, and one Ray session, for the tests of graphs, batches, shards and cache."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from pymatgen.core import Lattice, Structure
+
+from data.build_cache import connect
+from data.rows import Rows
+from data.tasks import open_task
+
+SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
+
+
+@pytest.fixture(scope="session")
+def real_rows() -> Rows:
+    """The 995 rows of the shared subset of matbench_mp_e_form."""
+    if not SUBSET.exists():
+        pytest.skip("the shared subset of matbench_mp_e_form is not here")
+    return open_task(str(SUBSET), download_dir=SUBSET.parent)[1]
+
+
+@pytest.fixture(scope="session")
+def real_structures(real_rows) -> list[Structure]:
+    """Every fourth of the real crystals, 249 in all."""
+    return [
+        Structure(crystal.lattice, crystal.numbers, crystal.frac_coords)
+        for crystal in list(real_rows.chunk(0, len(real_rows)).crystals())[::4]
+    ]
+
+
+@pytest.fixture(scope="session")
+def crystals() -> dict[str, Structure]:
+    """Hand-made crystals by what is special about them; all have neighbours within 5 Angstrom."""
+    rng = np.random.default_rng(0)
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    triclinic = Structure(
+        Lattice.from_parameters(4.1, 5.3, 6.7, 71, 83, 64), ["Ca", "Ti", "O", "O"], rng.random((4, 3))
+    )
+    skewed = Structure(
+        np.array([[1, 0, 0], [3, 1, 0], [-5, 2, 1]]) @ np.diag([2.8, 3.1, 3.3]),
+        ["Cs", "Cl"],
+        [[0.1, 0.2, 0.3], [0.6, 0.7, 0.8]],
+    )
+    many = salt.copy()
+    many.make_supercell([4, 4, 3])
+    many.perturb(0.1, seed=1)
+    return {
+        "one atom": Structure(Lattice.cubic(2.6), ["Fe"], [[0.3, 0.3, 0.3]]),
+        "triclinic": triclinic,
+        "skewed": skewed,
+        "no angle": Structure(Lattice.cubic(4.2), ["Xe"], [[0, 0, 0]]),
+        "384 atoms": many,
+    }
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    """Ray, started once for all tests that use it within this process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Ray leaves its daemons' log files open
+        connect()
+    yield
+    ray.shutdown()

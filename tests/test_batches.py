@@ -1,0 +1,124 @@
+"""Batches: graphs assembled together are what they are alone, and their geometry is stock CHGNet's."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from chgnet.graph import CrystalGraphConverter
+from chgnet.model.model import BatchedGraph
+
+from data.batches import GraphBatch, graph_batch
+from data.crystal import crystal_from_structure
+from data.graphs import Graphs, convert, stack
+from models.chgnet import CHGNetwork
+
+
+@pytest.fixture(scope="module")
+def network() -> CHGNetwork:
+    return CHGNetwork("0.3.0").eval()
+
+
+@pytest.fixture(scope="module")
+def structures(real_structures, crystals) -> list:
+    """Real and special crystals, of one atom to 384, with and without angles."""
+    return [*real_structures[:60], *crystals.values()]
+
+
+@pytest.fixture(scope="module")
+def graphs(structures) -> Graphs:
+    return stack([convert(crystal_from_structure(structure), 6) for structure in structures])
+
+
+def positions(graphs: Graphs) -> np.ndarray:
+    return np.arange(len(graphs))
+
+
+def energies(network: CHGNetwork, batch: GraphBatch) -> np.ndarray:
+    with torch.no_grad():
+        return network(batch).numpy()
+
+
+def test_energies_of_a_batch_are_those_of_its_graphs_alone(network, graphs):
+    together = energies(network, graph_batch(graphs, positions(graphs), 3))
+    alone = [energies(network, graph_batch(graphs, np.array([k]), 3)).item() for k in positions(graphs)]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_any_order_with_repeats(network, graphs):
+    alone = energies(network, graph_batch(graphs, positions(graphs), 3))
+    which = np.random.default_rng(0).integers(0, len(graphs), size=40)
+    which[:3] = which[-1]
+    batch = graph_batch(graphs, which, 3)
+    assert batch.n_graphs == 40
+    np.testing.assert_array_equal(batch.atoms_per_graph, graphs.atoms_per_graph[which])
+    np.testing.assert_allclose(energies(network, batch), alone[which], rtol=1e-5)
+
+
+def test_lengths_and_angles_are_stocks(network, structures, graphs):
+    """Stock's own encoders compute the geometry; what they expand in their bases is compared with ours."""
+    converter = CrystalGraphConverter(atom_graph_cutoff=6, bond_graph_cutoff=3)
+    bond_encoder = copy.deepcopy(network.stock.bond_basis_expansion)
+    angle_encoder = copy.deepcopy(network.stock.angle_basis_expansion)
+    expanded: dict[str, list[np.ndarray]] = {}
+    for name, expansion in (
+        ("lengths", bond_encoder.rbf_expansion_ag),
+        ("angles", angle_encoder.fourier_expansion),
+    ):
+        seen = expanded[name] = []
+        expansion.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0].detach().numpy()))
+    for k, structure in enumerate(structures):
+        for seen in expanded.values():
+            seen.clear()
+        BatchedGraph.from_graphs([converter(structure)], bond_encoder, angle_encoder)
+        ours = graph_batch(graphs, np.array([k]), 3)
+        (lengths,) = expanded["lengths"]
+        np.testing.assert_allclose(np.sort(ours.bond_length), np.sort(lengths), atol=1e-5)
+        found = np.sort(ours.angle.numpy())
+        angles = np.sort(expanded["angles"][0]) if expanded["angles"] else np.zeros(0)
+        # An error of 1e-7 in the cosine, stock's single precision, is one of 1e-4 in an angle near 0 or pi.
+        np.testing.assert_allclose(np.cos(found), np.cos(angles), atol=1e-5)
+        clear = np.minimum(np.sin(found), np.sin(angles)) > 0.1
+        np.testing.assert_allclose(found[clear], angles[clear], atol=1e-5)
+
+
+def test_an_angle_lies_between_its_two_bonds(structures, graphs):
+    for k in (0, 5, 17, len(structures) - 4):
+        batch = graph_batch(graphs, np.array([k]), 3)
+        n_bonds = len(batch.bond_length)
+        for side in (batch.angle_bond_i, batch.angle_bond_j):
+            bond = batch.short_bonds[side]
+            ends = torch.stack([batch.center[bond], batch.center[n_bonds + bond]])
+            assert (ends == batch.angle_center).any(dim=0).all()
+            assert (batch.bond_length[bond] < 3).all()
+        degree = torch.bincount(batch.angle_center, minlength=len(batch.numbers))
+        short = torch.cat([batch.center[batch.short_bonds], batch.center[n_bonds + batch.short_bonds]])
+        leaving = torch.bincount(short, minlength=len(batch.numbers))
+        assert torch.equal(degree, leaving * (leaving - 1))
+
+
+def test_no_angle_in_the_whole_batch(network, crystals):
+    graphs = stack([convert(crystal_from_structure(crystals["no angle"]), 6)] * 3)
+    batch = graph_batch(graphs, np.array([2, 0]), 3)
+    assert len(batch.angle) == len(batch.short_bonds) == 0
+    assert batch.bond_has_angles.sum() == 0
+    assert np.isfinite(energies(network, batch)).all()
+
+
+def test_bonds_know_whether_their_own_crystal_has_angles(graphs):
+    batch = graph_batch(graphs, positions(graphs), 3)
+    with_angles = set(batch.owner[batch.angle_center].tolist())
+    assert 0 < len(with_angles) < len(graphs)
+    owner_of_bond = batch.owner[batch.center[: len(batch.bond_length)]]
+    expected = [float(owner in with_angles) for owner in owner_of_bond.tolist()]
+    assert batch.bond_has_angles[:, 0].tolist() == expected
+
+
+def test_read_only_arrays_are_accepted(graphs):
+    """Trials share the arrays through Ray's object store, which lets nobody write."""
+    frozen = Graphs(**{name: array.copy() for name, array in vars(graphs).items()})
+    for array in vars(frozen).values():
+        array.flags.writeable = False
+    expected = graph_batch(graphs, positions(graphs), 3)
+    found = graph_batch(frozen, positions(graphs), 3)
+    assert all(torch.equal(getattr(found, name), one) for name, one in vars(expected).items())

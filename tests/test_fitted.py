@@ -1,0 +1,213 @@
+"""The model file: what a user loads elsewhere predicts as the run that wrote it did, or says why not."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from chgnet.model import CHGNet
+from model_cases import fine_tuning, finished, one_thread, predictions, sample, thirds
+from pymatgen.core import Lattice, Structure
+
+from data.crystal import BadCrystalError
+from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model
+
+ROOT = Path(__file__).parent.parent
+N_ROWS = 30
+_, _, TEST = thirds(N_ROWS)
+
+ELSEWHERE = """
+import json, sys
+import torch
+from pymatgen.core import Structure
+from models.fitted import load_model
+
+torch.set_num_threads(1)
+structures = [Structure.from_dict(one) for one in json.load(open(sys.argv[2]))]
+model = load_model(sys.argv[1])
+known = sorted({name.split(".")[0] for name in sys.modules} & {"ray", "tune", "optuna", "pyarrow"})
+print(json.dumps([model.predict(structures).tolist(), model.about, known]))
+"""
+
+
+@pytest.fixture
+def data():
+    return sample(N_ROWS, small=True)
+
+
+@pytest.fixture
+def model(data) -> FittedModel:
+    return trained(data, "energy_per_atom").best_model()
+
+
+@pytest.fixture
+def model_file(model, tmp_path) -> Path:
+    model.save(tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+def trained(data, quantity, kind="regression", **fields):
+    targets = data.targets * (data.rows.graphs.atoms_per_graph if quantity == "energy_per_cell" else 1)
+    if kind == "classification":
+        targets = (targets < np.median(targets)).astype(np.float64)
+    fields = {"freeze_depth": "last_conv", "epochs": 1} | fields
+    run = finished(fine_tuning(data, targets, quantity=quantity, kind=kind, **fields))
+    run.model.about.update(unit="eV/atom", labels="made for a test")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("quantity", "kind", "weights"),
+    [
+        ("energy_per_atom", "regression", "0.3.0"),
+        ("energy_per_cell", "regression", "0.2.0"),
+        ("other", "classification", "r2scan"),
+        ("other", "regression", "random"),
+    ],
+)
+def test_another_process_predicts_the_same_without_ray(tmp_path, quantity, kind, weights):
+    data = sample(N_ROWS, weights, small=True)
+    run = trained(data, quantity, kind, weights=weights)
+    expected = predictions(run, TEST)
+    run.model.save(tmp_path / "model.pth")
+    structures = [data.structures[k].as_dict() for k in TEST]
+    (tmp_path / "structures.json").write_text(json.dumps(structures))
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "model.pth", tmp_path / "structures.json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    predicted, about, loaded = json.loads(done.stdout)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-6, atol=1e-5)
+    assert about == {"unit": "eV/atom", "labels": "made for a test"}
+    assert loaded == []
+
+
+def test_saving_and_loading_again_changes_nothing(model, model_file, data, tmp_path):
+    with one_thread():
+        expected = model.predict(data.structures)
+        loaded = load_model(str(model_file))
+        np.testing.assert_array_equal(loaded.predict(data.structures), expected)
+        loaded.save(tmp_path / "again.pth")
+        np.testing.assert_array_equal(load_model(tmp_path / "again.pth").predict(data.structures), expected)
+    assert (loaded.kind, loaded.quantity, loaded.about) == (model.kind, model.quantity, model.about)
+
+
+def test_structures_with_oxidation_states_and_outlying_coordinates_are_the_same_crystals(model, data):
+    structure = data.structures[3]
+    decorated = structure.copy()
+    decorated.add_oxidation_state_by_guess()
+    moved = Structure(structure.lattice, structure.species, structure.frac_coords + 7)
+    one, other, third = model.predict([structure, decorated, moved])
+    assert other == pytest.approx(one, abs=1e-5)
+    assert third == pytest.approx(one, abs=1e-5)
+
+
+def test_no_structures_no_predictions(model):
+    empty = model.predict([])
+    assert empty.shape == (0,)
+    assert empty.dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]), "disordered structure"),
+        (Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.01, 0, 0]]), "overlapping atoms"),
+        (Structure(Lattice.cubic(4), ["Am"], [[0, 0, 0]]), "unknown element Am"),
+        (Structure(Lattice.cubic(4), [], []), "empty structure"),
+    ],
+)
+def test_a_bad_structure_is_named_by_its_position(model, data, bad, reason):
+    with pytest.raises(BadCrystalError, match=f"^structure 2: {reason}"):
+        model.predict([*data.structures[:2], bad, *data.structures[2:4]])
+
+
+def test_hopeless_logits_are_probabilities_without_a_warning(data):
+    run = trained(data, "other", "classification")
+    outputs = np.array([-2e3, 0.0, 2e3])
+    found = run.model.combine(outputs, np.zeros((3, 94)), np.ones(3))
+    assert found[0] == 0.0
+    assert 0 < found[1] < 1
+    assert found[2] == 1.0
+
+
+def changed(model_file: Path, **changes) -> Path:
+    content = torch.load(model_file, weights_only=True) | changes
+    torch.save({name: value for name, value in content.items() if value is not None}, model_file)
+    return model_file
+
+
+def test_a_file_of_a_newer_format_is_refused_with_both_versions(model_file):
+    changed(model_file, format=FILE_FORMAT + 1)
+    with pytest.raises(ModelFileError, match=rf"model\.pth has model format {FILE_FORMAT + 1}; .*reads {FILE_FORMAT}"):
+        load_model(model_file)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"scale": None}, {"reference_coefficients": None}, {"state_dict": {}}, {"weights": "0.2.0"}, {"weights": "9"}],
+)
+def test_an_incomplete_file_is_refused(model_file, changes):
+    with pytest.raises(ModelFileError, match=r"model\.pth is damaged"):
+        load_model(changed(model_file, **changes))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_a_cut_file_is_refused(model_file, kept):
+    content = model_file.read_bytes()
+    model_file.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(ModelFileError, match=r"model\.pth is not a matsweep model file"):
+        load_model(model_file)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "foreign.pth"
+    stock = CHGNet.load(use_device="cpu", verbose=False)
+    for content in ({"model": stock.as_dict()}, stock.state_dict(), torch.zeros(3), [1, 2]):
+        torch.save(content, path)
+        with pytest.raises(ModelFileError, match=r"foreign\.pth is not a matsweep model file"):
+            load_model(path)
+    path.write_text("epoch,loss\n1,0.3\n")
+    with pytest.raises(ModelFileError, match=r"foreign\.pth is not a matsweep model file"):
+        load_model(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path / "none.pth")
+
+
+class Sabotage:
+    """Unpickled by a careless reader, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_file_cannot_run_code(tmp_path):
+    victim = tmp_path / "victim"
+    pickle.loads(pickle.dumps(Sabotage(victim)))
+    assert victim.exists()  # it would work
+    victim.unlink()
+    torch.save({"format": FILE_FORMAT, "about": Sabotage(victim)}, tmp_path / "model.pth")
+    with pytest.raises(ModelFileError):
+        load_model(tmp_path / "model.pth")
+    assert not victim.exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_on_a_gpu_predicts_the_same(model, model_file, data):
+    on_gpu = load_model(model_file, device="cuda")
+    np.testing.assert_allclose(on_gpu.predict(data.structures), model.predict(data.structures), rtol=0, atol=1e-4)
