@@ -98,7 +98,7 @@ def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float) -> 
 
 
 @numba.njit(cache=True)
-def _assemble(  # noqa: ANN202 - compiled: one argument an array, a tuple of arrays back
+def _assemble(
     numbers: np.ndarray,
     frac_coords: np.ndarray,
     lattices: np.ndarray,
@@ -108,7 +108,8 @@ def _assemble(  # noqa: ANN202 - compiled: one argument an array, a tuple of arr
     bond_start: np.ndarray,
     which: np.ndarray,
     bond_graph_cutoff: float,
-):
+) -> tuple[np.ndarray, ...]:
+    """The arrays of `graph_batch`, in the order in which it unpacks them."""
     n_atoms = 0
     n_bonds = 0
     for g in which:

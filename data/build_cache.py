@@ -52,9 +52,8 @@ class Converted:
     n_rejected: int
 
 
-@ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)
 class Converter:
-    """An actor that turns rows into shards; restarted by Ray when its process dies."""
+    """An actor that turns rows into shards."""
 
     def __init__(self, folder: str, cutoff_angstrom: float) -> None:
         """Open the cache folder (a path or URI)."""
@@ -142,7 +141,9 @@ def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> 
         return
     connect()
     n_actors = max(1, min(len(missing), int(ray.cluster_resources().get("CPU", 1))))
-    actors = [Converter.remote(folder, spec.atom_graph_cutoff) for _ in range(n_actors)]
+    # Restarted by Ray, and its chunk converted again, when its process dies.
+    remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Converter)
+    actors = [remote.remote(folder, spec.atom_graph_cutoff) for _ in range(n_actors)]
     waiting = iter(missing)
     running: dict[ray.ObjectRef, int] = {}
 

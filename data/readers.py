@@ -138,13 +138,13 @@ def read_folder(folder: Path) -> Source:
     index = list(columns.get("id") or columns["file"])
     unused = len(files.keys() - set(names))
     notes = f"{unused} structure files in the folder have no row in {tables[0].name}." if unused else ""
-    labels = {
+    labels: dict[str, list[object]] = {
         name: list(cells) if name == GROUP_COLUMN else [_csv_cell(cell) for cell in cells]
         for name, cells in columns.items()
         if name not in ("id", "file")
     }
     buffer, spans = _joined(parts)
-    return Source(index, labels, names, "structure_file", buffer, spans, digest.hexdigest(), notes)
+    return Source(list(index), labels, names, "structure_file", buffer, spans, digest.hexdigest(), notes)
 
 
 def read_demo(path: Path) -> Source:

@@ -119,7 +119,7 @@ def encode_shard(ids: Sequence[str], formulas: Sequence[str | None], graphs: Seq
         formulas: reduced formula of each row, None for a rejected one.
         graphs: a graph, or the reason why there is none.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for row_id, formula, graph in zip(ids, formulas, graphs, strict=True):
         if isinstance(graph, str):
             rows.append({"id": row_id, "reason": graph})

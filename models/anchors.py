@@ -226,7 +226,7 @@ def _nearest_distances(structure: Structure) -> np.ndarray:
 def _energies_ev_per_atom(model: CHGNet, structures: list[Structure]) -> np.ndarray:
     """Energies of at least two structures, eV/atom, float64, shape (n_structures,)."""
     predictions = model.predict_structure(structures, task="e", batch_size=16)
-    return np.array([prediction["e"] for prediction in predictions], dtype=np.float64)
+    return np.array([prediction["e"] for prediction in predictions], dtype=np.float64)  # type: ignore[index]
 
 
 if __name__ == "__main__":

@@ -248,19 +248,20 @@ def _gated_mlp(mlp: GatedMLP, parts: list[tuple[Tensor, Tensor | None]]) -> Tens
     core_layers, gate_layers = mlp.mlp_core.layers, mlp.mlp_gate.layers
     first_core, first_gate = _linears(core_layers)[0], _linears(gate_layers)[0]
     weight = torch.cat([first_core.weight, first_gate.weight])
-    hidden: Tensor | None = None
+    gathered = []
     column = 0
     for rows, index in parts:
         product = rows @ weight[:, column : column + rows.shape[1]].T
         column += rows.shape[1]
-        gathered = product if index is None else product.index_select(0, index)
-        hidden = gathered if hidden is None else hidden + gathered
-    hidden = hidden + torch.cat([first_core.bias, first_gate.bias])
+        gathered.append(product if index is None else product.index_select(0, index))
+    hidden = torch.cat([first_core.bias, first_gate.bias])
+    for part in gathered:
+        hidden = part + hidden
     core, gate = hidden.split(len(first_core.bias), dim=1)
     if len(_linears(core_layers)) == 2:
         core = _linears(core_layers)[1](mlp.activation(core))
         gate = _linears(gate_layers)[1](mlp.activation(gate))
-    if mlp.norm is not None:
+    if mlp.bn1 is not None and mlp.bn2 is not None:
         core, gate = mlp.bn1(core), mlp.bn2(gate)
     return mlp.activation(core) * mlp.sigmoid(gate)
 

@@ -131,9 +131,7 @@ def test_no_credentials():
     assert "gcp_credentials" not in TEXT
 
 
-@pytest.mark.parametrize(
-    "text", ["password: x", "-----BEGIN RSA PRIVATE KEY-----", "gcp_credentials: {a: b}"]
-)
+@pytest.mark.parametrize("text", ["password: x", "-----BEGIN RSA PRIVATE KEY-----", "gcp_credentials: {a: b}"])
 def test_credentials_would_be_found(text):
     assert SECRETS.search(text)
 

@@ -35,9 +35,7 @@ def assert_sound(split: Split, fold: Fold, ids: list[str], usable: np.ndarray) -
     assert {ids[row] for row in [*split.train.tolist(), *split.val.tolist()]} <= set(fold.train_ids)
 
 
-@pytest.mark.parametrize(
-    "name", ["matbench_jdft2d", "matbench_phonons", "matbench_mp_is_metal", "matbench_mp_e_form"]
-)
+@pytest.mark.parametrize("name", ["matbench_jdft2d", "matbench_phonons", "matbench_mp_is_metal", "matbench_mp_e_form"])
 def test_folds_of_a_whole_task_are_matbenchs(name, matbench_splits):
     task = official_task(name)
     folds = make_folds(task, official_ids(task), None)
@@ -73,9 +71,7 @@ def test_the_real_subset_splits_soundly_and_without_leaks(matbench_splits):
         assert fold.test_ids == [one for one in official["test"] if one in present]
         split = split_fold(fold, ids, usable, formulas, seed=1)
         assert_sound(split, fold, ids, usable)
-        assert not {formulas[row] for row in split.train.tolist()} & {
-            formulas[row] for row in split.val.tolist()
-        }
+        assert not {formulas[row] for row in split.train.tolist()} & {formulas[row] for row in split.val.tolist()}
         assert len(split.val) == round(0.1 * (len(split.train) + len(split.val)))
 
 

@@ -85,9 +85,7 @@ def test_members_in_any_order_and_brackets_quotes_escapes_within_strings(tmp_pat
         assert_same(crystal, crystal_from_structure(NACL))
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a": [1, [2, "]"]], "b": {}, "c": "x\\"", "d": -1.5e3}', "{}", " {}", '{"a":1}']
-)
+@pytest.mark.parametrize("text", ['{"a": [1, [2, "]"]], "b": {}, "c": "x\\"", "d": -1.5e3}', "{}", " {}", '{"a":1}'])
 def test_spans_cut_out_exactly_the_values(text):
     start = text.index("{")
     members = object_members(text.encode(), start)
@@ -274,13 +272,9 @@ def test_overlaps_are_those_that_pymatgen_finds_also_in_skewed_cells():
     n_overlapping = 0
     for _ in range(60):
         shear = np.eye(3) + np.tril(rng.uniform(-1.5, 1.5, (3, 3)), -1)
-        random = crystal(
-            shear @ np.diag(rng.uniform(0.6, 4, 3)), *[(6, *rng.uniform(-2, 2, 3)) for _ in range(4)]
-        )
+        random = crystal(shear @ np.diag(rng.uniform(0.6, 4, 3)), *[(6, *rng.uniform(-2, 2, 3)) for _ in range(4)])
         structure = Structure(Lattice(random.lattice), random.numbers, random.frac_coords)
-        nearest = min(
-            (n.nn_distance for all_n in structure.get_all_neighbors(0.6) for n in all_n), default=1.0
-        )
+        nearest = min((n.nn_distance for all_n in structure.get_all_neighbors(0.6) for n in all_n), default=1.0)
         if nearest < 0.5:
             n_overlapping += 1
             with pytest.raises(BadCrystalError, match=f"{nearest:.3f} Angstrom apart"):

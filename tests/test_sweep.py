@@ -57,7 +57,12 @@ def first_time(folder, name):
 def run(folder, *arguments, expect=0):
     """Run the command to its end and return what it printed."""
     done = subprocess.run(
-        command(folder, *arguments), cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, *arguments),
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     assert done.returncode == expect, done.stdout
     return done.stdout
@@ -152,7 +157,7 @@ assert "ray" not in sys.modules and "tune" not in sys.modules
             sys.executable, "-c", script, whole[0] / "seed_0/model_fold_0.pth", whole[0] / "seed_0/preds_fold_0.csv",
             REPOSITORY / "data/demo/demo.parquet",
         ],
-        cwd=REPOSITORY, capture_output=True, text=True,
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
@@ -204,9 +209,7 @@ def test_a_killed_sweep_goes_on_where_it_was(folder, whole):
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     output = run(folder, "--resume=killed")
-    before, after = (
-        json.loads((folder / f"results/{name}/results.json").read_text()) for name in ("whole", "killed")
-    )
+    before, after = (json.loads((folder / f"results/{name}/results.json").read_text()) for name in ("whole", "killed"))
     assert [trial["config"] for trial in after["trials"]] == [trial["config"] for trial in before["trials"]]
     assert after["trials"] == [
         {**trial, "trial": other["trial"]} for trial, other in zip(before["trials"], after["trials"], strict=True)
@@ -232,9 +235,7 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
         "num_samples: 5\ngrace_epochs: 2\nparameters:\n  freeze_depth: full\n  epochs: 2\n  loss: mse\n"
         "  lr: {choice: [0.0001, 1.0]}\n  weight_decay: 10\n"
     )
-    output = run(
-        folder, f"--space={folder}/wild.yaml", f"--ids={folder}/ids.txt", "--name=wild", "--folds=0"
-    )
+    output = run(folder, f"--space={folder}/wild.yaml", f"--ids={folder}/ids.txt", "--name=wild", "--folds=0")
     results = json.loads((folder / "results/wild/results.json").read_text())
     assert len(results["trials"]) == 5
     failed = [trial for trial in results["trials"] if "failed" in trial]

@@ -35,9 +35,7 @@ def opened(spec: object, folder: Path, **choices) -> tuple[Task, Rows]:
 def test_the_table_agrees_with_matbench():
     from matbench.metadata import mbv01_metadata
 
-    with_structures = {
-        name for name, published in mbv01_metadata.items() if published["input_type"] == "structure"
-    }
+    with_structures = {name for name, published in mbv01_metadata.items() if published["input_type"] == "structure"}
     assert set(OFFICIAL_NAMES) == with_structures
     for name in OFFICIAL_NAMES:
         task, published = official_task(name), mbv01_metadata[name]
@@ -96,9 +94,7 @@ def test_an_official_file_already_downloaded_is_used_and_a_wrong_size_refused(tm
 
 def test_impossible_official_ids_and_columns_are_refused(tmp_path):
     ids = ["mb-phonons-0001", "mb-phonons-9999", "mb-phonons-02"]
-    with pytest.raises(
-        TaskError, match="2 ids that matbench_phonons does not have: mb-phonons-9999, mb-phonons-02"
-    ):
+    with pytest.raises(TaskError, match="2 ids that matbench_phonons does not have: mb-phonons-9999, mb-phonons-02"):
         opened(write(tmp_path / "a.json.gz", ids, {"last phdos peak": [1, 2, 3]}), tmp_path)
     with pytest.raises(TaskError, match=r"no column 'last phdos peak' but \['peak'\]"):
         opened(write(tmp_path / "b.json.gz", ids[:1], {"peak": [1]}), tmp_path)
@@ -114,9 +110,7 @@ def test_another_target_for_official_structures_is_a_task_of_ones_own(tmp_path):
 
 
 def test_own_files_choose_their_target_kind_and_quantity(tmp_path):
-    one = write(
-        tmp_path / "one.json.gz", ["a", "b"], {"y": [1, None], "remark": ["x", None], "group": [1, 2]}
-    )
+    one = write(tmp_path / "one.json.gz", ["a", "b"], {"y": [1, None], "remark": ["x", None], "group": [1, 2]})
     task, rows = opened(one, tmp_path)
     assert (task.name, task.target, task.kind, task.quantity) == ("one", "y", "regression", "other")
     assert rows.groups == ["1", "2"]
@@ -148,13 +142,9 @@ def folder(tmp_path) -> Path:
     folder = tmp_path / "salts"
     folder.mkdir()
     for k, name in enumerate(("a.cif", "b.cif", "POSCAR_c")):
-        SALT.copy().scale_lattice(180.0 + k).to(
-            str(folder / name), fmt="poscar" if "POSCAR" in name else "cif"
-        )
+        SALT.copy().scale_lattice(180.0 + k).to(str(folder / name), fmt="poscar" if "POSCAR" in name else "cif")
     (folder / "readme.txt").write_text("not a structure")
-    (folder / "t.csv").write_text(
-        "\ufefffile,group,e,metal,remark\na.cif,1,-1.5,true,x\nPOSCAR_c,2,,False,\n"
-    )
+    (folder / "t.csv").write_text("\ufefffile,group,e,metal,remark\na.cif,1,-1.5,true,x\nPOSCAR_c,2,,False,\n")
     return folder
 
 

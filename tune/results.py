@@ -16,7 +16,8 @@ from tune.search import Outcome
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
-    "relatives, may have been seen in pretraining. Do not rank it against models trained from scratch without saying so."
+    "relatives, may have been seen in pretraining. Do not rank "
+    "it against models trained from scratch without saying so."
 )
 
 

@@ -89,7 +89,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
         searches[fold] = outcomes
 
     # What is trained to the end: on each fold the reference alone, and the chosen config with every seed.
-    reference = TrainConfig(weights=space.weights, freeze_depth="none", epochs=0).model_dump()
+    reference = TrainConfig.model_validate({"weights": space.weights, "freeze_depth": "none", "epochs": 0}).model_dump()
     seeds = range(options.seed, options.seed + options.seeds)
     chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
     plan = [(fold, reference) for fold in options.folds]
@@ -98,8 +98,8 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     trained = train_chosen(dataset, plan, resources=resources, folder=f"{folder.address}/evaluate")
     failed = [outcome for outcome in trained if outcome.error is not None]
     if failed:
-        reasons = "; ".join(f"fold {outcome.fold}: {outcome.error}" for outcome in failed)
-        raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {reasons}")
+        told = "; ".join(f"fold {outcome.fold}: {outcome.error}" for outcome in failed)
+        raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
 
     results = collect(options, dataset, folder, searches, chosen, trained)
     results["seconds"] = (datetime.now() - began).total_seconds()

@@ -130,7 +130,9 @@ def train_chosen(
         One outcome a pair, in the same order.
     """
     metric = metric_of(dataset.task.kind)
-    runs = [{"number": number, "fold": fold, "config": config} for number, (fold, config) in enumerate(chosen)]
+    runs: list[dict[str, Any]] = [
+        {"number": number, "fold": fold, "config": config} for number, (fold, config) in enumerate(chosen)
+    ]
     tune_config = ray.tune.TuneConfig(
         metric=f"best_val_{metric.name}",
         mode=metric.mode,

@@ -117,9 +117,8 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     if not isinstance(content.get("parameters"), dict):
         raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {', '.join(_FIELDS)}")
     for field, value in content["parameters"].items():
-        problem = _problem(field, value)
-        if problem:
-            raise refuse(("parameters", field), problem)
+        if complaint := _problem(field, value):
+            raise refuse(("parameters", field), complaint)
     try:
         space = SearchSpace(name=path.stem, **content)
     except ValidationError as problem:
@@ -167,9 +166,8 @@ def _field_problem(field: str, value: object) -> str | None:
     if isinstance(value, str) and info.annotation in (int, float):
         return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
     try:
-        TypeAdapter(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation).validate_python(
-            value
-        )
+        annotation: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        TypeAdapter(annotation).validate_python(value)
     except ValidationError as problem:
         return f"{field}: {problem.errors()[0]['msg']}, got {value!r}"
     return None

@@ -81,8 +81,8 @@ def run_trial(
     if device == "cuda" and task.gpus_per_trial < 1:
         torch.cuda.set_per_process_memory_fraction(task.gpus_per_trial)  # Ray itself limits nothing
     evaluates = fold is None
-    fields = config["run"]["config"] if evaluates else config
-    part = folds[config["run"]["fold"] if evaluates else fold]
+    fields = config["run"]["config"] if fold is None else config
+    part = folds[config["run"]["fold"] if fold is None else fold]
     run = FineTuning(
         TrainConfig(**fields),
         rows,

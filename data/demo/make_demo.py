@@ -100,7 +100,7 @@ def label(model: CHGNet, references: dict[str, float], structures: list[Structur
         eV/atom, float64, shape (n_structures,).
     """
     predictions = model.predict_structure(structures, task="e", batch_size=16)
-    totals = np.array([prediction["e"] for prediction in predictions], dtype=np.float64)
+    totals = np.array([prediction["e"] for prediction in predictions], dtype=np.float64)  # type: ignore[index]
     return totals - [np.mean([references[site.specie.symbol] for site in one]) for one in structures]
 
 
