@@ -8,6 +8,7 @@ instant, a second call finishes what is missing. A sweep calls the same code whe
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,8 @@ def connect(address: str | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
+    # Ray tells at every start that its own processes authenticate to one another; nothing for the user to do.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     runtime_env = {}
     if address:
         # Nodes of a cluster have the project installed, but perhaps not this version of it.

@@ -24,6 +24,9 @@ from pyarrow import fs
 from data.graphs import CONVERTER_VERSION, Graph, Graphs, concatenate, starts
 from data.storage import file_names, read_whole, write_whole
 
+# 19,900 crystals of 30 atoms on two busy cores, with 512 / 2048 / 8192 rows a shard: built in 16 / 16 / 19 s,
+# 0.6 / 2.0 / 8.1 MB a shard, read and verified in 0.37 / 0.31 / 0.41 s. A killed build loses at most one
+# shard for each actor, and the largest official task has 65.
 ROWS_PER_SHARD = 2048
 MANIFEST = "manifest.json"
 _SMALL = 256  # atoms that a byte can index

@@ -142,7 +142,9 @@ class FineTuning:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.optimizer = torch.optim.AdamW(self.parameters, lr=config.lr, weight_decay=config.weight_decay)
+            self.optimizer = torch.optim.AdamW(
+                self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
+            )
         self.history: list[EpochResult] = []
         self.best_epoch = -1
         self.best_weights: dict[str, Tensor] = {}
