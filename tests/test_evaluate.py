@@ -207,8 +207,7 @@ def readers(name: str, path: str, text: str) -> list[int]:
             if called not in HARMLESS_OWNERS[name]:
                 found.append(node.lineno)
         elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("getattr", "attrgetter"):
-            if any(isinstance(argument, ast.Constant) and argument.value == name for argument in node.args):
-                found.append(node.lineno)
+            found += [node.lineno for one in node.args if isinstance(one, ast.Constant) and one.value == name]
     return found
 
 

@@ -29,7 +29,7 @@ from models.fitted import load_model
 torch.set_num_threads(1)
 structures = [Structure.from_dict(one) for one in json.load(open(sys.argv[2]))]
 model = load_model(sys.argv[1])
-known = sorted({name.split(".")[0] for name in sys.modules} & {"ray", "tune", "optuna", "pyarrow"})
+known = sorted({name.split(".")[0] for name in sys.modules} & {"ray", "tune", "optuna"})
 print(json.dumps([model.predict(structures).tolist(), model.about, known]))
 """
 

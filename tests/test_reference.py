@@ -42,15 +42,26 @@ def often(fractions):
     return often
 
 
-def test_known_elemental_energies_are_found(fractions, energies, elemental):
+def test_known_elemental_energies_are_found(fractions, energies, elemental, often):
     reference = fit_energy_reference(fractions, energies, energies - fractions @ elemental, load_anchors("0.3.0"))
-    seen = fractions.sum(axis=0) > 0
-    determined = np.linalg.matrix_rank(fractions) == seen.sum()
-    assert determined
-    # 1e-4: the prior pulls a little; 3 eV/atom away from it an element of a single row gives way by so much
-    np.testing.assert_allclose(-reference.coefficients[seen], elemental[seen], rtol=0, atol=5e-2)
-    predicted = energies + reference.predict(fractions)
-    np.testing.assert_allclose(predicted, energies - fractions @ elemental, rtol=0, atol=2e-3)
+    # what the prior may bend: elements of one or two crystals, in which there is little of them
+    error = np.abs(-reference.coefficients - elemental)
+    assert np.median(error[often]) < 0.01
+    residual = np.abs(energies + reference.predict(fractions) - (energies - fractions @ elemental))
+    assert np.median(residual) < 0.003
+
+
+@pytest.mark.parametrize("offset", [-40.0, 25.0])
+def test_targets_may_have_another_zero(fractions, energies, offset):
+    # total energies of another code, say: every element tens of eV away from where CHGNet has it
+    train, val, _ = thirds(N_ROWS)
+    elemental = load_anchors("0.3.0") + np.random.default_rng(0).uniform(0, 1, 94) * offset
+    targets = energies - fractions @ elemental
+    reference = fit_energy_reference(fractions[train], energies[train], targets[train], load_anchors("0.3.0"))
+    shown = fractions[:, (fractions[train] > 0).sum(axis=0) < 3].sum(axis=1) == 0
+    error = np.abs(energies + reference.predict(fractions) - targets)[np.intersect1d(val, np.flatnonzero(shown))]
+    assert len(error) > 15
+    assert np.median(error) < 0.03
 
 
 def test_gross_outliers_are_shrugged_off_where_least_squares_is_not(fractions, energies, elemental, often):
@@ -62,9 +73,8 @@ def test_gross_outliers_are_shrugged_off_where_least_squares_is_not(fractions, e
     squares, *_ = np.linalg.lstsq(fractions, energies - targets, rcond=None)
     error = np.abs(-robust.coefficients - elemental)[often]
     error_of_squares = np.abs(squares - elemental)[often]
-    print(error.mean(), error_of_squares.mean(), np.median(error), np.median(error_of_squares), error.max())
-    assert np.median(error) < 0.01
-    assert np.median(error) < np.median(error_of_squares) / 20
+    assert np.median(error) < 0.02
+    assert np.median(error) < np.median(error_of_squares) / 10
 
 
 def test_an_element_that_training_never_shows_gets_its_anchor(fractions, energies, elemental):
@@ -90,9 +100,7 @@ def test_the_real_anchors_make_an_unseen_element_a_small_error():
     oxides = np.flatnonzero(has_oxygen & (data.rows.fractions[:, ~others_seen].sum(axis=1) == 0))
     assert len(oxides) > 20
     error = np.abs(predictions(finished(run), oxides) - data.targets[oxides]).mean()
-    print("oxides", error)
-    # Matbench's energies include a correction of -0.687 eV per O2- that no anchor can know
-    assert error < 0.6
+    assert error < 0.2  # eV/atom
     assert error < np.abs(data.targets[oxides] - np.median(data.targets[train])).mean() / 3
 
 
@@ -108,7 +116,7 @@ class TestTargetScale:
         assert data.task.quantity == "energy_per_atom"
         run = finished(self.begin(data, data.targets, data.task.quantity))
         # and the declared scale is the right one: errors far below the spread of the targets
-        assert run.history[0].val_metric < data.targets.std() / 3
+        assert run.history[0].val_metric < data.targets.std() / 2
 
     @pytest.mark.parametrize("file", [None, PEROVSKITES])
     def test_energies_per_cell_declared_per_atom_are_refused(self, file):
@@ -128,6 +136,15 @@ class TestTargetScale:
         data = sample(600, file=PEROVSKITES)
         with pytest.raises(TargetScaleError, match="expected about 1"):
             self.begin(data, data.targets * 96.485, "energy_per_atom")  # kJ/mol
+
+
+def test_crystals_that_cannot_tell_the_scale_are_accepted(fractions, energies):
+    # the same crystal sixty times, and fewer rows than elements: neither says what an eV/atom is worth
+    same = np.repeat(fractions[:1], 60, axis=0), np.full(60, energies[0])
+    reference = fit_energy_reference(*same, np.full(60, 7.0), load_anchors("0.3.0"))
+    assert energies[0] + reference.predict(fractions[:1])[0] == pytest.approx(7.0, abs=0.02)
+    few = slice(0, 40)
+    fit_energy_reference(fractions[few], energies[few], energies[few] * 5, load_anchors("0.3.0"))
 
 
 def test_a_property_reference_knows_what_is_linear_in_the_elements(fractions):

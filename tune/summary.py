@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from data.build_cache import console
@@ -71,7 +72,7 @@ def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def print_summary(results: dict[str, Any], folder: Folder) -> None:
@@ -81,7 +82,8 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
     ranked = [trial for trial in results["trials"] if f"best_val_{metric}" in trial]
     if ranked:
         others = [field for field in results["options"]["searched"] if field != "epochs"]
-        table = Table("fold", "rank", f"val {metric}", "epochs", *others, title="Ranking on validation")
+        columns = ("fold", "rank", f"val {metric}", "epochs", *others)
+        table = Table(*columns, title="Ranking on validation", box=SIMPLE_HEAD, padding=0)
         for trial in ranked[:10]:
             table.add_row(
                 str(trial["search_fold"]),
