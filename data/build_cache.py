@@ -12,12 +12,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import ray
 import typer
+from ray.exceptions import RayError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -44,13 +44,9 @@ console = Console(stderr=True)
 _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
 
 
-@dataclass(frozen=True)
-class Converted:
-    """One shard that an actor has written: its number, its rows, and how many of them were rejected."""
-
-    number: int
-    n_rows: int
-    n_rejected: int
+def say(line: str, style: str = "") -> None:
+    """Print a line as it is: what looks like rich's markup in it may be a path or a column's name."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Converter:
@@ -61,11 +57,11 @@ class Converter:
         self.filesystem, self.path = open_folder(folder)
         self.cutoff_angstrom = cutoff_angstrom
 
-    def write(self, number: int, chunk: RawChunk) -> Converted:
-        """Convert a chunk and write it as shard `number`."""
+    def write(self, number: int, chunk: RawChunk) -> int:
+        """Convert a chunk, write it as shard `number`, and return how many rows that were."""
         formulas, graphs = convert_chunk(chunk, self.cutoff_angstrom)
         write_shard(self.filesystem, self.path, number, encode_shard(chunk.ids, formulas, graphs))
-        return Converted(number, len(graphs), sum(isinstance(graph, str) for graph in graphs))
+        return len(graphs)
 
 
 def graphs_of(
@@ -101,7 +97,7 @@ def graphs_of(
                 _build_missing(rows, spec, folder)
                 return read_cache(filesystem, path, spec), spec.key
         except DamagedShardError as problem:
-            console.print(f"[yellow]damaged, will be rebuilt: {', '.join(problem.names)}[/]")
+            say(f"damaged, will be rebuilt: {', '.join(problem.names)}", style="yellow")
             for name in {*problem.names, MANIFEST} & set(file_names(filesystem, path)):
                 filesystem.delete_file(f"{path}/{name}")
     return read_cache(filesystem, path, spec), spec.key
@@ -115,7 +111,7 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     missing = [number for number in range(len(spec.shard_rows)) if number not in present]
     done = len(rows) - sum(len(spec.shard_rows[number]) for number in missing)
     if present and missing:
-        console.print(f"{len(present)} of {len(spec.shard_rows)} shards are there; building the other {len(missing)}")
+        say(f"{len(present)} of {len(spec.shard_rows)} shards are there; building the other {len(missing)}")
     progress = Progress(
         TextColumn("graphs"),
         BarColumn(),
@@ -126,8 +122,8 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     )
     with progress:
         bar = progress.add_task("graphs", total=len(rows), completed=done, rate="")
-        for converted in _converted(rows, spec, folder, missing):
-            progress.advance(bar, converted.n_rows)
+        for n_rows in _converted(rows, spec, folder, missing):
+            progress.advance(bar, n_rows)
             speed = progress.tasks[0].speed
             progress.update(bar, rate=f"{speed:,.0f}/s" if speed else "")
     for name in file_names(filesystem, path):
@@ -136,7 +132,7 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     write_manifest(filesystem, path, spec)
 
 
-def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> Iterator[Converted]:
+def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> Iterator[int]:
     """Have actors write the missing shards, two chunks ahead of each so that none waits for the driver."""
     if not missing:
         return
@@ -234,19 +230,20 @@ def main(
             connect(address)
         folder = cache or str(default_cache() / "graphs")
         stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
-    except (TaskError, DownloadError, StorageError, DamagedShardError) as problem:
-        console.print(f"[red]{type(problem).__name__}:[/] {problem}", highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        sys.exit(130)
+    except (TaskError, DownloadError, StorageError, DamagedShardError, OSError, RayError) as problem:
+        say(f"{type(problem).__name__}: {problem}", style="red")
         sys.exit(1)
     n_rejected = sum(reason is not None for reason in stored.reasons)
-    console.print(
+    say(
         f"{opened.name}: {len(rows) - n_rejected} graphs, {n_rejected} rows rejected, "
-        f"{stored.n_raised_cutoff} with a raised cutoff, in {folder}/{key}",
-        highlight=False,
-        soft_wrap=True,
+        f"{stored.n_raised_cutoff} with a raised cutoff, in {folder}/{key}"
     )
     for row_id, reason in zip(stored.ids, stored.reasons, strict=True):
         if reason is not None:
-            console.print(f"  {row_id}: {reason}", highlight=False, soft_wrap=True)
+            say(f"  {row_id}: {reason}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data.graphs import CONVERTER_VERSION, Graph, Graphs, concatenate, starts
-from data.storage import file_names, read_whole, write_whole
+from data.storage import StorageError, file_names, read_whole, write_whole
 
 # 19,900 crystals of 30 atoms on two busy cores, with 512 / 2048 / 8192 rows a shard: built in 16 / 16 / 19 s,
 # 0.6 / 2.0 / 8.1 MB a shard, read and verified in 0.37 / 0.31 / 0.41 s. A killed build loses at most one
@@ -164,8 +164,14 @@ def write_manifest(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> N
 
     Raises:
         DamagedShardError: shards that are truncated or changed.
+        StorageError: shards that this machine does not see.
     """
     present = shards_present(filesystem, folder)
+    if lacking := sorted(set(range(len(spec.shard_rows))) - present.keys()):
+        raise StorageError(
+            f"shards {lacking[:5]} were written but are not in {folder}: on a cluster the cache must be a folder "
+            "that all nodes see, such as gs://... or s3://... (--cache)"
+        )
     names = [present[number] for number in range(len(spec.shard_rows))]
     tables = _verified_tables(filesystem, folder, names)
     manifest = {

@@ -29,6 +29,8 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
         return fs.LocalFileSystem(), str(Path(text).expanduser().absolute())
     try:
         filesystem, path = fs.FileSystem.from_uri(text)
+    except OSError as problem:
+        raise StorageError(f"cannot open {text!r}: {problem}") from problem
     except (pa.ArrowInvalid, NotImplementedError):
         import fsspec  # schemes pyarrow does not know itself
 

@@ -20,6 +20,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal, get_args
 
 import chgnet.model
 import torch
@@ -28,10 +29,12 @@ from torch import Tensor, nn
 
 from data.batches import GraphBatch
 
-WEIGHTS = ("0.3.0", "0.2.0", "r2scan", "random")
+Weights = Literal["0.3.0", "0.2.0", "r2scan", "random"]
+WEIGHTS = get_args(Weights)
 # Freeze depth, from everything frozen to nothing frozen: how many of the four interaction blocks train,
 # counted from the readout backwards. `none` trains nothing but the elemental reference.
-FREEZE_DEPTHS = ("none", "readout", "last_conv", "last_two_convs", "last_three_convs", "full")
+FreezeDepth = Literal["none", "readout", "last_conv", "last_two_convs", "last_three_convs", "full"]
+FREEZE_DEPTHS = get_args(FreezeDepth)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from models.chgnet import FreezeDepth, Weights
+
 
 class TrainConfig(BaseModel):
     """One training run; the keys of a search space are a subset of these fields.
@@ -16,10 +18,8 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weights: Literal["0.3.0", "0.2.0", "r2scan", "random"] = Field(
-        default="0.3.0", description="pretrained CHGNet weights, or random initialisation"
-    )
-    freeze_depth: Literal["none", "readout", "last_conv", "last_two_convs", "last_three_convs", "full"] = Field(
+    weights: Weights = Field(default="0.3.0", description="pretrained CHGNet weights, or random initialisation")
+    freeze_depth: FreezeDepth = Field(
         default="readout",
         description="what trains, counted from the readout backwards; `none` fits the reference alone",
     )
@@ -27,8 +27,9 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate at the start")
     batch_size: int = Field(default=32, ge=1, le=65_536, description="crystals a step")
     weight_decay: float = Field(default=1e-2, ge=0, le=10, description="decoupled, of AdamW")
-    loss: Literal["mae", "mse", "huber"] = Field(
-        default="mae", description="of a regression; huber turns linear at 0.1 (eV/atom for energies)"
+    loss: Literal["mae", "mse", "huber", "cross_entropy"] = Field(
+        default="mae",
+        description="huber turns linear at 0.1 (eV/atom for energies); cross_entropy is that of a classification",
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="of fresh weights and the order of the batches")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from scipy.special import expit
 from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
+from data.task_table import Quantity
 from models.chgnet import CHGNetwork
 from models.features import GraphInputs, Inputs, predict
 from models.metrics import Kind
@@ -26,7 +27,6 @@ from models.reference import Reference
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
 FILE_FORMAT = 1
 
 

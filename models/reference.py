@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression, RidgeCV
 # An element leaves its prior where its fractions, summed over the crystals that ask for it, exceed this.
 # Chosen, with the width, by cross-validation inside the training part of a fold (mp_e_form and perovskites,
 # all rows and a hundred). A pull that does not grow with the distance lets targets have another zero.
-PRIOR_STRENGTH = 0.1
+PRIOR_STRENGTH = 0.3
 _PRIOR_WIDTH = 0.03  # eV/atom; nearer to the prior the pull falls to nothing
 _SMALLEST_RESIDUAL = 1e-2  # eV/atom; smaller errors count quadratically
 _SLOPE_LIMITS = (0.4, 2.5)

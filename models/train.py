@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from data.graphs import Graphs
+from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.chgnet import CHGNetwork
 from models.config import TrainConfig
 from models.features import FeatureInputs, GraphInputs, Inputs, predict
-from models.fitted import FittedModel, Quantity
+from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
 from models.reference import fit_class_reference, fit_energy_reference, fit_property_reference
 
@@ -102,6 +103,7 @@ class FineTuning:
 
         Raises:
             TargetScaleError: an energy target that is not on the declared scale.
+            ValueError: a loss that does not fit the kind of task.
         """
         self.config, self.rows, self.train, self.val = config, rows, train, val
         self.device = torch.device(device)
@@ -110,6 +112,9 @@ class FineTuning:
         self.targets = targets
         per_atom = targets / np.maximum(self.n_atoms, 1) if quantity == "energy_per_cell" else targets
 
+        if (config.loss == "cross_entropy") != (kind == "classification"):
+            raise ValueError(f"loss {config.loss!r} for a {kind}: cross_entropy goes with classification alone")
+
         network = CHGNetwork(config.weights, seed=config.seed)
         fractions = rows.fractions[train].astype(np.float64)
         if kind == "classification":
@@ -117,14 +122,11 @@ class FineTuning:
         elif quantity == "other" or config.weights == "random":
             reference = fit_property_reference(fractions, per_atom[train])
         else:
-            composition_energies = network.composition_energies().double().numpy()
             network.to(self.device)
             outputs = rows.outputs[train] if rows.outputs is not None else self._outputs(network, train)
-            energies = outputs + fractions @ composition_energies
-            reference = fit_energy_reference(fractions, energies, per_atom[train], load_anchors(config.weights))
-            reference = type(reference)(
-                reference.coefficients + composition_energies, reference.intercept, reference.scale
-            )
+            # The network's output leaves CHGNet's own composition energies out, and so does the prior.
+            prior = load_anchors(config.weights) - network.composition_energies().double().cpu().numpy()
+            reference = fit_energy_reference(fractions, outputs, per_atom[train], prior)
         if kind == "classification" or quantity == "other" or config.weights == "random":
             network.reset_readout(config.seed)
         network.to(self.device).eval()  # CHGNet has no dropout and no batch norm: eval mode trains the same

@@ -42,7 +42,7 @@ def a_dataset(labels=LABELS, test=TEST, quarantine=None, unscored=(), ids=None, 
         folds=[Fold(0, test_ids, train_ids), Fold(1, test_ids, train_ids), Fold(2, train_ids, test_ids)],
         splits={2: Split(2, TRAIN, VAL, test)},
         rows_ref=None,
-        trial_folds_ref=None,
+        trial_folds={},
     )
 
 
@@ -60,6 +60,7 @@ def an_outcome(tmp_path):
             best_metric=0.1,
             best_epoch=0,
             trained_parameters=[],
+            device="cpu",
             error=None,
             folder=(fs.LocalFileSystem(), str(tmp_path)),
         )

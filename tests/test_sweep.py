@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -192,13 +193,18 @@ def test_a_taken_name_is_refused(whole, folder):
     assert "Traceback" not in output
 
 
-def test_a_killed_sweep_goes_on_where_it_was(folder, whole):
-    """kill -9 of the driver in the middle of the search; then --resume gives what the whole sweep gave."""
-    arguments = [*first_time(folder, "killed"), "--folds=0,3", "--seeds=2"]
-    log = folder / "killed.log"
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
+    """kill -9, or Ctrl-C, in the middle of the search; then --resume gives what the whole sweep gave."""
+    name = f"stopped-by-{stop.name}"
+    log = folder / f"{name}.log"
     with log.open("w") as stream:
         driver = subprocess.Popen(
-            command(folder, *arguments), cwd=REPOSITORY, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+            command(folder, *first_time(folder, name), "--folds=0,3", "--seeds=2"),
+            cwd=REPOSITORY,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     deadline = time.monotonic() + 300
     while log.read_text().count("search fold 0:") < 2:
@@ -206,18 +212,21 @@ def test_a_killed_sweep_goes_on_where_it_was(folder, whole):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
     time.sleep(1.2)  # one snapshot of Ray's
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    output = run(folder, "--resume=killed")
-    before, after = (json.loads((folder / f"results/{name}/results.json").read_text()) for name in ("whole", "killed"))
-    assert [trial["config"] for trial in after["trials"]] == [trial["config"] for trial in before["trials"]]
+    os.kill(driver.pid, stop)
+    code = driver.wait(timeout=120)
+    assert not (folder / f"results/{name}/RESULTS.md").exists()
+    if stop == signal.SIGINT:
+        assert code == 130
+        assert f"--resume {name}" in log.read_text()
+    output = run(folder, f"--resume={name}")
+    before, after = (json.loads((folder / f"results/{one}/results.json").read_text()) for one in ("whole", name))
     assert after["trials"] == [
         {**trial, "trial": other["trial"]} for trial, other in zip(before["trials"], after["trials"], strict=True)
     ]
     assert after["chosen"] == before["chosen"]
     assert after["seeds"] == before["seeds"]
     again = output.count("search fold 0:")
-    assert again <= 3, f"more than the running and the coming trials were run after the kill:\n{output}"
+    assert again <= 3, f"more than the running and the coming trials were run after the stop:\n{output}"
 
 
 def test_the_same_seed_gives_the_same_predictions(folder, whole):
@@ -246,6 +255,55 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
     assert "Traceback" not in output
 
 
+@pytest.fixture(scope="module")
+def own_data(folder):
+    """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for 100 crystals of the demo."""
+    from pymatgen.core import Structure
+
+    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").iloc[::9].iloc[:100]
+    structures = [
+        Structure(row.lattice.reshape(3, 3), row.numbers, row.frac_coords.reshape(-1, 3)) for row in rows.itertuples()
+    ]
+    for name, values in (
+        ("is_stable", (rows["e_form"] < rows["e_form"].median()).tolist()),
+        ("e_cell", [e * len(s) for e, s in zip(rows["e_form"], structures, strict=True)]),
+    ):
+        table = {
+            "index": list(range(len(rows))),
+            "columns": ["structure", name],
+            "data": [[s.as_dict(), v] for s, v in zip(structures, values, strict=True)],
+        }
+        with gzip.open(folder / f"{name}.json.gz", "wt") as file:
+            json.dump(table, file)
+    return folder
+
+
+def test_classification_with_one_search_a_fold(own_data):
+    arguments = ["--folds=1,4", "--search-folds=1,4", "--num-samples=2"]
+    run(
+        own_data, f"--space={own_data}/small.yaml", f"--task={own_data}/is_stable.json.gz", "--name=classes", *arguments
+    )
+    results = json.loads((own_data / "results/classes/results.json").read_text())
+    assert results["protocol"].startswith("nested: one search per fold")
+    assert [(trial["search_fold"], trial["rank"]) for trial in results["trials"]] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    assert {chosen["config"]["loss"] for chosen in results["chosen"]} == {"cross_entropy"}
+    for trial, chosen in zip(results["trials"][::2], results["chosen"], strict=True):
+        assert chosen["fold"] == trial["search_fold"]
+        assert chosen["config"]["lr"] == trial["config"]["lr"]
+        assert trial["best_val_rocauc"] >= 0.5
+    predicted = pd.read_csv(own_data / "results/classes/seed_0/preds_fold_1.csv")["y_pred"]
+    assert predicted.between(0, 1).all()
+    assert set(results["seeds"][0]["mean"]) == {"rocauc", "accuracy"}
+
+
+def test_energies_declared_on_the_wrong_scale_are_refused_before_any_trial(own_data):
+    arguments = [f"--task={own_data}/e_cell.json.gz", "--quantity=energy_per_atom", "--name=wrong"]
+    output = run(own_data, f"--space={own_data}/small.yaml", *arguments, expect=1)
+    assert "TargetScaleError" in output
+    assert "search fold" not in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -254,6 +312,11 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
         (["--folds=7"], "0 to 4"),
         (["--resume=nothing"], "no sweep 'nothing'"),
         (["--task=demo", "--quantity=other"], "quantity"),
+        (["--cpus-per-trial=4096"], "lower --cpus-per-trial"),
+        (["--gpus-per-trial=0.25"], "lower --gpus-per-trial"),
+        (["--space=pretrained", "--seeds=3"], "trains nothing"),
+        (["--resume=whole", "--num-samples=3"], "leave out --num-samples"),
+        (["--storage=/dev/null/x"], "NotADirectoryError"),
     ],
 )
 def test_wrong_arguments_end_in_a_sentence(folder, arguments, expected):

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import numpy as np
 import ray
 
-from data.build_cache import console, graphs_of
+from data.build_cache import graphs_of, say
 from data.folds import Fold, Split, make_folds, split_fold
 from data.graphs import element_fractions
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
 from models.chgnet import cutoffs
+from models.config import TrainConfig
+from models.metrics import Kind
 from models.train import TrainingRows
 from tune.features import pretrained_outputs
-from tune.trial import TrialFold
+from tune.trial import TrialFold, start_training
 
 VALIDATION_FRACTION = 0.1  # of a fold's training part
 
@@ -42,7 +44,7 @@ class Dataset:
         folds: the five folds.
         splits: by fold.
         rows_ref: `TrainingRows` in the object store.
-        trial_folds_ref: {fold: TrialFold} in the object store.
+        trial_folds: by fold, a `TrialFold` in the object store.
     """
 
     task: Task
@@ -57,11 +59,11 @@ class Dataset:
     folds: list[Fold]
     splits: dict[int, Split]
     rows_ref: ray.ObjectRef
-    trial_folds_ref: ray.ObjectRef
+    trial_folds: dict[int, ray.ObjectRef]
 
 
 def load_dataset(
-    task: Task, rows: Rows, weights: str, cache_folder: str, *, seed: int, gpus_per_task: float
+    task: Task, rows: Rows, weights: str, cache_folder: str, *, used_folds: set[int], seed: int, gpus_per_task: float
 ) -> Dataset:
     """Build or read everything trials share, and put it where they can read it without a copy.
 
@@ -70,19 +72,21 @@ def load_dataset(
         rows: all rows of the task.
         weights: CHGNet weights all trials start from.
         cache_folder: path or URI that holds the caches.
+        used_folds: folds to split; the others may be too small for it.
         seed: of the validation splits.
         gpus_per_task: share of a GPU for computing features; 0 for the CPU.
 
     Raises:
         SplitError: too few rows to split.
+        TargetScaleError: an energy target that is not on the declared scale.
     """
     stored, key = graphs_of(rows, cutoffs(weights), cache_folder)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
     quarantine = {k: reason for k, reason in enumerate(stored.reasons) if reason} | bad_labels
     if quarantine:
-        console.print(f"[yellow]{len(quarantine)} of {len(rows)} rows quarantined[/]; see quarantine.csv")
+        say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
     if stored.n_raised_cutoff:
-        console.print(f"{stored.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
+        say(f"{stored.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
 
@@ -99,12 +103,16 @@ def load_dataset(
             seed=seed,
         )
         for fold in folds
+        if fold.index in used_folds
     }
     features = outputs = None
     if weights != "random":
         cache = f"{cache_folder.rstrip('/')}/{key}"
         features, outputs = pretrained_outputs(stored.graphs, weights, cache, gpus_per_task)
     training_rows = TrainingRows(stored.graphs, element_fractions(stored.graphs), features, outputs)
+    trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
+    for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
+        start_training(untrained(weights, task.kind), training_rows, trial_fold, task.kind, task.quantity)
     return Dataset(
         task=task,
         ids=rows.ids,
@@ -118,8 +126,14 @@ def load_dataset(
         folds=folds,
         splits=splits,
         rows_ref=ray.put(training_rows),
-        trial_folds_ref=ray.put({k: _without_test_labels(split, rows.targets) for k, split in splits.items()}),
+        trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
     )
+
+
+def untrained(weights: str, kind: Kind) -> TrainConfig:
+    """The config that fits the reference and trains nothing."""
+    loss = "cross_entropy" if kind == "classification" else "mae"
+    return TrainConfig.model_validate({"weights": weights, "freeze_depth": "none", "epochs": 0, "loss": loss})
 
 
 def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:

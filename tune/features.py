@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from importlib.metadata import version
 
@@ -17,11 +18,12 @@ import torch
 from pyarrow import fs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.build_cache import console
+from data.build_cache import console, say
 from data.graphs import Graphs
 from data.shards import ROWS_PER_SHARD
 from data.storage import file_names, open_folder, read_whole, write_whole
 from models.chgnet import CHGNetwork
+from models.device import device_of_share
 from models.features import FeatureInputs, backbone_features, predict
 
 # Part of the file name, raised whenever the forward pass would give other numbers.
@@ -45,16 +47,15 @@ def pretrained_outputs(
         rows without a graph.
     """
     filesystem, path = open_folder(cache_folder)
-    prefix = f"features-{weights}-chgnet{version('chgnet')}-v{FORWARD_VERSION}"
-    starts = range(0, len(graphs), ROWS_PER_PART)
+    prefix = f"features-{weights}-chgnet{version('chgnet')}-v{FORWARD_VERSION}-{ROWS_PER_PART}"
+    n_parts = math.ceil(len(graphs) / ROWS_PER_PART)
     parts = _read_parts(filesystem, path, prefix)
-    missing = [number for number in range(len(starts)) if number not in parts]
+    missing = [number for number in range(n_parts) if number not in parts]
     if missing:
         shared = ray.put(graphs)
         task = _compute_part.options(num_cpus=1, num_gpus=gpus_per_task)
         running = {
-            task.remote(shared, weights, starts[number], cache_folder, f"{prefix}-{number:05d}", gpus_per_task): number
-            for number in missing
+            task.remote(shared, weights, number, cache_folder, prefix, gpus_per_task): number for number in missing
         }
         progress = Progress(
             TextColumn("backbone features"),
@@ -64,13 +65,15 @@ def pretrained_outputs(
             console=console,
         )
         with progress:
-            bar = progress.add_task("features", total=len(graphs), completed=len(graphs) - len(missing) * ROWS_PER_PART)
+            to_do = sum(len(_part(graphs, number)) for number in missing)
+            bar = progress.add_task("features", total=len(graphs), completed=len(graphs) - to_do)
             while running:
                 (finished,), _ = ray.wait(list(running))
                 number = running.pop(finished)
                 parts[number] = ray.get(finished)
-                progress.advance(bar, min(ROWS_PER_PART, len(graphs) - starts[number]))
-    features = np.concatenate([parts[number] for number in range(len(starts))])
+                progress.advance(bar, len(_part(graphs, number)))
+    features = np.concatenate([parts[number] for number in range(n_parts)])
+    assert len(features) == graphs.atom_start[-1]
     inputs = FeatureInputs(features, graphs.atom_start, torch.device("cpu"))
     good = np.flatnonzero(graphs.atoms_per_graph > 0)
     outputs = np.full(len(graphs), np.nan)
@@ -79,18 +82,22 @@ def pretrained_outputs(
 
 
 @ray.remote(max_retries=3)
-def _compute_part(graphs: Graphs, weights: str, start: int, cache_folder: str, stem: str, gpus: float) -> np.ndarray:
+def _compute_part(graphs: Graphs, weights: str, number: int, cache_folder: str, prefix: str, gpus: float) -> np.ndarray:
     """Features of one run of rows, written to the cache under a name that carries their checksum."""
     torch.set_num_threads(1)
-    device = torch.device("cuda" if gpus and torch.cuda.is_available() else "cpu")
-    which = np.arange(start, min(start + ROWS_PER_PART, len(graphs)))
-    features = backbone_features(CHGNetwork(weights).to(device), graphs, which, device)
+    device = device_of_share(gpus)
+    features = backbone_features(CHGNetwork(weights).to(device), graphs, _part(graphs, number), device)
     buffer = io.BytesIO()
     np.save(buffer, features)
     filesystem, path = open_folder(cache_folder)
     checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
-    write_whole(filesystem, f"{path}/{stem}-{checksum}.npy", buffer.getvalue())
+    write_whole(filesystem, f"{path}/{prefix}-{number:05d}-{checksum}.npy", buffer.getvalue())
     return features
+
+
+def _part(graphs: Graphs, number: int) -> np.ndarray:
+    """Rows of a part."""
+    return np.arange(number * ROWS_PER_PART, min((number + 1) * ROWS_PER_PART, len(graphs)))
 
 
 def _read_parts(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[int, np.ndarray]:
@@ -102,6 +109,6 @@ def _read_parts(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[int
         if hashlib.sha256(content).hexdigest() == match[2]:
             parts[int(match[1])] = np.load(io.BytesIO(content))
         else:
-            console.print(f"[yellow]damaged, will be computed again: {match[0]}[/]")
+            say(f"damaged, will be computed again: {match[0]}", style="yellow")
             filesystem.delete_file(f"{folder}/{match[0]}")
     return parts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.storage import open_folder, read_whole, write_whole
 from tune.space import SearchSpace
@@ -109,9 +109,15 @@ def load_options(storage: str, name: str) -> Options:
     folder = Folder(f"{storage}/{name}")
     try:
         record = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there") from None
-    return Options(**record["options"])
+    try:
+        return Options(**record["options"])
+    except (ValidationError, KeyError, TypeError) as problem:
+        raise SweepError(
+            f"{folder.address}/sweep.json was written by another version of matsweep ({problem}): "
+            "resume it with that version, or start anew"
+        ) from None
 
 
 def refuse_taken(options: Options) -> None:

@@ -13,6 +13,7 @@ from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.options import Folder, Options, run_record
 from tune.search import Outcome
+from tune.space import SearchSpace
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
@@ -23,6 +24,7 @@ OVERLAP = (
 
 def collect(
     options: Options,
+    space: SearchSpace,
     dataset: Dataset,
     folder: Folder,
     searches: dict[int, list[Outcome]],
@@ -34,7 +36,7 @@ def collect(
     scores = [score_fold(dataset, outcome) for outcome in trained]
     n = len(options.folds)
     reference = "pretrained + reference" if task.quantity != "other" else "reference: linear in the element fractions"
-    if options.space.weights == "random":
+    if space.weights == "random":
         reference = "reference: linear in the element fractions"
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
     by_seed: list[list[FoldScore]] = []
@@ -59,7 +61,7 @@ def collect(
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
     notes += [task.notes] if task.notes else []
-    notes += [OVERLAP] if task.pretraining_overlap and options.space.weights != "random" else []
+    notes += [OVERLAP] if task.pretraining_overlap and space.weights != "random" else []
     n_fallback = sum(score.n_fallback for score in scores[:n])
     if dataset.quarantine:
         notes.append(
@@ -70,9 +72,9 @@ def collect(
         "sweep": options.name,
         "options": {
             **options.model_dump(exclude_none=True),
-            "searched": sorted(options.space.searched),
+            "searched": sorted(space.searched),
         },
-        "record": run_record(),
+        "record": {**run_record(), "devices": sorted({outcome.device for outcome in trained})},
         "task": {key: value for key, value in vars(task).items() if value is not None},
         "data": {
             "description": description,
@@ -84,7 +86,7 @@ def collect(
             "graph_cache_key": dataset.cache_key,
         },
         "notes": notes,
-        "protocol": protocol(options),
+        "protocol": protocol(options, space),
         "metric": metric.name,
         "reference": {"title": reference, **summary(scores[:n])},
         "seeds": seed_entries,
@@ -100,14 +102,19 @@ def collect(
     return results
 
 
-def protocol(options: Options) -> str:
+def protocol(options: Options, space: SearchSpace) -> str:
     """How configurations were chosen, in a sentence for everyone who reads the results."""
     split = (
         f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
         f"(seed {options.seed}); best epoch and early stopping use it alone; the test part is predicted once"
     )
-    if not options.space.searched:
+    if not space.searched:
         return f"no search, the space fixes every parameter; {split}."
+    if options.max_concurrent != 1:
+        split += (
+            "; trials ran side by side, so that a repeated search may choose otherwise (--max-concurrent 1 repeats it "
+            "exactly), while a training gives the same predictions again"
+        )
     if set(options.folds) <= set(options.search_folds):
         return f"nested: one search per fold on that fold's own validation split; {split}."
     borrowed = sorted(set(options.folds) - set(options.search_folds))

@@ -16,16 +16,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import ray
 import typer
+from ray.exceptions import RayError
 
-from data.build_cache import connect, console, default_cache
+from data.build_cache import connect, default_cache, say
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.shards import DamagedShardError
 from data.storage import StorageError
 from data.tasks import TaskError, open_task
 from models.config import TrainConfig
-from tune.dataset import load_dataset
+from models.reference import TargetScaleError
+from tune.dataset import load_dataset, untrained
 from tune.evaluate import PredictionError
 from tune.options import Folder, Options, SweepError, check_or_write_record, load_options, refuse_taken
 from tune.results import collect, write_quarantine
@@ -42,6 +45,9 @@ USER_ERRORS = (
     StorageError,
     DamagedShardError,
     PredictionError,
+    TargetScaleError,
+    OSError,
+    RayError,
 )
 
 
@@ -53,21 +59,28 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     """
     began = datetime.now()
     folder = Folder(f"{options.storage}/{options.name}")
-    space = options.space
-    ids_file = Path(options.ids) if options.ids else None
     task, rows = open_task(
         options.task,
         target=options.target,
         quantity=options.quantity,
-        ids_file=ids_file,
+        ids_file=Path(options.ids) if options.ids else None,
         download_dir=Path(options.downloads),
     )
-    check_or_write_record(folder, options, rows.sha256, resumed)
-    console.print(f"[bold]{options.name}[/]: {task.name}, {len(rows)} crystals, space {space.name}")
-    console.print(f"  {task.labels}", highlight=False, soft_wrap=True)
+    space = options.space.for_kind(task.kind)
     connect(address)
+    if address is None:
+        _refuse_impossible(options)
+    check_or_write_record(folder, options, rows.sha256, resumed)
+    say(f"{options.name}: {task.name}, {len(rows)} crystals, space {space.name}. {space.description}", style="bold")
+    say(f"  {task.labels}")
     dataset = load_dataset(
-        task, rows, space.weights, options.cache, seed=options.seed, gpus_per_task=options.gpus_per_trial
+        task,
+        rows,
+        space.weights,
+        options.cache,
+        used_folds={*options.folds, *(options.search_folds if space.searched else [])},
+        seed=options.seed,
+        gpus_per_task=options.gpus_per_trial,
     )
     write_quarantine(folder, dataset)
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
@@ -89,20 +102,20 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
         searches[fold] = outcomes
 
     # What is trained to the end: on each fold the reference alone, and the chosen config with every seed.
-    reference = TrainConfig.model_validate({"weights": space.weights, "freeze_depth": "none", "epochs": 0}).model_dump()
+    reference = untrained(space.weights, task.kind).model_dump()
     seeds = range(options.seed, options.seed + options.seeds)
     chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
     plan = [(fold, reference) for fold in options.folds]
-    if space.parameters.get("freeze_depth") != "none":
+    if space.trains:
         plan += [(fold, {**chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
     trained = train_chosen(dataset, plan, resources=resources, folder=f"{folder.address}/evaluate")
     failed = [outcome for outcome in trained if outcome.error is not None]
     if failed:
-        told = "; ".join(f"fold {outcome.fold}: {outcome.error}" for outcome in failed)
+        told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
         raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
 
-    results = collect(options, dataset, folder, searches, chosen, trained)
-    results["seconds"] = (datetime.now() - began).total_seconds()
+    results = collect(options, space, dataset, folder, searches, chosen, trained)
+    results["seconds_of_last_session"] = (datetime.now() - began).total_seconds()
     folder.write_json("results.json", results)
     folder.write("RESULTS.md", results_markdown(results))
     print_summary(results, folder)
@@ -136,6 +149,7 @@ SWEEP, PROTOCOL, MACHINE = "What to sweep", "Protocol", "Machine and folders"
 
 @app.command()
 def main(
+    context: typer.Context,
     space: Annotated[
         str,
         typer.Option(help="Search space: a file of search_spaces/ without .yaml, or a path.", rich_help_panel=SWEEP),
@@ -230,36 +244,71 @@ def main(
     ray_results/README.md says what each file is.
     """
     try:
-        place = storage if "://" in storage else str(Path(storage).expanduser().resolve())
+        place = _anywhere(storage)
         if resume is not None:
+            _refuse_changed(context)
             options = load_options(place, resume)
         else:
             loaded = load_space(space)
+            if seeds > 1 and not loaded.trains:
+                raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             options = Options(
                 name=name or f"{Path(task).name.split('.')[0]}-{loaded.name}-{stamp}",
                 space=loaded,
-                task=task,
+                task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
                 target=target,
                 quantity=quantity,
-                ids=str(ids) if ids else None,
+                ids=str(ids.expanduser().resolve()) if ids else None,
                 search_folds=_folds(search_folds, "--search-folds"),
                 folds=_folds(folds, "--folds"),
                 num_samples=num_samples or loaded.num_samples,
                 seed=seed,
                 seeds=seeds,
                 storage=place,
-                cache=cache or str(default_cache() / "graphs"),
-                downloads=str(downloads or default_cache() / "downloads"),
+                cache=_anywhere(cache or str(default_cache() / "graphs")),
+                downloads=_anywhere(str(downloads or default_cache() / "downloads")),
                 cpus_per_trial=cpus_per_trial,
                 gpus_per_trial=gpus_per_trial,
                 max_concurrent=max_concurrent,
             )
             refuse_taken(options)
-        run(options, address=address, resumed=resume is not None)
+        try:
+            run(options, address=address, resumed=resume is not None)
+        except KeyboardInterrupt:
+            say(f"interrupted: go on with --resume {options.name}")
+            sys.exit(130)
     except USER_ERRORS as problem:
-        console.print(f"[red]{type(problem).__name__}:[/] {problem}", highlight=False, soft_wrap=True)
+        say(f"{type(problem).__name__}: {problem}", style="red")
         sys.exit(1)
+
+
+def _anywhere(place: str) -> str:
+    """A URI as it is, a path made absolute: a sweep may be resumed from another folder."""
+    return place if "://" in place else str(Path(place).expanduser().resolve())
+
+
+def _refuse_changed(context: typer.Context) -> None:
+    """A resumed sweep keeps its options; refuse any that are given again."""
+    kept = {"resume", "storage", "address"}
+    sources = {name: context.get_parameter_source(name) for name in context.params if name not in kept}
+    given = [f"--{name.replace('_', '-')}" for name, source in sources.items() if source and source.name != "DEFAULT"]
+    if given:
+        raise SweepError(
+            f"--resume goes on with the options the sweep was begun with; leave out {', '.join(given)} "
+            "(only --storage and --address may be given)"
+        )
+
+
+def _refuse_impossible(options: Options) -> None:
+    """Without a cluster that could grow, Ray would wait for ever for what this machine has not."""
+    have = ray.cluster_resources()
+    for kind, asked in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
+        if asked > have.get(kind, 0):
+            raise SweepError(
+                f"a trial asks for {asked:g} {kind}, this machine has {have.get(kind, 0):g}: "
+                f"lower --{kind.lower()}s-per-trial"
+            )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from data.storage import read_whole
 from models.metrics import metric_of
 from tune.dataset import Dataset
+from tune.options import SweepError
 from tune.scheduler import ResumableASHA
 from tune.space import SearchSpace
 from tune.tracking import Tracking
@@ -46,6 +49,7 @@ class Outcome:
         best_metric: of the best epoch, on validation; None if no epoch ended.
         best_epoch: 0 is the model before training.
         trained_parameters: names of what the freeze depth lets train.
+        device: what it trained on.
         error: why it failed, or None.
         folder: filesystem and path of its newest checkpoint, or None.
     """
@@ -57,6 +61,7 @@ class Outcome:
     best_metric: float | None
     best_epoch: int
     trained_parameters: list[str]
+    device: str
     error: str | None
     folder: tuple[fs.FileSystem, str] | None
 
@@ -86,7 +91,7 @@ def search_fold(
     """
     metric = metric_of(dataset.task.kind)
     name = f"best_val_{metric.name}"
-    trainable = _trainable(dataset, resources, fold=fold)
+    trainable = _trainable(dataset, resources, predict_test=False)
     tune_config = ray.tune.TuneConfig(
         metric=name,
         mode=metric.mode,
@@ -105,12 +110,12 @@ def search_fold(
     )
     results = _run(
         trainable,
-        {**space.ray_space(), "seed": seed},
+        {**space.ray_space(), "fold": fold, "seed": seed},
         tune_config,
         folder,
         Tracking(f"search fold {fold}", num_samples, metric, folder),
     )
-    outcomes = [_outcome(result, fold, result.config) for result in results]
+    outcomes = [_outcome(result, config) for config, result in results]
     sign = 1 if metric.mode == "min" else -1
     return sorted(outcomes, key=lambda o: (o.best_metric is None, o.error is not None, sign * (o.best_metric or 0)))
 
@@ -124,15 +129,16 @@ def train_chosen(
         dataset: the task.
         chosen: (fold, fields of `TrainConfig`) pairs.
         resources: of a trial.
-        folder: path or URI for Ray's record; continued if it holds one.
+        folder: path or URI for Ray's record, to which a hash of what is chosen is added: a record of another
+            choice is never continued.
 
     Returns:
         One outcome a pair, in the same order.
     """
     metric = metric_of(dataset.task.kind)
-    runs: list[dict[str, Any]] = [
-        {"number": number, "fold": fold, "config": config} for number, (fold, config) in enumerate(chosen)
-    ]
+    runs = [{"fold": fold, **config} for fold, config in chosen]
+    plan = hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()[:8]
+    folder = f"{folder}-{plan}"
     tune_config = ray.tune.TuneConfig(
         metric=f"best_val_{metric.name}",
         mode=metric.mode,
@@ -141,17 +147,17 @@ def train_chosen(
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     results = _run(
-        _trainable(dataset, resources, fold=None),
+        _trainable(dataset, resources, predict_test=True),
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
         Tracking("training the chosen", len(runs), metric, folder),
     )
-    by_number = {result.config["run"]["number"]: result for result in results}
-    return [_outcome(by_number[run["number"]], run["fold"], run["config"]) for run in runs]
+    by_run = {json.dumps(config["run"], sort_keys=True): result for config, result in results}
+    return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
 
 
-def _trainable(dataset: Dataset, resources: Resources, *, fold: int | None) -> Any:
+def _trainable(dataset: Dataset, resources: Resources, *, predict_test: bool) -> Any:
     task = TrialTask(
         kind=dataset.task.kind,
         quantity=dataset.task.quantity,
@@ -165,29 +171,30 @@ def _trainable(dataset: Dataset, resources: Resources, *, fold: int | None) -> A
         cpus_per_trial=resources.cpus_per_trial,
     )
     with_data = ray.tune.with_parameters(
-        run_trial, rows=dataset.rows_ref, folds=dataset.trial_folds_ref, task=task, fold=fold
+        run_trial, rows=dataset.rows_ref, folds=dataset.trial_folds, task=task, predict_test=predict_test
     )
     return ray.tune.with_resources(with_data, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial})
 
 
 def _run(
-    trainable: Any,
-    param_space: dict[str, Any],
-    tune_config: ray.tune.TuneConfig,
-    folder: str,
-    tracking: Tracking,
-) -> ray.tune.ResultGrid:
-    """Run a new experiment, or go on with the one in `folder`."""
+    trainable: Any, param_space: dict[str, Any], tune_config: ray.tune.TuneConfig, folder: str, tracking: Tracking
+) -> list[tuple[dict[str, Any], ray.tune.Result]]:
+    """Run a new experiment, or go on with the one in `folder`; failed trials get another chance then.
+
+    Returns:
+        Config and result of every trial.
+    """
     # A snapshot a second: a killed driver then runs no finished trial again.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tracking writes what is read
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the sweep, not only the search
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     for noisy in ("ray.tune", "optuna"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     storage, name = folder.rsplit("/", 1)
     if ray.tune.Tuner.can_restore(folder):
-        tuner = ray.tune.Tuner.restore(folder, trainable=trainable, param_space=param_space)
+        tuner = ray.tune.Tuner.restore(folder, trainable=trainable, param_space=param_space, resume_errored=True)
     else:
         tuner = ray.tune.Tuner(
             trainable,
@@ -202,11 +209,17 @@ def _run(
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
             ),
         )
-    return tuner.fit()
+    results = tuner.fit()
+    # A trial that failed before its first report has a config here only.
+    trials = results._experiment_analysis.trials
+    unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
+    if unfinished:
+        raise SweepError(f"{tracking.title} ended with {len(unfinished)} trials unfinished: go on with --resume")
+    return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
 
 
-def _outcome(result: ray.tune.Result, fold: int, config: dict[str, Any]) -> Outcome:
-    state: dict[str, Any] = {"history": [], "best_epoch": -1, "trained_parameters": []}
+def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
+    state: dict[str, Any] = {"history": [], "best_epoch": -1, "trained_parameters": [], "device": "none"}
     folder = None
     if result.checkpoint:
         folder = (result.checkpoint.filesystem, result.checkpoint.path)
@@ -214,13 +227,14 @@ def _outcome(result: ray.tune.Result, fold: int, config: dict[str, Any]) -> Outc
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     best = state["best_epoch"]
     return Outcome(
-        trial_id=(result.metrics or {}).get("trial_id", result.path.rsplit("_", 1)[-1]),
-        fold=fold,
-        config=config,
+        trial_id=result.path.rstrip("/").rsplit("trial_", 1)[-1],
+        fold=config["fold"],
+        config={field: value for field, value in config.items() if field != "fold"},
         history=state["history"],
         best_metric=state["history"][best]["val_metric"] if best >= 0 else None,
         best_epoch=best,
         trained_parameters=state["trained_parameters"],
+        device=state["device"],
         error=_reason(result.error),
         folder=folder,
     )

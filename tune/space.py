@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.config import TrainConfig
+from models.metrics import Kind
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")
@@ -56,6 +57,25 @@ class SearchSpace(BaseModel):
     def weights(self) -> str:
         """The CHGNet weights all trials start from."""
         return self.parameters.get("weights", TrainConfig.model_fields["weights"].default)
+
+    @property
+    def trains(self) -> bool:
+        """Whether any parameter but the reference trains."""
+        return self.parameters.get("freeze_depth") != "none"
+
+    def for_kind(self, kind: Kind) -> SearchSpace:
+        """The same space for a kind of task: a classification has one loss, which is not searched.
+
+        Raises:
+            SpaceError: a regression with the loss of a classification.
+        """
+        if kind == "regression":
+            if "cross_entropy" in str(self.parameters.get("loss")):
+                raise SpaceError(
+                    f"space {self.name}: cross_entropy is the loss of a classification, this is a regression"
+                )
+            return self
+        return self.model_copy(update={"parameters": {**self.parameters, "loss": "cross_entropy"}})
 
     def most(self, field: str) -> Any:
         """The largest value a numeric field can take."""

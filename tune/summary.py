@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from data.build_cache import console
+from data.build_cache import console, say
 from tune.options import Folder
 
 
@@ -84,7 +84,8 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
         others = [field for field in results["options"]["searched"] if field != "epochs"]
         columns = ("fold", "rank", f"val {metric}", "epochs", *others)
         table = Table(*columns, title="Ranking on validation", box=SIMPLE_HEAD, padding=0)
-        for trial in ranked[:10]:
+        per_fold = 10 if len({trial["search_fold"] for trial in ranked}) == 1 else 3
+        for trial in [trial for trial in ranked if trial["rank"] <= per_fold]:
             table.add_row(
                 str(trial["search_fold"]),
                 str(trial["rank"]),
@@ -98,17 +99,13 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
         config = ", ".join(f"{key}={_short(value)}" for key, value in chosen["config"].items())
         folds_by_config.setdefault(config, []).append(str(chosen["fold"]))
     for config, folds in folds_by_config.items():
-        _say(f"Best configuration, fold(s) {', '.join(folds)}: {config}")
+        say(f"Best configuration, fold(s) {', '.join(folds)}: {config}")
     for title, entry in _table_rows(results):
         spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
-        score = f"[bold]{entry['mean'][metric]:.4f}[/]{spread} {unit}"
-        _say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
+        score = f"{entry['mean'][metric]:.4f}{spread} {unit}".rstrip()
+        say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
     for note in results["notes"]:
-        _say(f"Note: {note}")
-    _say(f"Everything is in {folder.address} (start with RESULTS.md)")
+        say(f"Note: {note}")
+    say(f"Everything is in {folder.address} (start with RESULTS.md)")
     logdir = f"ray_results/{results['sweep']}" if "://" in folder.address else folder.address
-    _say(f"Curves: tensorboard --logdir {shlex.quote(logdir)}")
-
-
-def _say(line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    say(f"Curves: tensorboard --logdir {shlex.quote(logdir)}")

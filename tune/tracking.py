@@ -10,7 +10,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from torch.utils.tensorboard import SummaryWriter
 
-from data.build_cache import console
+from data.build_cache import say
 from models.metrics import Metric
 
 
@@ -30,6 +30,9 @@ class Tracking(Callback):
         self.events = Path("ray_results", *folder.split("/")[-2:]) if "://" in folder else Path(folder)
         self.writers: dict[str, SummaryWriter] = {}
         self.best: float | None = None
+
+    def setup(self, **info: Any) -> None:
+        """Start the clock; Ray calls this after a restore too."""
         self.began = time.monotonic()
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
@@ -42,10 +45,8 @@ class Tracking(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write the hyper-parameters, with the best value rather than the last, and say how it went."""
         best = trial.last_result[f"best_val_{self.metric.name}"]
-        fields = trial.config["run"]["config"] if "run" in trial.config else trial.config
+        fields = trial.config.get("run", trial.config)
         hparams = {key: value for key, value in fields.items() if isinstance(value, int | float | str | bool)}
-        if "run" in trial.config:
-            hparams["fold"] = trial.config["run"]["fold"]
         self._writer(trial).add_hparams(hparams, {f"hparam/best_val_{self.metric.name}": best}, run_name=".")
         self._close(trial)
         if self.best is None or self.metric.better(best, self.best):
@@ -53,18 +54,16 @@ class Tracking(Callback):
         epochs = trial.last_result["epoch"]
         n_done = sum(one.is_finished() or one is trial for one in trials)
         stopped = "" if epochs >= fields.get("epochs", epochs) else ", stopped by ASHA"
-        console.print(
+        say(
             f"  {self.title}: {n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
             f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "
-            f"{trial.last_result['best_epoch']} of {epochs}{stopped}",
-            highlight=False,
-            soft_wrap=True,
+            f"{trial.last_result['best_epoch']} of {epochs}{stopped}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say that a trial failed; the reason stands in the results."""
         self._close(trial)
-        console.print(f"  [red]{self.title}: trial {trial.trial_id} failed[/]")
+        say(f"  {self.title}: trial {trial.trial_id} failed", style="red")
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:

@@ -14,8 +14,9 @@ import numpy as np
 import ray.tune
 import torch
 
+from data.task_table import Quantity
 from models.config import TrainConfig
-from models.fitted import Quantity
+from models.device import device_name, device_of_share
 from models.metrics import Kind
 from models.train import FineTuning, TrainingRows
 
@@ -59,41 +60,23 @@ class TrialTask:
 
 
 def run_trial(
-    config: dict[str, Any],
-    rows: TrainingRows,
-    folds: dict[int, TrialFold],
-    task: TrialTask,
-    *,
-    fold: int | None = None,
+    config: dict[str, Any], rows: TrainingRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
 ) -> None:
-    """Train one config; with no `fold` given, the config names it and the test part is predicted at the end.
+    """Train one config on one fold, reporting every epoch with a checkpoint.
 
     Args:
-        config: fields of `TrainConfig`; or, for the evaluation, {"run": {"fold": ..., "config": fields}}.
+        config: `fold` and the fields of `TrainConfig`; or {"run": such a dict}.
         rows: shared by all trials.
-        folds: by index.
+        folds: `TrialFold`s in the object store; only the config's own is read.
         task: facts of the task.
-        fold: the fold that a search works on.
+        predict_test: whether to predict the test part with the model of the best epoch, once, at the end.
     """
     torch.set_num_threads(task.cpus_per_trial)
     torch.use_deterministic_algorithms(True)
-    device = "cuda" if task.gpus_per_trial and torch.cuda.is_available() else "cpu"
-    if device == "cuda" and task.gpus_per_trial < 1:
-        torch.cuda.set_per_process_memory_fraction(task.gpus_per_trial)  # Ray itself limits nothing
-    evaluates = fold is None
-    fields = config["run"]["config"] if fold is None else config
-    part = folds[config["run"]["fold"] if fold is None else fold]
-    run = FineTuning(
-        TrainConfig(**fields),
-        rows,
-        part.targets,
-        part.train,
-        part.val,
-        kind=task.kind,
-        quantity=task.quantity,
-        about=task.about,
-        device=device,
-    )
+    device = device_of_share(task.gpus_per_trial)
+    fields = dict(config.get("run", config))
+    part: TrialFold = ray.get(folds[fields.pop("fold")])
+    run = start_training(TrainConfig(**fields), rows, part, task.kind, task.quantity, task.about, device)
     checkpoint = ray.tune.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
@@ -101,19 +84,36 @@ def run_trial(
     for _ in run.epochs():
         with tempfile.TemporaryDirectory() as folder:
             _report(run, Path(folder))
-    if evaluates:
+    if predict_test:
         with tempfile.TemporaryDirectory() as folder:
             model = run.best_model()
             n_atoms = rows.graphs.atoms_per_graph
             predictions = model.predict_rows(run.inputs, rows.fractions, n_atoms, part.test)
             np.save(Path(folder) / PREDICTIONS_FILE, predictions)
             model.save(Path(folder) / MODEL_FILE)
-            _report(run, Path(folder), evaluated=True)
+            _report(run, Path(folder))
 
 
-def _report(run: FineTuning, folder: Path, **extra: Any) -> None:
-    torch.save({**run.state(), "trained_parameters": run.trained_parameters}, folder / STATE_FILE)
+def start_training(
+    config: TrainConfig,
+    rows: TrainingRows,
+    part: TrialFold,
+    kind: Kind,
+    quantity: Quantity,
+    about: dict[str, str] | None = None,
+    device: torch.device | str = "cpu",
+) -> FineTuning:
+    """A training run on what a trial sees of a fold."""
+    return FineTuning(
+        config, rows, part.targets, part.train, part.val, kind=kind, quantity=quantity, about=about, device=device
+    )
+
+
+def _report(run: FineTuning, folder: Path) -> None:
+    """Tell Ray Tune of the last epoch, with everything needed to go on from it."""
+    facts = {"trained_parameters": run.trained_parameters, "device": device_name(run.device)}
+    torch.save({**run.state(), **facts}, folder / STATE_FILE)
     last = asdict(run.history[-1])
     last[f"val_{run.metric.name}"] = last.pop("val_metric")
     best = {f"best_val_{run.metric.name}": run.best_metric, "best_epoch": run.best_epoch}
-    ray.tune.report({**last, **best, **extra}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+    ray.tune.report({**last, **best}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
