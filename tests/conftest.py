@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 import ray
-from model_cases import FORMATION_ENERGIES, open_shared
 from pymatgen.core import Lattice, Structure
 
 from data.build_cache import connect
@@ -14,16 +13,21 @@ from data.rows import Rows
 
 @pytest.fixture(scope="session")
 def real_rows() -> Rows:
-    """The 995 rows of the shared subset of matbench_mp_e_form, or where it is not here the 946 of the demo."""
-    return open_shared(FORMATION_ENERGIES)[1]
+    """The 995 rows of the shared subset of matbench_mp_e_form."""
+    from model_cases import FORMATION_ENERGIES, open_rows  # here, for torch takes seconds to import
+
+    return open_rows(FORMATION_ENERGIES)[1]
 
 
 @pytest.fixture(scope="session")
-def real_structures(real_rows) -> list[Structure]:
-    """Every fourth of those crystals, 249 in all, or 237 of the demo."""
+def real_structures() -> list[Structure]:
+    """Every fourth of the real crystals, 249 in all; where they are not here, of the demo's, 237."""
+    from model_cases import AT_HAND, open_rows
+
+    rows = open_rows(AT_HAND)[1]
     return [
         Structure(crystal.lattice, crystal.numbers, crystal.frac_coords)
-        for crystal in list(real_rows.chunk(0, len(real_rows)).crystals())[::4]
+        for crystal in list(rows.chunk(0, len(rows)).crystals())[::4]
     ]
 
 

@@ -1,7 +1,4 @@
-"""Crystals and training runs for the tests of the models; no fixture, no test.
-
-The crystals are real ones where the shared files are there, and those of the demo task where they are not.
-"""
+"""Crystals and training runs for the tests of the models; no fixture, no test."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from pymatgen.core import Structure
 from data.convert import convert_chunk
 from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
-from data.tasks import Task, open_task
+from data.tasks import DEMO, Task, open_task
 from models.chgnet import CHGNetwork, cutoffs
 from models.config import TrainConfig
 from models.features import FeatureInputs, backbone_features, predict
@@ -29,6 +26,8 @@ from models.train import FineTuning, TrainingRows
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"
+# For tests that any crystals serve: the real ones, or where those are not here the demo's, which always are.
+AT_HAND = FORMATION_ENERGIES if (SHARED / FORMATION_ENERGIES).exists() else DEMO.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +51,8 @@ def one_thread() -> Iterator[None]:
 
 @cache
 def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, *, small: bool = False) -> Sample:
-    """Rows spread evenly over a file of structures, or its smaller half; with pretrained features."""
-    task, rows = open_shared(file)
+    """Rows spread evenly over a shared file or the demo, or its smaller half; with pretrained features."""
+    task, rows = open_rows(file)
     candidates = np.arange(len(rows))
     if small:
         candidates = np.sort(np.argsort(np.diff(rows.spans).ravel(), kind="stable")[: len(rows) // 2])
@@ -79,13 +78,13 @@ def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, 
 
 
 @cache
-def open_shared(file: str) -> tuple[Task, Rows]:
-    """A shared file of real structures; the demo task stands in for formation energies that are not here."""
-    if (SHARED / file).exists():
-        return open_task(str(SHARED / file), download_dir=SHARED)
-    if file == FORMATION_ENERGIES:
-        return open_task("demo", download_dir=SHARED)
-    pytest.skip(f"the shared {file} of real structures is not here")
+def open_rows(file: str) -> tuple[Task, Rows]:
+    """All of a shared file of real structures, or of the demo."""
+    if file == DEMO.name:
+        return open_task(file, download_dir=SHARED)
+    if not (SHARED / file).exists():
+        pytest.skip(f"the shared {file} of real structures is not here")
+    return open_task(str(SHARED / file), download_dir=SHARED)
 
 
 def _graphs(rows: Rows, weights: str) -> Graphs:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from chgnet.model import CHGNet
-from model_cases import fine_tuning, finished, one_thread, rotation, sample
+from model_cases import AT_HAND, fine_tuning, finished, one_thread, rotation, sample
 from pymatgen.core import Lattice, Structure
 
 from data.batches import graph_batch
@@ -77,8 +77,8 @@ def without_angles(structures: list[Structure], weights: str) -> np.ndarray:
 
 
 def with_angles(n: int, weights: str) -> list[Structure]:
-    """Some small real structures, each with angles and short bonds."""
-    structures = sample(60).structures
+    """Some small crystals, each with angles and short bonds."""
+    structures = sample(60, file=AT_HAND).structures
     chosen = [s for s, none in zip(structures, without_angles(structures, weights), strict=True) if not none]
     return sorted(chosen, key=len)[:n]
 
@@ -86,7 +86,7 @@ def with_angles(n: int, weights: str) -> list[Structure]:
 @pytest.mark.parametrize(("weights", "n", "batch_size"), [("0.3.0", 250, 16), ("r2scan", 60, 16), ("0.2.0", 60, 1)])
 def test_energy_is_that_of_stock_chgnet(weights, n, batch_size):
     # 0.2.0 one by one: stock adds a bias to the bonds of angle-free crystals when others of the batch have angles
-    structures = sample(n, weights).structures
+    structures = sample(n, weights, AT_HAND).structures
     assert without_angles(structures, weights).sum() >= 2
     stock = stock_model(weights).predict_structure(structures, task="e", batch_size=batch_size)
     error = np.abs(energies(CHGNetwork(weights), structures) - [float(one["e"]) for one in stock])
@@ -96,7 +96,7 @@ def test_energy_is_that_of_stock_chgnet(weights, n, batch_size):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 class TestInvariance:
-    """On real crystals, some of them without any angle."""
+    """On crystals of a task, some of them without any angle."""
 
     @pytest.fixture
     def network(self, weights):
@@ -104,7 +104,7 @@ class TestInvariance:
 
     @pytest.fixture
     def structures(self, weights):
-        structures = sample(60).structures
+        structures = sample(60, file=AT_HAND).structures
         none = without_angles(structures, weights)
         chosen = [structures[k] for k in (*np.flatnonzero(none)[:2], *np.flatnonzero(~none)[::5])]
         assert len(chosen) > 8
@@ -207,7 +207,7 @@ class TestFreezing:
         network = CHGNetwork(weights)
         stock = copy.deepcopy(network.stock).requires_grad_(True)
         network.freeze("full")
-        structures = with_angles(6, weights)
+        structures = with_angles(25, weights)
         graphs = graphs_of(structures, network.atom_graph_cutoff)
         batch = graph_batch(graphs, np.arange(len(structures)), network.bond_graph_cutoff)
         factor = torch.linspace(-1.0, 2.0, len(structures))
@@ -217,11 +217,12 @@ class TestFreezing:
         for name, parameter in network.stock.named_parameters():
             if parameter.requires_grad:
                 difference = torch.linalg.norm(parameter.grad - theirs[name].grad)
-                assert difference <= 1e-4 * torch.linalg.norm(theirs[name].grad), name
+                # single precision: turning the crystals changes stock's own gradients by 2e-4
+                assert difference <= 5e-4 * torch.linalg.norm(theirs[name].grad), name
 
     @pytest.mark.parametrize("depth", FREEZE_DEPTHS[1:])
     def test_training_changes_all_that_trains_and_no_bit_of_anything_else(self, weights, depth):
-        data = sample(18, weights)
+        data = sample(18, weights, AT_HAND)
         fields = {"weights": weights, "freeze_depth": depth, "weight_decay": 1.0}
         run = fine_tuning(data, epochs=2, **fields)
         before = copy.deepcopy(run.model.network.state_dict())
@@ -232,7 +233,7 @@ class TestFreezing:
 
 
 def test_a_trained_network_is_a_stock_chgnet():
-    data = sample(18)
+    data = sample(18, file=AT_HAND)
     run = finished(fine_tuning(data, freeze_depth="full", epochs=2))
     stock = CHGNet.from_dict(CHGNet.load(use_device="cpu", verbose=False).as_dict())
     stock.load_state_dict(run.model.network.stock.state_dict())
@@ -254,7 +255,7 @@ def test_random_weights_depend_on_the_seed_alone():
 
 
 def test_a_fresh_readout_says_zero_and_the_backbone_stays():
-    network, structures = CHGNetwork(), sample(18).structures
+    network, structures = CHGNetwork(), sample(18, file=AT_HAND).structures
     assert np.abs(outputs(network, structures)).max() > 0.1
     network.reset_readout(seed=0)
     np.testing.assert_array_equal(outputs(network, structures), 0.0)

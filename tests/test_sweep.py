@@ -45,9 +45,13 @@ def command(folder, *arguments):
         sys.executable,
         "tune/run_sweep.py",
         f"--storage={folder}/results",
-        f"--cache={folder}/graphs",
         *arguments,
     ]
+
+
+def environment(folder):
+    """Caches of its own, so that no test meets what another run has left."""
+    return {**os.environ, "MATSWEEP_CACHE": str(folder / "cache")}
 
 
 def first_time(folder, name):
@@ -60,6 +64,7 @@ def run(folder, *arguments, expect=0):
     done = subprocess.run(
         command(folder, *arguments),
         cwd=REPOSITORY,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -202,6 +207,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
         driver = subprocess.Popen(
             command(folder, *first_time(folder, name), "--folds=0,3", "--seeds=2"),
             cwd=REPOSITORY,
+            env=environment(folder),
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -249,18 +255,18 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
     assert len(results["trials"]) == 5
     failed = [trial for trial in results["trials"] if "failed" in trial]
     assert 0 < len(failed) < 5
-    assert all("NonFiniteLossError" in trial["failed"] for trial in failed)
+    assert all("after epoch" in trial["failed"] or "in epoch" in trial["failed"] for trial in failed)
     assert all(trial["config"]["lr"] == 1 for trial in failed)
-    assert "NonFiniteLossError" in (folder / "results/wild/RESULTS.md").read_text()
+    assert "failed: " in (folder / "results/wild/RESULTS.md").read_text()
     assert "Traceback" not in output
 
 
 @pytest.fixture(scope="module")
 def own_data(folder):
-    """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for 100 crystals of the demo."""
+    """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for a quarter of the demo."""
     from pymatgen.core import Structure
 
-    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").iloc[::9].iloc[:100]
+    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").iloc[::4]
     structures = [
         Structure(row.lattice.reshape(3, 3), row.numbers, row.frac_coords.reshape(-1, 3)) for row in rows.itertuples()
     ]

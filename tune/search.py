@@ -235,7 +235,7 @@ def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
         best_epoch=best,
         trained_parameters=state["trained_parameters"],
         device=state["device"],
-        error=_reason(result.error),
+        error=state.get("failed") or _reason(result.error),
         folder=folder,
     )
 

@@ -54,6 +54,9 @@ class Tracking(Callback):
         epochs = trial.last_result["epoch"]
         n_done = sum(one.is_finished() or one is trial for one in trials)
         stopped = "" if epochs >= fields.get("epochs", epochs) else ", stopped by ASHA"
+        if "failed" in trial.last_result:
+            say(f"  {self.title}: trial {trial.trial_id} failed: {trial.last_result['failed']}", style="red")
+            return
         say(
             f"  {self.title}: {n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
             f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "

@@ -18,7 +18,7 @@ from data.task_table import Quantity
 from models.config import TrainConfig
 from models.device import device_name, device_of_share
 from models.metrics import Kind
-from models.train import FineTuning, TrainingRows
+from models.train import FineTuning, NonFiniteLossError, TrainingRows
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
@@ -81,9 +81,17 @@ def run_trial(
     if checkpoint:
         with checkpoint.as_directory() as folder:
             run.restore(torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True))
-    for _ in run.epochs():
+    try:
+        for _ in run.epochs():
+            with tempfile.TemporaryDirectory() as folder:
+                _report(run, Path(folder))
+    except NonFiniteLossError as problem:
+        if not run.history:
+            raise
+        # It would fail again in the same way: the trial ends with its reason instead of being tried anew.
         with tempfile.TemporaryDirectory() as folder:
-            _report(run, Path(folder))
+            _report(run, Path(folder), failed=str(problem))
+        return
     if predict_test:
         with tempfile.TemporaryDirectory() as folder:
             model = run.best_model()
@@ -109,11 +117,11 @@ def start_training(
     )
 
 
-def _report(run: FineTuning, folder: Path) -> None:
-    """Tell Ray Tune of the last epoch, with everything needed to go on from it."""
-    facts = {"trained_parameters": run.trained_parameters, "device": device_name(run.device)}
+def _report(run: FineTuning, folder: Path, **failed: str) -> None:
+    """Tell Ray Tune of the last epoch, with everything needed to go on from it, or why there is none to come."""
+    facts = {"trained_parameters": run.trained_parameters, "device": device_name(run.device), **failed}
     torch.save({**run.state(), **facts}, folder / STATE_FILE)
     last = asdict(run.history[-1])
     last[f"val_{run.metric.name}"] = last.pop("val_metric")
     best = {f"best_val_{run.metric.name}": run.best_metric, "best_epoch": run.best_epoch}
-    ray.tune.report({**last, **best}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+    ray.tune.report({**last, **best, **failed}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
