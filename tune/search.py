@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 import ray.tune
 import torch
 from pyarrow import fs
@@ -91,7 +92,7 @@ def search_fold(
     """
     metric = metric_of(dataset.task.kind)
     name = f"best_val_{metric.name}"
-    trainable = _trainable(dataset, resources, predict_test=False)
+    trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, predict_test=False)
     tune_config = ray.tune.TuneConfig(
         metric=name,
         mode=metric.mode,
@@ -147,7 +148,7 @@ def train_chosen(
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     results = _run(
-        _trainable(dataset, resources, predict_test=True),
+        _trainable(dataset, dataset.trial_folds, resources, predict_test=True),
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
@@ -157,7 +158,7 @@ def train_chosen(
     return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
 
 
-def _trainable(dataset: Dataset, resources: Resources, *, predict_test: bool) -> Any:
+def _trainable(dataset: Dataset, folds: dict[int, ray.ObjectRef], resources: Resources, *, predict_test: bool) -> Any:
     task = TrialTask(
         kind=dataset.task.kind,
         quantity=dataset.task.quantity,
@@ -171,7 +172,7 @@ def _trainable(dataset: Dataset, resources: Resources, *, predict_test: bool) ->
         cpus_per_trial=resources.cpus_per_trial,
     )
     with_data = ray.tune.with_parameters(
-        run_trial, rows=dataset.rows_ref, folds=dataset.trial_folds, task=task, predict_test=predict_test
+        run_trial, rows=dataset.rows_ref, folds=folds, task=task, predict_test=predict_test
     )
     return ray.tune.with_resources(with_data, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial})
 
