@@ -211,6 +211,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # A test run in the background ignores Ctrl-C, and would hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
         )
     deadline = time.monotonic() + 300
     while log.read_text().count("search fold 0:") < 2:
