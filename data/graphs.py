@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from data.compiled import compiled
 from data.crystal import BadCrystalError, Crystal
 
 CONVERTER_VERSION = 1  # part of the cache key: raise it whenever a graph would come out different
@@ -124,7 +124,7 @@ def convert(crystal: Crystal, cutoff_angstrom: float) -> Graph:
     )
 
 
-@numba.njit(cache=True)
+@compiled
 def find_bonds(frac_coords: np.ndarray, triangular: np.ndarray, cutoff: float) -> np.ndarray:
     """Undirected bonds no longer than `cutoff`.
 

@@ -10,9 +10,10 @@ import gzip
 import io
 import json
 
-import numba
 import numpy as np
 import orjson
+
+from data.compiled import compiled
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON = ord('"'), ord("\\"), ord(","), ord(":")
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = ord("["), ord("]"), ord("{"), ord("}")
@@ -100,7 +101,7 @@ def table_spans(text: bytes | bytearray, rows: np.ndarray, n_columns: int) -> np
     return cells
 
 
-@numba.njit(cache=True)
+@compiled
 def _value_end(text: np.ndarray, start: int) -> int:
     """Position after the value that begins at `start`; -1 when the text ends first."""
     depth = 0
@@ -131,7 +132,7 @@ def _value_end(text: np.ndarray, start: int) -> int:
     return -1
 
 
-@numba.njit(cache=True)
+@compiled
 def _child_spans(text: np.ndarray, start: int) -> np.ndarray:
     spans = np.empty((16, 2), dtype=np.int64)
     count = 0
@@ -156,7 +157,7 @@ def _child_spans(text: np.ndarray, start: int) -> np.ndarray:
         k = end
 
 
-@numba.njit(cache=True)
+@compiled
 def _table_spans(text: np.ndarray, rows: np.ndarray, n_columns: int) -> np.ndarray:
     cells = np.empty((len(rows), n_columns, 2), dtype=np.int64)
     for row in range(len(rows)):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numba
 import numpy as np
 
+from data.compiled import compiled
 from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal
 
 MIN_DISTANCE_ANGSTROM = 0.5  # the shortest bond there is, H-H, has 0.74
@@ -75,7 +75,7 @@ def check_crystal(crystal: Crystal) -> None:
         )
 
 
-@numba.njit(cache=True)
+@compiled
 def _first_fault(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarray) -> tuple[int, int, int, float]:
     """The first fault's kind, its site (or lattice vector), its other site, and the length that shows it."""
     n_atoms = len(numbers)
@@ -101,7 +101,7 @@ def _first_fault(numbers: np.ndarray, frac_coords: np.ndarray, lattice: np.ndarr
     return _FAULT_NONE, 0, 0, 0.0
 
 
-@numba.njit(cache=True)
+@compiled
 def _closest_pair(frac_coords: np.ndarray, lattice: np.ndarray, thickness: np.ndarray) -> tuple[int, int, float]:
     """The closest pair nearer than the limit, images counted; sites are -1 when there is none."""
     best = MIN_DISTANCE_ANGSTROM

@@ -15,12 +15,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from data.compiled import compiled
 from data.graphs import CONVERTER_VERSION, Graph, Graphs, concatenate, starts
 from data.storage import StorageError, file_names, read_whole, write_whole
 
@@ -273,7 +273,7 @@ def _index_type(n_atoms: int) -> type:
     return np.uint8 if n_atoms <= _SMALL else np.uint16
 
 
-@numba.njit(cache=True)
+@compiled
 def _unpack_bonds(
     n_atoms: np.ndarray, n_bonds: np.ndarray, atom_planes: np.ndarray, image_planes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

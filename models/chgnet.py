@@ -2,12 +2,9 @@
 
 `CHGNetwork` holds an unmodified `chgnet.model.CHGNet` (so its state dict is stock's and loads there) and
 computes energies only. It is exact but for float rounding, and leaves out what cannot reach the energy:
-the last angle update, magnetic moments, forces. Three things make it fast:
-
-- the first linear map of a gated MLP acts on a concatenation [a, b, e]; it is split into W_a a + W_b b +
-  W_e e, so that the products run over atoms and bonds and only their results are gathered to edges;
-- the core and the gate of a gated MLP share these products;
-- the bond graph lives on the bonds that form angles, not on all bonds.
+the last angle update, magnetic moments, forces. Three things make it fast: products are taken before they
+are gathered, and what lies between products is one compiled kernel (`models/gated.py`); equivalent atoms,
+bonds and angles are computed once (`data/symmetry.py`); the bond graph lives on the bonds that form angles.
 
 Source: B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); chgnet 0.4.2.
 """
@@ -24,10 +21,10 @@ from typing import Literal, get_args
 
 import chgnet.model
 import torch
-from chgnet.model.functions import GatedMLP
 from torch import Tensor, nn
 
 from data.batches import GraphBatch
+from models.gated import gated_rows, summed_messages
 
 Weights = Literal["0.3.0", "0.2.0", "r2scan", "random"]
 WEIGHTS = get_args(Weights)
@@ -44,11 +41,13 @@ class AtomFeatureBatch:
     Attributes:
         features: output of the last interaction block, float32, shape (n_atoms, 64).
         owner: graph of each atom, int64, shape (n_atoms,).
+        atom_count: how many atoms of the crystal a row stands for, float32, shape (n_atoms,).
         atoms_per_graph: float32, shape (n_graphs,).
     """
 
     features: Tensor
     owner: Tensor
+    atom_count: Tensor
     atoms_per_graph: Tensor
 
     @property
@@ -159,7 +158,7 @@ class CHGNetwork(nn.Module):
         features = batch.features if isinstance(batch, AtomFeatureBatch) else self.atom_features(batch)
         stock = self.stock
         normed = features if stock.readout_norm is None else stock.readout_norm(features)
-        per_atom = stock.mlp(normed).squeeze(1)
+        per_atom = stock.mlp(normed).squeeze(1) * batch.atom_count
         total = per_atom.new_zeros(batch.n_graphs).index_add(0, batch.owner, per_atom)
         return total / batch.atoms_per_graph
 
@@ -171,106 +170,55 @@ class CHGNetwork(nn.Module):
         stock = self.stock
         n_blocks = len(stock.atom_conv_layers)
         has_angles = len(batch.angle) > 0
-        bond_of_edge = torch.arange(len(batch.bond_length), device=batch.center.device).repeat(2)
 
         with self._gradient_if(self.train_from <= 0):
             atoms = stock.atom_embedding(batch.numbers - 1)
             basis = stock.bond_basis_expansion.rbf_expansion_ag(batch.bond_length)
             bonds = stock.bond_embedding(basis)
-            atom_weights = stock.bond_weights_ag(basis).index_select(0, bond_of_edge)
+            atom_weights = [(stock.bond_weights_ag(basis), batch.edge_bond)]
             if has_angles:
                 short_length = batch.bond_length.index_select(0, batch.short_bonds)
                 short_weights = stock.bond_weights_bg(stock.bond_basis_expansion.rbf_expansion_bg(short_length))
-                angle_weights = short_weights.index_select(0, batch.angle_bond_i) * short_weights.index_select(
-                    0, batch.angle_bond_j
-                )
+                angle_weights = [(short_weights, batch.angle_bond_i), (short_weights, batch.angle_bond_j)]
                 angles = stock.angle_embedding(stock.angle_basis_expansion.fourier_expansion(batch.angle))
+                each_angle = torch.arange(len(angles), dtype=torch.int32, device=angles.device)
 
         for block in range(n_blocks):
             with self._gradient_if(block >= self.train_from):
                 layer = stock.atom_conv_layers[block]
-                messages = _gated_mlp(
-                    layer.twoBody_atom,
-                    [(atoms, batch.center), (bonds, bond_of_edge), (atoms, batch.neighbor)],
+                parts = [(atoms, batch.center), (bonds, batch.edge_bond), (atoms, batch.neighbor)]
+                collected = summed_messages(
+                    layer.twoBody_atom, parts, atom_weights, batch.edge_count, batch.center, len(atoms)
                 )
-                collected = torch.zeros_like(atoms).index_add(0, batch.center, messages * atom_weights)
                 atoms = layer.mlp_out(collected) + atoms
                 if block == n_blocks - 1 or not has_angles:
                     continue
-                bonds, short = self._bond_conv(block, bonds, atoms, angles, angle_weights, batch)
-                if block < n_blocks - 2:
-                    layer = stock.angle_layers[block]
-                    angles = _gated_mlp(layer.twoBody_bond, _angle_parts(short, angles, atoms, batch)) + angles
-        return atoms
 
-    def _bond_conv(
-        self,
-        block: int,
-        bonds: Tensor,
-        atoms: Tensor,
-        angles: Tensor,
-        angle_weights: Tensor,
-        batch: GraphBatch,
-    ) -> tuple[Tensor, Tensor]:
-        """One bond convolution: all bonds, and those that form angles, after the update."""
-        layer = self.stock.bond_conv_layers[block]
-        short = bonds.index_select(0, batch.short_bonds)
-        messages = _gated_mlp(layer.twoBody_bond, _angle_parts(short, angles, atoms, batch))
-        collected = torch.zeros_like(short).index_add(0, batch.angle_bond_i, messages * angle_weights)
-        linear = layer.mlp_out.layers[-1]
-        update = nn.functional.linear(collected, linear.weight)
-        bonds = bonds.index_add(0, batch.short_bonds, update)
-        if linear.bias is not None:
-            # Weights 0.2.0: the bias shifts every bond of a crystal that has any angle at all.
-            bonds = bonds + linear.bias * batch.bond_has_angles
-        return bonds, bonds.index_select(0, batch.short_bonds)
+                # Only bonds that form angles receive anything.
+                layer = stock.bond_conv_layers[block]
+                short = bonds.index_select(0, batch.short_bonds)
+                sides = [(short, batch.angle_bond_i), (short, batch.angle_bond_j)]
+                parts = [*sides, (angles, each_angle), (atoms, batch.angle_center)]
+                collected = summed_messages(
+                    layer.twoBody_bond, parts, angle_weights, batch.angle_count, batch.angle_bond_i, len(short)
+                )
+                linear = layer.mlp_out.layers[-1]
+                bonds = bonds.index_add(0, batch.short_bonds, nn.functional.linear(collected, linear.weight))
+                if linear.bias is not None:
+                    # Weights 0.2.0: the bias shifts every bond of a crystal that has any angle at all.
+                    bonds = bonds + linear.bias * batch.bond_has_angles
+
+                if block < n_blocks - 2:  # the angles after the last bond convolution are never used
+                    short = bonds.index_select(0, batch.short_bonds)
+                    sides = [(short, batch.angle_bond_i), (short, batch.angle_bond_j)]
+                    parts = [*sides, (angles, each_angle), (atoms, batch.angle_center)]
+                    angles = gated_rows(stock.angle_layers[block].twoBody_bond, parts) + angles
+        return atoms
 
     @contextlib.contextmanager
     def _gradient_if(self, trains: bool) -> Iterator[None]:
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             yield
-
-
-def _angle_parts(short: Tensor, angles: Tensor, atoms: Tensor, batch: GraphBatch) -> list[tuple[Tensor, Tensor | None]]:
-    """What a gated MLP over angles sees: both sides, the angle, the vertex, in stock's order."""
-    return [
-        (short, batch.angle_bond_i),
-        (short, batch.angle_bond_j),
-        (angles, None),
-        (atoms, batch.angle_center),
-    ]
-
-
-def _gated_mlp(mlp: GatedMLP, parts: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """A stock `GatedMLP` on the concatenation of gathered parts, the first product taken before the gather.
-
-    Args:
-        mlp: stock module.
-        parts: (rows, index) pairs in the order of stock's concatenation; index None takes rows as they are.
-    """
-    core_layers, gate_layers = mlp.mlp_core.layers, mlp.mlp_gate.layers
-    first_core, first_gate = _linears(core_layers)[0], _linears(gate_layers)[0]
-    weight = torch.cat([first_core.weight, first_gate.weight])
-    gathered = []
-    column = 0
-    for rows, index in parts:
-        product = rows @ weight[:, column : column + rows.shape[1]].T
-        column += rows.shape[1]
-        gathered.append(product if index is None else product.index_select(0, index))
-    hidden = torch.cat([first_core.bias, first_gate.bias])
-    for part in gathered:
-        hidden = part + hidden
-    core, gate = hidden.split(len(first_core.bias), dim=1)
-    if len(_linears(core_layers)) == 2:
-        core = _linears(core_layers)[1](mlp.activation(core))
-        gate = _linears(gate_layers)[1](mlp.activation(gate))
-    if mlp.bn1 is not None and mlp.bn2 is not None:
-        core, gate = mlp.bn1(core), mlp.bn2(gate)
-    return mlp.activation(core) * mlp.sigmoid(gate)
-
-
-def _linears(layers: nn.Sequential) -> list[nn.Linear]:
-    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 @cache

@@ -9,24 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.batches import GraphBatch, graph_batch
+from data.batches import GraphBatch, graph_batch, split_by_size
 from data.graphs import Graphs
 from models.chgnet import AtomFeatureBatch, CHGNetwork
 
-GRAPHS_PER_BATCH = 32  # of a pass without gradient
+# Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
+# fewer would not keep it busy, and these need about 3 GB to train on.
+BONDS_PER_PASS = {"cpu": 8192, "cuda": 65_536}
+GRAPHS_PER_PASS = 4096  # through the readout alone
 
 
 @dataclass(frozen=True)
 class GraphInputs:
-    """Batches that hold whole graphs, for a network of which any interaction block trains."""
+    """Batches that hold whole graphs, for a network of which any interaction block trains.
+
+    Attributes:
+        graphs: to take batches from.
+        bond_graph_cutoff: of the network, Angstrom.
+        device: for the batches.
+        collapse: whether equivalent atoms are computed once; the numbers are the same but for rounding.
+    """
 
     graphs: Graphs
     bond_graph_cutoff: float
     device: torch.device
+    collapse: bool = True
 
     def batch(self, which: np.ndarray) -> GraphBatch:
         """A batch of the graphs at the positions `which`, int64, shape (n_graphs,)."""
-        return graph_batch(self.graphs, which, self.bond_graph_cutoff).to(self.device)
+        return graph_batch(self.graphs, which, self.bond_graph_cutoff, collapse=self.collapse).to(self.device)
+
+    def passes(self, which: np.ndarray) -> list[np.ndarray]:
+        """`which` in runs small enough for one pass."""
+        return split_by_size(self.graphs, which, BONDS_PER_PASS[self.device.type])
 
 
 class FeatureInputs:
@@ -55,8 +70,13 @@ class FeatureInputs:
         return AtomFeatureBatch(
             features=self.features.index_select(0, self._tensor(atoms)),
             owner=self._tensor(owner),
+            atom_count=torch.ones(len(atoms), device=self.device),
             atoms_per_graph=self._tensor(n_atoms.astype(np.float32)),
         )
+
+    def passes(self, which: np.ndarray) -> list[np.ndarray]:
+        """`which` in runs small enough for one pass."""
+        return np.split(which, range(GRAPHS_PER_PASS, len(which), GRAPHS_PER_PASS))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -65,34 +85,30 @@ class FeatureInputs:
 Inputs = GraphInputs | FeatureInputs
 
 
-def backbone_features(network: CHGNetwork, graphs: Graphs, which: np.ndarray, device: torch.device) -> np.ndarray:
+def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarray) -> np.ndarray:
     """Output of the last interaction block for some graphs.
 
     Args:
-        network: on `device`.
-        graphs: of which to take some.
-        which: their positions, int64.
-        device: to compute on.
+        network: on the device of the inputs.
+        inputs: graphs.
+        which: positions of those to compute, int64.
 
     Returns:
         float32, shape (n_atoms of these graphs, 64).
     """
-    inputs = GraphInputs(graphs, network.bond_graph_cutoff, device)
-    which = which[graphs.atoms_per_graph[which] > 0]  # a rejected row has no atoms
+    which = which[inputs.graphs.atoms_per_graph[which] > 0]  # a rejected row has no atoms
     parts = [np.empty((0, network.stock.atom_fea_dim), dtype=np.float32)]
     with torch.inference_mode():
-        for start in range(0, len(which), GRAPHS_PER_BATCH):
-            batch = inputs.batch(which[start : start + GRAPHS_PER_BATCH])
-            parts.append(network.atom_features(batch).cpu().numpy())
+        for run in inputs.passes(which):
+            batch = inputs.batch(run)
+            parts.append(network.atom_features(batch).index_select(0, batch.row_of_atom).cpu().numpy())
     return np.concatenate(parts)
 
 
 def predict(network: CHGNetwork, inputs: Inputs, which: np.ndarray) -> np.ndarray:
     """The network's output for the graphs at `which`, float64, shape (n_graphs,)."""
-    step = GRAPHS_PER_BATCH if isinstance(inputs, GraphInputs) else 128 * GRAPHS_PER_BATCH
     parts = [np.empty(0)]
     with torch.inference_mode():
-        for start in range(0, len(which), step):
-            batch = inputs.batch(which[start : start + step])
-            parts.append(network(batch).double().cpu().numpy())
+        for run in inputs.passes(which):
+            parts.append(network(inputs.batch(run)).double().cpu().numpy())
     return np.concatenate(parts)

@@ -43,12 +43,14 @@ class TrainingRows:
         fractions: element fractions, float32, shape (n_rows, 94).
         features: backbone output of the pretrained network, float32, shape (n_atoms, 64), or None.
         outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
+        collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
     """
 
     graphs: Graphs
     fractions: np.ndarray
     features: np.ndarray | None
     outputs: np.ndarray | None
+    collapse: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,12 +178,14 @@ class FineTuning:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             which = order[k * size : (k + 1) * size]
-            loss = self._loss(self.model.network(self.inputs.batch(which)), which)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value = 0.0
+            for part in self.inputs.passes(which):  # one gradient, however many passes memory asks for
+                loss = self._loss(self.model.network(self.inputs.batch(part)), part) * (len(part) / len(which))
+                loss.backward()
+                value += float(loss.detach())
             nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM_LIMIT)
             self.optimizer.step()
-            value = float(loss.detach())
             if not math.isfinite(value):
                 raise NonFiniteLossError(
                     f"loss {value} in epoch {epoch}, batch {k + 1} of {n_batches}, with {self.config!r}: "
@@ -265,11 +269,14 @@ class FineTuning:
         return float(self._loss(torch.from_numpy(outputs).float().to(self.device), which))
 
     def _outputs(self, network: CHGNetwork, which: np.ndarray) -> np.ndarray:
-        return predict(network, GraphInputs(self.rows.graphs, network.bond_graph_cutoff, self.device), which)
+        return predict(network, self._graphs(network), which)
 
     def _inputs(self) -> Inputs:
         """Features where nothing before the readout trains and they are known, graphs otherwise."""
         network = self.model.network
         if self.config.freeze_depth in ("none", "readout") and self.rows.features is not None:
             return FeatureInputs(self.rows.features, self.rows.graphs.atom_start, self.device)
-        return GraphInputs(self.rows.graphs, network.bond_graph_cutoff, self.device)
+        return self._graphs(network)
+
+    def _graphs(self, network: CHGNetwork) -> GraphInputs:
+        return GraphInputs(self.rows.graphs, network.bond_graph_cutoff, self.device, self.rows.collapse)

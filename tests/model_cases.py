@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from data.rows import Rows
 from data.tasks import DEMO, Task, open_task
 from models.chgnet import CHGNetwork, cutoffs
 from models.config import TrainConfig
-from models.features import FeatureInputs, backbone_features, predict
+from models.features import FeatureInputs, GraphInputs, backbone_features, predict
 from models.fitted import Quantity
 from models.metrics import Kind
 from models.train import FineTuning, TrainingRows
@@ -64,7 +64,8 @@ def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, 
         everything, cpu = np.arange(n_rows), torch.device("cpu")
         with one_thread():
             network = CHGNetwork(weights)
-            features = backbone_features(network, graphs, everything, cpu)
+            inputs = GraphInputs(graphs, network.bond_graph_cutoff, cpu, collapse=False)
+            features = backbone_features(network, inputs, everything)
             outputs = predict(network, FeatureInputs(features, graphs.atom_start, cpu), everything)
     return Sample(
         task=task,
@@ -107,6 +108,7 @@ def fine_tuning(
     kind: Kind = "regression",
     quantity: Quantity = "energy_per_atom",
     parts: tuple[np.ndarray, np.ndarray] | None = None,
+    collapse: bool = False,
     **fields,
 ) -> FineTuning:
     """A short run on a sample; `fields` change the config, `parts` are training and validation rows."""
@@ -115,7 +117,7 @@ def fine_tuning(
     train, val = parts or thirds(len(data.targets))[:2]
     return FineTuning(
         TrainConfig(**(defaults | fields)),
-        rows or data.rows,
+        replace(rows or data.rows, collapse=collapse),
         data.targets if targets is None else targets,
         train,
         val,

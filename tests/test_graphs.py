@@ -24,8 +24,8 @@ def batch_of(graph: Graph, bond_graph_cutoff: float = 3) -> GraphBatch:
 
 
 def edges_of(batch: GraphBatch) -> dict[tuple[int, int], np.ndarray]:
-    """Sorted lengths of all directed edges by (Z_i, Z_j)."""
-    length = np.tile(batch.bond_length.numpy(), 2)
+    """Sorted lengths of all edges by (Z_i, Z_j)."""
+    length = batch.bond_length.numpy()[batch.edge_bond.numpy()]
     return by_elements(batch.numbers.numpy(), batch.center.numpy(), batch.neighbor.numpy(), length)
 
 

@@ -63,7 +63,15 @@ class Dataset:
 
 
 def load_dataset(
-    task: Task, rows: Rows, weights: str, cache_folder: str, *, used_folds: set[int], seed: int, gpus_per_task: float
+    task: Task,
+    rows: Rows,
+    weights: str,
+    cache_folder: str,
+    *,
+    used_folds: set[int],
+    seed: int,
+    gpus_per_task: float,
+    collapse: bool = True,
 ) -> Dataset:
     """Build or read everything trials share, and put it where they can read it without a copy.
 
@@ -75,6 +83,7 @@ def load_dataset(
         used_folds: folds to split; the others may be too small for it.
         seed: of the validation splits.
         gpus_per_task: share of a GPU for computing features; 0 for the CPU.
+        collapse: whether equivalent atoms of a crystal are computed once.
 
     Raises:
         SplitError: too few rows to split.
@@ -108,8 +117,8 @@ def load_dataset(
     features = outputs = None
     if weights != "random":
         cache = f"{cache_folder.rstrip('/')}/{key}"
-        features, outputs = pretrained_outputs(stored.graphs, weights, cache, gpus_per_task)
-    training_rows = TrainingRows(stored.graphs, element_fractions(stored.graphs), features, outputs)
+        features, outputs = pretrained_outputs(stored.graphs, weights, cache, gpus_per_task, collapse)
+    training_rows = TrainingRows(stored.graphs, element_fractions(stored.graphs), features, outputs, collapse)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
         start_training(untrained(weights, task.kind), training_rows, trial_fold, task.kind, task.quantity)

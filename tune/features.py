@@ -18,21 +18,22 @@ import torch
 from pyarrow import fs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.allocator import keep_freed_memory
 from data.build_cache import console, say
 from data.graphs import Graphs
 from data.shards import ROWS_PER_SHARD
 from data.storage import file_names, open_folder, read_whole, write_whole
 from models.chgnet import CHGNetwork
 from models.device import device_of_share
-from models.features import FeatureInputs, backbone_features, predict
+from models.features import FeatureInputs, GraphInputs, backbone_features, predict
 
 # Part of the file name, raised whenever the forward pass would give other numbers.
-FORWARD_VERSION = 1
+FORWARD_VERSION = 2
 ROWS_PER_PART = ROWS_PER_SHARD // 8  # small enough that two cores share a data set of a thousand crystals
 
 
 def pretrained_outputs(
-    graphs: Graphs, weights: str, cache_folder: str, gpus_per_task: float
+    graphs: Graphs, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Backbone features and outputs of pretrained weights, from the cache where they are there and whole.
 
@@ -41,13 +42,15 @@ def pretrained_outputs(
         weights: pretrained ones.
         cache_folder: path or URI of the graphs' own cache.
         gpus_per_task: share of a GPU a task may use; 0 computes on the CPU.
+        collapse: whether equivalent atoms are computed once.
 
     Returns:
         Features, float32, shape (n_atoms, 64), and network outputs, float64, shape (n_rows,), NaN for
         rows without a graph.
     """
     filesystem, path = open_folder(cache_folder)
-    prefix = f"features-{weights}-chgnet{version('chgnet')}-v{FORWARD_VERSION}-{ROWS_PER_PART}"
+    atoms = "classes" if collapse else "atoms"
+    prefix = f"features-{weights}-chgnet{version('chgnet')}-v{FORWARD_VERSION}-{atoms}-{ROWS_PER_PART}"
     n_parts = math.ceil(len(graphs) / ROWS_PER_PART)
     parts = _read_parts(filesystem, path, prefix)
     missing = [number for number in range(n_parts) if number not in parts]
@@ -55,7 +58,8 @@ def pretrained_outputs(
         shared = ray.put(graphs)
         task = _compute_part.options(num_cpus=1, num_gpus=gpus_per_task)
         running = {
-            task.remote(shared, weights, number, cache_folder, prefix, gpus_per_task): number for number in missing
+            task.remote(shared, weights, collapse, number, cache_folder, prefix, gpus_per_task): number
+            for number in missing
         }
         progress = Progress(
             TextColumn("backbone features"),
@@ -82,11 +86,16 @@ def pretrained_outputs(
 
 
 @ray.remote(max_retries=3)
-def _compute_part(graphs: Graphs, weights: str, number: int, cache_folder: str, prefix: str, gpus: float) -> np.ndarray:
+def _compute_part(
+    graphs: Graphs, weights: str, collapse: bool, number: int, cache_folder: str, prefix: str, gpus: float
+) -> np.ndarray:
     """Features of one run of rows, written to the cache under a name that carries their checksum."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     device = device_of_share(gpus)
-    features = backbone_features(CHGNetwork(weights).to(device), graphs, _part(graphs, number), device)
+    network = CHGNetwork(weights).to(device)
+    inputs = GraphInputs(graphs, network.bond_graph_cutoff, device, collapse)
+    features = backbone_features(network, inputs, _part(graphs, number))
     buffer = io.BytesIO()
     np.save(buffer, features)
     filesystem, path = open_folder(cache_folder)

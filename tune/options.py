@@ -57,6 +57,7 @@ class Options(BaseModel):
     cpus_per_trial: int
     gpus_per_trial: float
     max_concurrent: int | None
+    every_atom: bool
 
 
 class Folder:

@@ -81,6 +81,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
         used_folds={*options.folds, *(options.search_folds if space.searched else [])},
         seed=options.seed,
         gpus_per_task=options.gpus_per_trial,
+        collapse=not options.every_atom,
     )
     write_quarantine(folder, dataset)
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
@@ -237,6 +238,15 @@ def main(
         int | None,
         typer.Option(min=1, help="Trials at once. Default: as many as fit.", rich_help_panel=MACHINE),
     ] = None,
+    every_atom: Annotated[
+        bool,
+        typer.Option(
+            "--every-atom",
+            help="Compute every atom of a crystal, not one of each kind of equivalent ones: slower, and the same "
+            "but for rounding.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
 ) -> None:
     """Sweep hyper-parameters of CHGNet on a Matbench task and test the best once per fold.
 
@@ -271,6 +281,7 @@ def main(
                 cpus_per_trial=cpus_per_trial,
                 gpus_per_trial=gpus_per_trial,
                 max_concurrent=max_concurrent,
+                every_atom=every_atom,
             )
             refuse_taken(options)
         try:

@@ -14,6 +14,7 @@ import numpy as np
 import ray.tune
 import torch
 
+from data.allocator import keep_freed_memory
 from data.task_table import Quantity
 from models.config import TrainConfig
 from models.device import device_name, device_of_share
@@ -71,6 +72,7 @@ def run_trial(
         task: facts of the task.
         predict_test: whether to predict the test part with the model of the best epoch, once, at the end.
     """
+    keep_freed_memory()
     torch.set_num_threads(task.cpus_per_trial)
     torch.use_deterministic_algorithms(True)
     device = device_of_share(task.gpus_per_trial)

@@ -1,0 +1,26 @@
+"""numba's compiler, with machine code kept between runs and never older than the source.
+
+numba keeps a function's machine code until the function's own file changes, although calls to functions of
+other files were compiled into it. So the code is kept in a folder named by a hash of all our source files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_PACKAGES = [Path(__file__).parent, Path(__file__).parent.parent / "models"]
+_sources = [path.read_bytes() for package in _PACKAGES for path in sorted(package.glob("*.py"))]
+_hash = hashlib.sha256(b"|".join(_sources)).hexdigest()[:16]
+# Has to be said before the first function is decorated. A folder of the user's own (NUMBA_CACHE_DIR) is kept to.
+_config: Any = numba.config
+_config.CACHE_DIR = str(Path(_config.CACHE_DIR or Path(__file__).parent / "__pycache__") / f"compiled-{_hash}")
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as machine code for the types it is called with."""
+    return numba.njit(cache=True)(function)
