@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from functools import cache
 from math import gcd
-
-import numpy as np
 
 from data.crystal import BadCrystalError, Crystal
 from data.graphs import Graph, convert
@@ -37,9 +36,8 @@ def convert_chunk(chunk: RawChunk, cutoff_angstrom: float) -> tuple[list[str | N
 
 def reduced_formula(crystal: Crystal) -> str:
     """Formula in pymatgen's order with the greatest common divisor of the amounts taken out."""
-    counts = np.bincount(crystal.numbers)
-    elements = tuple(np.flatnonzero(counts).tolist())
-    amounts = tuple(counts[list(elements)].tolist())
+    counts = sorted(Counter(crystal.numbers.tolist()).items())
+    elements, amounts = zip(*counts, strict=True)
     divisor = gcd(*amounts)
     return _formula(elements, tuple(amount // divisor for amount in amounts))
 

@@ -22,6 +22,7 @@ CONVERTER_VERSION = 1  # part of the cache key: raise it whenever a graph would 
 CUTOFF_STEP_ANGSTROM = 1.0  # by which the cutoff grows while an atom has no neighbour
 MAX_CUTOFF_ANGSTROM = 50.0  # beyond it an atom without a neighbour means that the lattice is wrong
 MAX_ATOMS = 65_535  # bonds index atoms by uint16
+MAX_IMAGE = 127  # and cells by int8
 
 
 @dataclass(frozen=True)
@@ -92,65 +93,79 @@ def convert(crystal: Crystal, cutoff_angstrom: float) -> Graph:
     """
     if len(crystal.numbers) > MAX_ATOMS:
         raise BadCrystalError(f"{len(crystal.numbers)} atoms; a graph holds at most {MAX_ATOMS}")
-    wrapped = crystal.frac_coords - np.floor(crystal.frac_coords)
-    wrapped[wrapped >= 1.0] = 0.0  # -1e-17 wraps to exactly 1
-    metric = crystal.lattice @ crystal.lattice.T
-    try:
-        triangular = np.linalg.cholesky(metric)
-    except np.linalg.LinAlgError:
-        raise BadCrystalError(f"singular lattice {crystal.lattice.tolist()}: it spans no volume") from None
     cutoff = float(cutoff_angstrom)
     while True:
-        bonds = find_bonds(wrapped, triangular, cutoff)
-        connected = np.zeros(len(wrapped), dtype=bool)
-        connected[bonds[:, :2].ravel()] = True
-        if connected.all():
-            break
+        frac_coords, lattice, bond_atoms, bond_image, alone, farthest = find_bonds(
+            crystal.frac_coords, crystal.lattice, cutoff
+        )
+        if farthest < 0:
+            raise BadCrystalError(f"singular lattice {crystal.lattice.tolist()}: it spans no volume")
+        if farthest > MAX_IMAGE:
+            raise BadCrystalError(
+                f"a bond crosses more than {MAX_IMAGE} cells: is the lattice right? {crystal.lattice.tolist()}"
+            )
+        if alone < 0:
+            return Graph(crystal.numbers, frac_coords, lattice, bond_atoms, bond_image, cutoff)
         cutoff += CUTOFF_STEP_ANGSTROM
         if cutoff > MAX_CUTOFF_ANGSTROM:
             raise BadCrystalError(
-                f"site {connected.argmin()} has no neighbour within {MAX_CUTOFF_ANGSTROM:g} Angstrom: "
+                f"site {alone} has no neighbour within {MAX_CUTOFF_ANGSTROM:g} Angstrom: "
                 f"is the lattice right? {crystal.lattice.tolist()}"
             )
-    if np.abs(bonds[:, 2:]).max() > np.iinfo(np.int8).max:
-        raise BadCrystalError(f"a bond crosses more than 127 cells: is the lattice right? {crystal.lattice.tolist()}")
-    return Graph(
-        numbers=crystal.numbers,
-        frac_coords=wrapped.astype(np.float32),
-        lattice=crystal.lattice.astype(np.float32),
-        bond_atoms=bonds[:, :2].astype(np.uint16),
-        bond_image=bonds[:, 2:].astype(np.int8),
-        cutoff_angstrom=cutoff,
-    )
 
 
 @compiled
-def find_bonds(frac_coords: np.ndarray, triangular: np.ndarray, cutoff: float) -> np.ndarray:
-    """Undirected bonds no longer than `cutoff`.
+def find_bonds(
+    frac_coords: np.ndarray, lattice: np.ndarray, cutoff: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """Undirected bonds no longer than `cutoff`, each once.
 
-    The lattice comes rotated into a lower triangular matrix: then z depends on the third fractional
-    coordinate alone, y on the last two, and each loop over lattice translations runs over exactly those
-    that can lie in the sphere, so that the work is proportional to the bonds found.
+    The lattice is rotated into a lower triangular matrix: then z depends on the third fractional coordinate
+    alone, y on the last two, and each loop over lattice translations runs over exactly those that can lie
+    in the sphere, so that the work is proportional to the bonds found.
 
     Args:
         frac_coords: float64, shape (n_atoms, 3).
-        triangular: lower triangular lattice (Cholesky factor of the metric tensor), float64, shape (3, 3).
+        lattice: float64, shape (3, 3).
         cutoff: Angstrom.
 
     Returns:
-        int64, shape (n_bonds, 5): i, j >= i, and the translation of j; each bond once.
+        The four arrays of a `Graph`, wrapped coordinates first; the first atom without a bond, or -1; and
+        the most cells that a bond crosses, or -1 for a lattice that spans no volume.
     """
-    radius = cutoff + 1e-8  # the tolerance of pymatgen's neighbour list, as stock CHGNet calls it
-    xx, yx, yy = triangular[0, 0], triangular[1, 0], triangular[1, 1]
-    zx, zy, zz = triangular[2, 0], triangular[2, 1], triangular[2, 2]
     n_atoms = len(frac_coords)
-    bonds = np.empty((64 * n_atoms, 5), dtype=np.int64)
+    wrapped = np.empty((n_atoms, 3))
+    for i in range(n_atoms):
+        for k in range(3):
+            inside = frac_coords[i, k] - np.floor(frac_coords[i, k])
+            wrapped[i, k] = inside if inside < 1.0 else 0.0  # -1e-17 wraps to exactly 1
+    bond_atoms = np.empty((64 * n_atoms, 2), dtype=np.uint16)
+    bond_image = np.empty((64 * n_atoms, 3), dtype=np.int8)
     count = 0
+    farthest = 0
+
+    # Cholesky factor of the metric tensor.
+    metric = np.empty((3, 3))
+    for j in range(3):
+        for k in range(3):
+            metric[j, k] = lattice[j, 0] * lattice[k, 0] + lattice[j, 1] * lattice[k, 1] + lattice[j, 2] * lattice[k, 2]
+    xx = np.sqrt(metric[0, 0])
+    yx = metric[1, 0] / xx if xx > 0.0 else 0.0
+    zx = metric[2, 0] / xx if xx > 0.0 else 0.0
+    yy = np.sqrt(max(metric[1, 1] - yx * yx, 0.0))
+    zy = (metric[2, 1] - zx * yx) / yy if yy > 0.0 else 0.0
+    zz = np.sqrt(max(metric[2, 2] - zx * zx - zy * zy, 0.0))
+    if not (xx > 0.0 and yy > 0.0 and zz > 0.0):
+        farthest = -1
+        n_atoms = 0
+
+    radius = cutoff + 1e-8  # the tolerance of pymatgen's neighbour list, as stock CHGNet calls it
+    bonded = np.zeros(len(frac_coords), dtype=np.bool_)
     for i in range(n_atoms):
         for j in range(i, n_atoms):
-            da = frac_coords[j, 0] - frac_coords[i, 0]
-            db = frac_coords[j, 1] - frac_coords[i, 1]
-            dc = frac_coords[j, 2] - frac_coords[i, 2]
+            da = wrapped[j, 0] - wrapped[i, 0]
+            db = wrapped[j, 1] - wrapped[i, 1]
+            dc = wrapped[j, 2] - wrapped[i, 2]
             first_c = int(np.ceil(-radius / zz - dc))
             if i == j:  # a bond of an atom to its own image: take one of each +- pair
                 first_c = 0
@@ -169,17 +184,32 @@ def find_bonds(frac_coords: np.ndarray, triangular: np.ndarray, cutoff: float) -
                     if i == j and c == 0 and b == 0:
                         first_a = 1
                     for a in range(first_a, int(np.floor((room_x - x0) / xx)) + 1):
-                        if count == len(bonds):
-                            grown = np.empty((2 * count, 5), dtype=np.int64)
-                            grown[:count] = bonds
-                            bonds = grown
-                        bonds[count, 0] = i
-                        bonds[count, 1] = j
-                        bonds[count, 2] = a
-                        bonds[count, 3] = b
-                        bonds[count, 4] = c
+                        if count == len(bond_atoms):
+                            longer_atoms = np.empty((2 * count, 2), dtype=np.uint16)
+                            longer_atoms[:count] = bond_atoms
+                            longer_image = np.empty((2 * count, 3), dtype=np.int8)
+                            longer_image[:count] = bond_image
+                            bond_atoms, bond_image = longer_atoms, longer_image
+                        bond_atoms[count, 0] = i
+                        bond_atoms[count, 1] = j
+                        bond_image[count, 0] = a
+                        bond_image[count, 1] = b
+                        bond_image[count, 2] = c
+                        farthest = max(farthest, abs(a), abs(b), abs(c))
+                        bonded[i] = bonded[j] = True
                         count += 1
-    return bonds[:count]
+    alone = -1
+    for i in range(n_atoms - 1, -1, -1):
+        if not bonded[i]:
+            alone = i
+    return (
+        wrapped.astype(np.float32),
+        lattice.astype(np.float32),
+        bond_atoms[:count].copy(),
+        bond_image[:count].copy(),
+        alone,
+        farthest,
+    )
 
 
 def starts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
