@@ -18,7 +18,7 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test lint format clean distclean
+.PHONY: help setup sweep test lint bench format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+bench: $(STAMP) ## time it against stock chgnet, about 10 minutes; writes benchmarks/results.json
+	$(PY) -m benchmarks.speed $(ARGS)
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .

@@ -1,0 +1,161 @@
+"""Comparisons of whole runs: 20 trials of a sweep against a process each, and a cache built on one core or two.
+
+    python -m benchmarks.runs FOLDER    # what the first of them times: one search, with Ray started for it
+
+Both need two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import ray
+import typer
+
+from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
+from data.build_cache import connect, console, graphs_of
+from data.rows import Rows
+from data.tasks import DEMO, open_task
+from tune.dataset import load_dataset
+from tune.search import Resources, search_fold
+from tune.space import SearchSpace
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TRIALS, PROCESSES, AT_ONCE = 20, 4, 2
+EPOCHS = 10
+CACHE_ROWS = 130_000  # about those of matbench_mp_e_form
+
+
+def twenty_trials(cases: StructureSet) -> Sides:
+    """Head-only trials of `EPOCHS` epochs on the demo, two at a time, with caches that are there already.
+
+    On the left each trial is a fresh Python process, which imports torch and chgnet, reads the cached data from
+    one file and trains with our code; `PROCESSES` of them are timed and scaled to `TRIALS`. On the right one
+    process starts Ray, reads the caches and searches, with Ray Tune's actors reused. The processes train the first
+    configs of the search, and must come to the same metric.
+    """
+    _seconds_of(["benchmarks.runs", str(cases.folder)])  # fills the caches
+    seen: list[float] = []
+
+    def processes() -> float:
+        tried = json.loads((cases.folder / "trials.json").read_text())[:PROCESSES]
+        (cases.folder / "configs.json").write_text(json.dumps([one["config"] for one in tried]))
+        began = time.perf_counter()
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            said = list(
+                pool.map(lambda k: _output_of(["benchmarks.one_trial", str(cases.folder), str(k)]), range(PROCESSES))
+            )
+        seconds = time.perf_counter() - began
+        seen.extend(abs(float(line) - one["metric"]) for line, one in zip(said, tried, strict=True))
+        return seconds * TRIALS / PROCESSES
+
+    def check(*_: float) -> dict[str, Any]:
+        if max(seen) > 1e-6:
+            raise BenchmarkError(f"a trial in its own process came to another metric, by {max(seen):.2g}")
+        return {"max_abs_difference": max(seen), "structures": DEMO.name, "n": TRIALS}
+
+    return Sides(processes, lambda: _seconds_of(["benchmarks.runs", str(cases.folder)]), check)
+
+
+def _seconds_of(command: list[str]) -> float:
+    began = time.perf_counter()
+    _output_of(command)
+    return time.perf_counter() - began
+
+
+def _output_of(module: list[str]) -> str:
+    """What a module of this repository prints, run by a Python of its own.
+
+    Raises:
+        BenchmarkError: it failed.
+    """
+    done = subprocess.run([sys.executable, "-m", *module], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchmarkError(f"{module[0]} failed: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+def search(folder: Path) -> None:
+    """One search on the demo; leaves what its trials came to, and the first time their data in one file."""
+    space = SearchSpace(
+        name="twenty",
+        grace_epochs=EPOCHS,  # none is stopped early: a process would not be either
+        parameters={"freeze_depth": "readout", "epochs": EPOCHS, "lr": {"loguniform": [1e-3, 2e-3]}},
+    )
+    console.quiet = True
+    connect()
+    task, rows = open_task(DEMO.name, download_dir=folder)
+    dataset = load_dataset(task, rows, space.weights, str(folder / "graphs"), used_folds={0}, seed=0, gpus_per_task=0)
+    outcomes = search_fold(
+        dataset,
+        space,
+        0,
+        num_samples=TRIALS,
+        seed=0,
+        resources=Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=AT_ONCE),
+        folder=str(folder / uuid4().hex),
+    )
+    if failed := [outcome.error for outcome in outcomes if outcome.error]:
+        raise BenchmarkError(f"{len(failed)} trials failed: {failed[0]}")
+    tried = [{"config": outcome.config, "metric": outcome.best_metric} for outcome in outcomes]
+    (folder / "trials.json").write_text(json.dumps(tried))
+    if not (folder / "data.pickle").exists():
+        part = ray.get(dataset.trial_folds[0])
+        data = (ray.get(dataset.rows_ref), part.targets, part.train, part.val, task.kind, task.quantity)
+        (folder / "data.pickle").write_bytes(pickle.dumps(data))
+
+
+def cache_build(cases: StructureSet) -> Sides:
+    """The same rows to the same shards, with one Ray actor on one core and with two; Ray's start is not timed.
+
+    The structures are repeated to `CACHE_ROWS`. The driver, which cuts the rows and verifies the shards, runs
+    beside the actors either way.
+    """
+    which = np.arange(CACHE_ROWS) % len(cases)
+    stops = np.cumsum([len(text) for text in cases.texts])
+    spans = np.stack([stops - [len(text) for text in cases.texts], stops], axis=1)[which]
+    ids = [f"row-{k}" for k in range(CACHE_ROWS)]
+    buffer = b"".join(cases.texts)
+    rows = Rows(ids, cases.labels[which], None, "benchmark", ids, "matbench_json", buffer, spans)
+    shards: dict[int, list[str]] = {}
+
+    def build(cores: int) -> Callable[[], float]:
+        def run() -> float:
+            ray.init(
+                address="local", num_cpus=cores, include_dashboard=False, logging_level="error", log_to_driver=False
+            )
+            console.quiet = True
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    began = time.perf_counter()
+                    graphs_of(rows, (ATOM_CUTOFF, BOND_CUTOFF), folder)
+                    seconds = time.perf_counter() - began
+                    shards[cores] = sorted(path.name for path in Path(folder).glob("*/shard-*"))
+            finally:
+                console.quiet = False
+                ray.shutdown()
+            return seconds
+
+        return run
+
+    def check(*_: float) -> dict[str, Any]:
+        if shards[1] != shards[2]:  # their names carry the hash of what is in them
+            raise BenchmarkError("two cores made other shards than one")
+        return {"max_abs_difference": 0.0, "n": CACHE_ROWS}
+
+    return Sides(build(1), build(2), check)
+
+
+if __name__ == "__main__":
+    typer.run(search)

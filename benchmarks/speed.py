@@ -1,0 +1,143 @@
+"""Time this code and stock chgnet side by side on the same structures, on one core, and check that they agree.
+
+    make bench
+    python -m benchmarks.speed --only inference --repeats 9
+    python -m benchmarks.speed --table
+
+What is compared is in `benchmarks/work.py`, on what and how in `benchmarks/cases.py`. With the shared file of
+995 Materials Project structures it uses these, else the embedded demo's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from pyarrow import fs
+from rich.console import Console
+
+from benchmarks.cases import SHARED_FILE, BenchmarkError, described, measure, structure_sets
+from benchmarks.work import WORK
+from data.allocator import keep_freed_memory
+from data.storage import write_whole
+from tune.options import run_record
+
+RESULTS = Path(__file__).parent / "results.json"
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run(only: str, repeats: int, structures: int | None, folder: Path) -> dict[str, Any]:
+    """Measure every row whose work contains `only`; files go to `folder`.
+
+    Raises:
+        BenchmarkError: no such work, or the two sides did not compute the same.
+    """
+    keep_freed_memory()  # both sides profit
+    torch.set_num_threads(1)
+    if not SHARED_FILE.exists():
+        console.print(f"no {SHARED_FILE.name} in ../shared/data: using the structures of the embedded demo")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(f"this machine is busy (load average {load:.1f}): times come out long, ratios less certain")
+    sets, algorithms = structure_sets(structures, folder)
+    rows = []
+    for work in WORK:
+        if only not in work.name:
+            continue
+        if work.whole_run and cores < 2:
+            console.print(f"left out, for it needs two cores: {work.name}")
+            continue
+        for letter in work.sets:
+            rows.append(measure(work, sets[letter], repeats))
+            console.print(_line(rows[-1]))
+    if not rows:
+        raise BenchmarkError(f"--only {only!r} fits none of: " + "; ".join(work.name for work in WORK))
+    used = [one for letter, one in sets.items() if any(row["structures"] == letter for row in rows)]
+    about = {
+        **run_record(),
+        "processor": _processor(),
+        "cores": cores,
+        "threads": 1,
+        "load_average": {"before": load, "after": os.getloadavg()[0]},
+        "repeats": repeats,
+        "structures": {one.name: described(one) for one in used},
+        "stock_converter_us": algorithms,
+    }
+    return {"about": about, "rows": rows}
+
+
+def _processor() -> str:
+    """Model of the processor, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def _line(row: dict[str, Any]) -> str:
+    """A row as it is shown while others run."""
+    apart = f", differing by up to {row['max_abs_difference']:.1g}" if row.get("max_abs_difference") else ""
+    return (
+        f"{row['work']} on {row['structures']} (n={row['n']}): {_quantity(row['stock'], row['unit'])} -> "
+        f"{_quantity(row['ours'], row['unit'])}, {_figures(row['ratio'])}x{apart}"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """The rows as a markdown table: numbers of the first set of each work, and the ratios of the others."""
+    by_work: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in results["rows"]:
+        by_work.setdefault(row["work"], {})[row["structures"]] = row
+    others = sorted({letter for rows in by_work.values() for letter in list(rows)[1:]})
+    header = ["work", "stock", "ours", "ratio", *(f"ratio on {letter}" for letter in others)]
+    lines = [header, ["---"] * len(header)]
+    for work, rows in by_work.items():
+        first = next(iter(rows.values()))
+        cells = [_quantity(first["stock"], first["unit"]), _quantity(first["ours"], first["unit"])]
+        ratios = [_figures(rows[letter]["ratio"]) if letter in rows else "-" for letter in others]
+        lines.append([work, *cells, _figures(first["ratio"]), *ratios])
+    sets = [f"{letter}: {what}." for letter, what in results["about"]["structures"].items()]
+    return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", *sets])
+
+
+def _quantity(value: float, unit: str) -> str:
+    return f"{_figures(value)} {unit}"
+
+
+def _figures(value: float) -> str:
+    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Measure only work whose name contains this.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Pairs of measurements of each row.")] = 5,
+    structures: Annotated[
+        int | None, typer.Option(min=2, help="At most so many structures in each set. Default: all.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Where the results of this run are written.")] = RESULTS,
+    show: Annotated[bool, typer.Option("--table", help="Measure nothing; print the table of the results.")] = False,
+) -> None:
+    """Time this code and stock chgnet in turns on the same structures, on one core, and check that they agree."""
+    try:
+        if not show:
+            with tempfile.TemporaryDirectory() as folder:
+                content = json.dumps(run(only, repeats, structures, Path(folder)), indent=1)
+            write_whole(fs.LocalFileSystem(), str(results.resolve()), content.encode())
+        elif not results.exists():
+            raise BenchmarkError(f"no {results}: measure first, without --table")
+        print(table(json.loads(results.read_text())))
+    except BenchmarkError as problem:
+        console.print(f"{type(problem).__name__}: {problem}", style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
