@@ -239,7 +239,7 @@ def head_inputs(run: FineTuning) -> FeatureInputs:
     """The backbone's output for all rows of a run."""
     graphs = run.rows.graphs
     features = backbone_features(run.model.network, graph_inputs(graphs, collapse=True), np.arange(len(graphs)))
-    return FeatureInputs(features, graphs.atom_start, CPU)
+    return FeatureInputs(features, graphs.atoms_per_graph, CPU)
 
 
 def stock_targets(run: FineTuning) -> np.ndarray:

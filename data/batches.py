@@ -32,7 +32,6 @@ class GraphBatch:
         numbers: atomic numbers, int32, shape (n_atoms,).
         owner: graph of each atom, shape (n_atoms,).
         atom_count: how many atoms of the crystal a row stands for, float32, shape (n_atoms,).
-        row_of_atom: the row that stands for each atom of the crystals, shape (n_atoms_of_crystals,).
         atoms_per_graph: of the crystals, float32, shape (n_graphs,).
         center, neighbor: atoms of each edge, in the order of the center, shape (n_edges,).
         edge_bond: bond of each edge, shape (n_edges,).
@@ -50,7 +49,6 @@ class GraphBatch:
     numbers: Tensor
     owner: Tensor
     atom_count: Tensor
-    row_of_atom: Tensor
     atoms_per_graph: Tensor
     center: Tensor
     neighbor: Tensor
@@ -139,7 +137,6 @@ def _assemble(
     out_numbers = np.empty(n_atoms, dtype=np.int32)
     owner = np.empty(n_atoms, dtype=np.int32)
     atom_count = np.zeros(n_atoms, dtype=np.float32)
-    row_of_atom = np.empty(n_atoms, dtype=np.int32)
     atoms_per_graph = np.empty(len(which), dtype=np.float32)
     edges = np.empty((3, 2 * n_bonds), dtype=np.int32)  # center, neighbor, bond
     edge_count = np.empty(2 * n_bonds, dtype=np.float32)
@@ -149,7 +146,7 @@ def _assemble(
     short_row = np.empty(n_bonds, dtype=np.int32)
     angles = np.empty((3, 4 * n_bonds), dtype=np.int32)  # center, bond i, bond j
     angle_values = np.empty((2, 4 * n_bonds), dtype=np.float32)  # count, angle
-    atom_row, edge_row, bond_row, n_short, angle_row, first_atom = 0, 0, 0, 0, 0, 0
+    atom_row, edge_row, bond_row, n_short, angle_row = 0, 0, 0, 0, 0
     table = new_table(0)
     for position in range(len(which)):
         g = which[position]
@@ -171,7 +168,6 @@ def _assemble(
         n_classes = 0
         for i in range(len(z)):
             row = atom_row + atom_class[i]
-            row_of_atom[first_atom + i] = row
             atom_count[row] += 1.0
             if atom_class[i] < n_classes:
                 continue
@@ -205,12 +201,10 @@ def _assemble(
         bond_has_angles[bond_row : bond_row + n_bond_classes] = 1.0 if angle_row > first_angle else 0.0
         atom_row += n_classes
         bond_row += n_bond_classes
-        first_atom += len(z)
     return (
         out_numbers[:atom_row],
         owner[:atom_row],
         atom_count[:atom_row],
-        row_of_atom,
         atoms_per_graph,
         edges[0, :edge_row],
         edges[1, :edge_row],

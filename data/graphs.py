@@ -10,7 +10,7 @@ leave the same atom; both follow from the bonds, and `data/batches.py` derives t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,17 +230,25 @@ def stack(graphs: Sequence[Graph]) -> Graphs:
     )
 
 
-def concatenate(parts: Sequence[Graphs]) -> Graphs:
-    """Put sets of graphs behind one another."""
-    return Graphs(
-        numbers=np.concatenate([part.numbers for part in parts]),
-        frac_coords=np.concatenate([part.frac_coords for part in parts]),
-        lattices=np.concatenate([part.lattices for part in parts]),
-        bond_atoms=np.concatenate([part.bond_atoms for part in parts]),
-        bond_image=np.concatenate([part.bond_image for part in parts]),
-        atom_start=starts(np.concatenate([part.atoms_per_graph for part in parts])),
-        bond_start=starts(np.concatenate([np.diff(part.bond_start) for part in parts])),
-    )
+def concatenate(parts: Iterable[Graphs]) -> Graphs:
+    """Put sets of graphs behind one another; each may be let go before the next is asked for."""
+    n_atoms: list[np.ndarray] = []
+    n_bonds: list[np.ndarray] = []
+    flat: dict[str, np.ndarray] = {}
+    for part in parts:
+        n_atoms.append(part.atoms_per_graph)
+        n_bonds.append(np.diff(part.bond_start))
+        for name in ("numbers", "frac_coords", "lattices", "bond_atoms", "bond_image"):
+            values = getattr(part, name)
+            if name not in flat:
+                flat[name] = values.copy()
+                continue
+            # Grown in place, for which the kernel moves no page: parts and whole are never both in memory.
+            whole = flat[name]
+            done = len(whole)
+            whole.resize((done + len(values), *values.shape[1:]), refcheck=False)
+            whole[done:] = values
+    return Graphs(**flat, atom_start=starts(np.concatenate(n_atoms)), bond_start=starts(np.concatenate(n_bonds)))
 
 
 def element_fractions(graphs: Graphs) -> np.ndarray:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from data.crystal import Crystal
 from data.json_spans import child_spans, decompressed, object_members, parse_json, table_spans
-from data.rows import Format, Rows, pack_crystal, structure_file_format
+from data.rows import Format, GzippedText, Rows, pack_crystal, structure_file_format
 from data.task_table import TaskError
 
 GROUP_COLUMN = "group"
@@ -34,7 +34,7 @@ class Source:
         columns: cells of every other column by its name; a cell is a bool, a number, a string or None.
         names: what messages call each row.
         format: what the structures' bytes are, see `data.rows.RawChunk`.
-        buffer: bytes that hold every structure.
+        buffer: bytes that hold every structure, see `data.rows.Rows`.
         spans: int64, shape (n_rows, 2), byte range of each row's structure.
         sha256: of everything that was read.
         notes: what the user should know about the reading, or "".
@@ -44,7 +44,7 @@ class Source:
     columns: dict[str, list[object]]
     names: list[str]
     format: Format
-    buffer: bytes | bytearray
+    buffer: bytes | GzippedText
     spans: np.ndarray
     sha256: str
     notes: str = ""
@@ -77,8 +77,8 @@ def read_matbench_file(path: Path) -> Source:
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        text = decompressed(content) if content.startswith(b"\x1f\x8b") else content
-        del content
+        gzipped = content.startswith(b"\x1f\x8b")
+        text = decompressed(content) if gzipped else content
         members = object_members(text, text.find(b"{"))
         if missing := {"index", "columns", "data"} - members.keys():
             raise TaskError(
@@ -109,7 +109,8 @@ def read_matbench_file(path: Path) -> Source:
             "delete it and download it again, or mend it if it is your own"
         ) from None
     ids = [str(one) for one in index]
-    return Source(index, columns, ids, "matbench_json", text, cells[:, structure], sha256)
+    buffer = GzippedText(content) if gzipped else content
+    return Source(index, columns, ids, "matbench_json", buffer, cells[:, structure], sha256)
 
 
 def read_folder(folder: Path) -> Source:

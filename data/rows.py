@@ -1,11 +1,13 @@
 """Rows of a task before parsing: targets at hand, structures still bytes until a worker wants them.
 
-Between the readers (`data/readers.py`) and `Crystal`: the driver holds one buffer and hands
-`RawChunk`s, small and picklable, to the workers, which turn them into crystals.
+Between the readers (`data/readers.py`) and `Crystal`: the driver holds one buffer, or what a gzip file has in its
+stead, and hands `RawChunk`s, small and picklable, to the workers, which turn them into crystals.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -69,6 +71,22 @@ class RawChunk:
                 yield error
 
 
+class GzippedText:
+    """A slice of it is a slice of what a gzip file holds, unpacked again each time.
+
+    The text of the largest tasks is a gigabyte, and wanted only where graphs are built. Slices that follow one
+    another are read in one pass.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        """Take the whole file."""
+        self.file = gzip.GzipFile(fileobj=io.BytesIO(content))
+
+    def __getitem__(self, span: slice) -> bytes:
+        self.file.seek(span.start)
+        return self.file.read(span.stop - span.start)
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """All rows of a task in order, structures unparsed.
@@ -81,7 +99,7 @@ class Rows:
         sha256: identity of the content: what was read, the target column, a restriction to ids.
         names: what messages call each row.
         format: see `RawChunk`.
-        buffer: bytes that hold every structure.
+        buffer: bytes that hold every structure; any slice of them is bytes.
         spans: int64, shape (n_rows, 2), byte range of each row's structure in `buffer`.
     """
 
@@ -91,7 +109,7 @@ class Rows:
     sha256: str
     names: list[str]
     format: Format
-    buffer: bytes | bytearray
+    buffer: bytes | GzippedText
     spans: np.ndarray
 
     def __len__(self) -> int:
@@ -104,7 +122,7 @@ class Rows:
             start=start,
             ids=self.ids[start:stop],
             names=self.names[start:stop],
-            payloads=[bytes(self.buffer[a:b]) for a, b in self.spans[start:stop].tolist()],
+            payloads=[self.buffer[a:b] for a, b in self.spans[start:stop].tolist()],
             format=self.format,
         )
 

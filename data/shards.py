@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -173,16 +173,18 @@ def write_manifest(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> N
             "that all nodes see, such as gs://... or s3://... (--cache)"
         )
     names = [present[number] for number in range(len(spec.shard_rows))]
-    tables = _verified_tables(filesystem, folder, names)
+    shards: list[dict[str, object]] = []
+    n_rejected = n_raised_cutoff = 0
+    for name, table in zip(names, _verified_tables(filesystem, folder, names), strict=True):
+        shards.append({"file": name, "rows": len(table), "sha256": _checksum(name)})
+        n_rejected += len(table) - table["reason"].null_count
+        n_raised_cutoff += _count_raised(table, spec)
     manifest = {
         "key": spec.key,
         **asdict(spec),
-        "n_rejected": sum(len(table) - table["reason"].null_count for table in tables),
-        "n_raised_cutoff": _count_raised(tables, spec),
-        "shards": [
-            {"file": name, "rows": len(table), "sha256": _checksum(name)}
-            for name, table in zip(names, tables, strict=True)
-        ],
+        "n_rejected": n_rejected,
+        "n_raised_cutoff": n_raised_cutoff,
+        "shards": shards,
     }
     write_whole(filesystem, f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
 
@@ -203,40 +205,49 @@ def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> Store
     found = {name: manifest.get(name) for name in asdict(spec)}
     if found != asdict(spec) or len(manifest.get("shards", [])) != len(spec.shard_rows):
         raise StaleCacheError(f"the cache in {folder} was made of {found}, expected {asdict(spec)}")
-    tables = _verified_tables(filesystem, folder, [shard["file"] for shard in manifest["shards"]])
+    names = [shard["file"] for shard in manifest["shards"]]
+    columns: list[pa.Table] = []  # that are no part of a graph
+
+    def parts() -> Iterator[Graphs]:
+        """Shard after shard, each let go as soon as it is part of the whole."""
+        for table in _verified_tables(filesystem, folder, names):
+            columns.append(table.select(["id", "formula", "reason", "cutoff_angstrom"]))
+            yield _decode(table)
+
+    graphs = concatenate(parts())
+    whole = pa.concat_tables(columns)
     return StoredGraphs(
-        ids=[row_id for table in tables for row_id in table["id"].to_pylist()],
-        formulas=[formula for table in tables for formula in table["formula"].to_pylist()],
-        reasons=[reason for table in tables for reason in table["reason"].to_pylist()],
-        graphs=concatenate([_decode(table) for table in tables]),
-        n_raised_cutoff=_count_raised(tables, spec),
+        ids=whole["id"].to_pylist(),
+        formulas=whole["formula"].to_pylist(),
+        reasons=whole["reason"].to_pylist(),
+        graphs=graphs,
+        n_raised_cutoff=_count_raised(whole, spec),
     )
 
 
-def _verified_tables(filesystem: fs.FileSystem, folder: str, names: Sequence[str]) -> list[pa.Table]:
-    """Read shards whose content has the checksum in their name; name all that have not."""
-    tables, damaged = [], []
+def _verified_tables(filesystem: fs.FileSystem, folder: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    """Read shards whose content has the checksum in their name; at the end, name all that have not."""
+    damaged = []
     for name in names:
         try:
             content = read_whole(filesystem, f"{folder}/{name}")
         except FileNotFoundError:
             content = b""
         if hashlib.sha256(content).hexdigest() == _checksum(name):
-            tables.append(pq.read_table(pa.BufferReader(content)))
+            yield pq.read_table(pa.BufferReader(content))
         else:
             damaged.append(name)
     if damaged:
         raise DamagedShardError(folder, damaged)
-    return tables
 
 
 def _checksum(name: str) -> str:
     return name.removesuffix(".parquet").rsplit("-", 1)[1]
 
 
-def _count_raised(tables: Sequence[pa.Table], spec: CacheSpec) -> int:
+def _count_raised(table: pa.Table, spec: CacheSpec) -> int:
     """Rows whose cutoff was raised because an atom had no neighbour."""
-    return int(sum((table["cutoff_angstrom"].to_numpy() > spec.atom_graph_cutoff).sum() for table in tables))
+    return int((table["cutoff_angstrom"].to_numpy() > spec.atom_graph_cutoff).sum())
 
 
 def _decode(table: pa.Table) -> Graphs:

@@ -39,9 +39,10 @@ class AtomFeatureBatch:
     """What the readout needs of a batch whose backbone output is known already.
 
     Attributes:
-        features: output of the last interaction block, float32, shape (n_atoms, 64).
-        owner: graph of each atom, int64, shape (n_atoms,).
-        atom_count: how many atoms of the crystal a row stands for, float32, shape (n_atoms,).
+        features: output of the last interaction block, float32, shape (n_rows, 64); a row for each atom, or for
+            each class of equivalent ones.
+        owner: graph of each row, shape (n_rows,).
+        atom_count: how many atoms of the crystal a row stands for, float32, shape (n_rows,).
         atoms_per_graph: float32, shape (n_graphs,).
     """
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.batches import GraphBatch, graph_batch, split_by_size
+from data.compiled import compiled
 from data.graphs import Graphs
 from models.chgnet import AtomFeatureBatch, CHGNetwork
 
@@ -44,6 +44,22 @@ class GraphInputs:
         return split_by_size(self.graphs, which, BONDS_PER_PASS[self.device.type])
 
 
+@dataclass(frozen=True)
+class AtomFeatures:
+    """The backbone's output for some crystals, rows in their order.
+
+    Attributes:
+        values: output of the last interaction block, float32, shape (n_rows, 64); a row for each atom, or for
+            each class of equivalent ones.
+        atom_count: how many atoms of its crystal a row stands for, float32, shape (n_rows,).
+        rows_per_graph: int32, shape (n_graphs,); 0 for a rejected crystal.
+    """
+
+    values: np.ndarray
+    atom_count: np.ndarray
+    rows_per_graph: np.ndarray
+
+
 class FeatureInputs:
     """Batches that hold the backbone's output, for a network of which the readout alone trains.
 
@@ -51,58 +67,70 @@ class FeatureInputs:
     once per epoch.
     """
 
-    def __init__(self, features: np.ndarray, atom_start: np.ndarray, device: torch.device) -> None:
-        """Take features, float32, shape (n_atoms, 64), and where each graph's atoms start; nothing is copied."""
+    def __init__(self, features: AtomFeatures, atoms_per_graph: np.ndarray, device: torch.device) -> None:
+        """Take features of all crystals, and how many atoms each has; on a CPU the features are not copied."""
         with warnings.catch_warnings():
             # Arrays in Ray's object store are read-only; torch warns, and nothing here writes to them.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            self.features = torch.from_numpy(features).to(device)
-        self.atom_start = atom_start
+            self.values = torch.from_numpy(features.values).to(device)
+            self.atom_count = torch.from_numpy(features.atom_count).to(device)
+        self.atoms_per_graph = torch.from_numpy(atoms_per_graph.astype(np.float32)).to(device)
+        self.start = np.concatenate([[0], np.cumsum(features.rows_per_graph, dtype=np.int64)])
         self.device = device
 
     def batch(self, which: np.ndarray) -> AtomFeatureBatch:
         """A batch of the graphs at the positions `which`, int64, shape (n_graphs,)."""
-        start = self.atom_start[which]
-        n_atoms = self.atom_start[which + 1] - start
-        owner = np.repeat(np.arange(len(which)), n_atoms)
-        first = np.concatenate([[0], np.cumsum(n_atoms)[:-1]])
-        atoms = np.arange(n_atoms.sum()) + (start - first)[owner]
+        rows, owner = (torch.from_numpy(array).to(self.device) for array in _rows_of(self.start, which))
         return AtomFeatureBatch(
-            features=self.features.index_select(0, self._tensor(atoms)),
-            owner=self._tensor(owner),
-            atom_count=torch.ones(len(atoms), device=self.device),
-            atoms_per_graph=self._tensor(n_atoms.astype(np.float32)),
+            features=self.values.index_select(0, rows),
+            owner=owner,
+            atom_count=self.atom_count.index_select(0, rows),
+            atoms_per_graph=self.atoms_per_graph.index_select(0, torch.from_numpy(which).to(self.device)),
         )
 
     def passes(self, which: np.ndarray) -> list[np.ndarray]:
         """`which` in runs small enough for one pass."""
-        return np.split(which, range(GRAPHS_PER_PASS, len(which), GRAPHS_PER_PASS))
-
-    def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return [which[k : k + GRAPHS_PER_PASS] for k in range(0, len(which), GRAPHS_PER_PASS)]
 
 
 Inputs = GraphInputs | FeatureInputs
 
 
-def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarray) -> np.ndarray:
+@compiled
+def _rows_of(start: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the chosen graphs, and the place in `which` of the graph of each; int64."""
+    n_rows = 0
+    for g in which:
+        n_rows += start[g + 1] - start[g]
+    rows, owner = np.empty(n_rows, dtype=np.int64), np.empty(n_rows, dtype=np.int64)
+    k = 0
+    for position in range(len(which)):
+        for row in range(start[which[position]], start[which[position] + 1]):
+            rows[k], owner[k] = row, position
+            k += 1
+    return rows, owner
+
+
+def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarray) -> AtomFeatures:
     """Output of the last interaction block for some graphs.
 
     Args:
         network: on the device of the inputs.
         inputs: graphs.
         which: positions of those to compute, int64.
-
-    Returns:
-        float32, shape (n_atoms of these graphs, 64).
     """
-    which = which[inputs.graphs.atoms_per_graph[which] > 0]  # a rejected row has no atoms
-    parts = [np.empty((0, network.stock.atom_fea_dim), dtype=np.float32)]
+    rows_per_graph = np.zeros(len(which), dtype=np.int32)
+    values, counts = [np.empty((0, network.stock.atom_fea_dim), np.float32)], [np.empty(0, np.float32)]
+    whole = np.flatnonzero(inputs.graphs.atoms_per_graph[which] > 0)  # a rejected row has no atoms
+    done = 0
     with torch.inference_mode():
-        for run in inputs.passes(which):
+        for run in inputs.passes(which[whole]):
             batch = inputs.batch(run)
-            parts.append(network.atom_features(batch).index_select(0, batch.row_of_atom).cpu().numpy())
-    return np.concatenate(parts)
+            values.append(network.atom_features(batch).cpu().numpy())
+            counts.append(batch.atom_count.cpu().numpy())
+            rows_per_graph[whole[done : done + len(run)]] = np.bincount(batch.owner.cpu().numpy(), minlength=len(run))
+            done += len(run)
+    return AtomFeatures(np.concatenate(values), np.concatenate(counts), rows_per_graph)
 
 
 def predict(network: CHGNetwork, inputs: Inputs, which: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.chgnet import CHGNetwork
 from models.config import TrainConfig
-from models.features import FeatureInputs, GraphInputs, Inputs, predict
+from models.features import AtomFeatures, FeatureInputs, GraphInputs, Inputs, predict
 from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
 from models.reference import fit_class_reference, fit_energy_reference, fit_property_reference
@@ -41,14 +41,14 @@ class TrainingRows:
     Attributes:
         graphs: one a row.
         fractions: element fractions, float32, shape (n_rows, 94).
-        features: backbone output of the pretrained network, float32, shape (n_atoms, 64), or None.
+        features: backbone output of the pretrained network, or None.
         outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
         collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
     """
 
     graphs: Graphs
     fractions: np.ndarray
-    features: np.ndarray | None
+    features: AtomFeatures | None
     outputs: np.ndarray | None
     collapse: bool = True
 
@@ -146,9 +146,8 @@ class FineTuning:
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer: torch.optim.Optimizer | None = None
         if self.parameters:
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True
-            )
+            self.flat, self.gradient = _flattened(self.parameters)
+            self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.history: list[EpochResult] = []
         self.best_epoch = -1
         self.best_weights: dict[str, Tensor] = {}
@@ -178,13 +177,14 @@ class FineTuning:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             which = order[k * size : (k + 1) * size]
-            self.optimizer.zero_grad(set_to_none=True)
+            self.gradient.zero_()
             value = 0.0
             for part in self.inputs.passes(which):  # one gradient, however many passes memory asks for
-                loss = self._loss(self.model.network(self.inputs.batch(part)), part) * (len(part) / len(which))
-                loss.backward()
-                value += float(loss.detach())
-            nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM_LIMIT)
+                share = len(part) / len(which)
+                loss = self._loss(self.model.network(self.inputs.batch(part)), part)
+                loss.backward(loss.new_tensor(share))
+                value += share * float(loss.detach())
+            nn.utils.clip_grad_norm_(self.flat, GRADIENT_NORM_LIMIT, foreach=False)
             self.optimizer.step()
             if not math.isfinite(value):
                 raise NonFiniteLossError(
@@ -275,8 +275,24 @@ class FineTuning:
         """Features where nothing before the readout trains and they are known, graphs otherwise."""
         network = self.model.network
         if self.config.freeze_depth in ("none", "readout") and self.rows.features is not None:
-            return FeatureInputs(self.rows.features, self.rows.graphs.atom_start, self.device)
+            return FeatureInputs(self.rows.features, self.n_atoms, self.device)
         return self._graphs(network)
 
     def _graphs(self, network: CHGNetwork) -> GraphInputs:
         return GraphInputs(self.rows.graphs, network.bond_graph_cutoff, self.device, self.rows.collapse)
+
+
+def _flattened(parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
+    """One tensor that holds all parameters, and one of their gradients; theirs become views of these.
+
+    The optimiser and the limit on the gradient then take a few calls a step, not a few for each of up to 130 tensors.
+    """
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).requires_grad_()
+    gradient = flat.grad = torch.zeros_like(flat)
+    done = 0
+    for parameter in parameters:
+        part = slice(done, done + parameter.numel())
+        parameter.data = flat.detach()[part].view_as(parameter)
+        parameter.grad = gradient[part].view_as(parameter)
+        done += parameter.numel()
+    return flat, gradient

@@ -66,7 +66,7 @@ def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, 
             network = CHGNetwork(weights)
             inputs = GraphInputs(graphs, network.bond_graph_cutoff, cpu, collapse=False)
             features = backbone_features(network, inputs, everything)
-            outputs = predict(network, FeatureInputs(features, graphs.atom_start, cpu), everything)
+            outputs = predict(network, FeatureInputs(features, graphs.atoms_per_graph, cpu), everything)
     return Sample(
         task=task,
         structures=[
