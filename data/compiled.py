@@ -1,7 +1,8 @@
 """numba's compiler, with machine code kept between runs and never older than the source.
 
 numba keeps a function's machine code until the function's own file changes, although calls to functions of
-other files were compiled into it. So the code is kept in a folder named by a hash of all our source files.
+other files were compiled into it. So the code is kept in a folder named by a hash of all source files that
+could be part of it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 
 import numba
 
-_PACKAGES = [Path(__file__).parent, Path(__file__).parent.parent / "models"]
-_sources = [path.read_bytes() for package in _PACKAGES for path in sorted(package.glob("*.py"))]
+_data = Path(__file__).parent
+_sources = [path.read_bytes() for path in sorted(_data.glob("*.py"))]
+# Few files of models/ hold compiled code; to change another one shall not cost half a minute of compiling.
+_others = [path.read_bytes() for path in sorted((_data.parent / "models").glob("*.py"))]
+_sources += [source for source in _others if b"data.compiled" in source]
 _hash = hashlib.sha256(b"|".join(_sources)).hexdigest()[:16]
 # Has to be said before the first function is decorated. A folder of the user's own (NUMBA_CACHE_DIR) is kept to.
 _config: Any = numba.config
