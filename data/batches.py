@@ -83,20 +83,26 @@ def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float, *, 
         collapse: whether equivalent atoms, bonds and angles share a row. Lengths and angles are the same
             within `data.symmetry.TOLERANCE`.
     """
-    which = np.asarray(which, dtype=np.int64)
     arrays = _assemble(
-        graphs.numbers,
-        graphs.frac_coords,
-        graphs.lattices,
-        graphs.bond_atoms,
-        graphs.bond_image,
-        graphs.atom_start,
-        graphs.bond_start,
-        which,
+        _read_only(graphs.numbers),
+        _read_only(graphs.frac_coords),
+        _read_only(graphs.lattices),
+        _read_only(graphs.bond_atoms),
+        _read_only(graphs.bond_image),
+        _read_only(graphs.atom_start),
+        _read_only(graphs.bond_start),
+        _read_only(which.astype(np.int64)),
         float(bond_graph_cutoff),
         TOLERANCE if collapse else 0.0,
     )
     return GraphBatch(*map(torch.from_numpy, arrays))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """The array, as Ray's object store gives it: numba compiles anew for arrays that can be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def split_by_size(graphs: Graphs, which: np.ndarray, most_bonds: int) -> list[np.ndarray]:
@@ -146,8 +152,9 @@ def _assemble(
     short_row = np.empty(n_bonds, dtype=np.int32)
     angles = np.empty((3, 4 * n_bonds), dtype=np.int32)  # center, bond i, bond j
     angle_values = np.empty((2, 4 * n_bonds), dtype=np.float32)  # count, angle
-    atom_row, edge_row, bond_row, n_short, angle_row = 0, 0, 0, 0, 0
-    table = new_table(0)
+    # Of a plain 0 numba would compile the functions below twice.
+    atom_row = edge_row = bond_row = n_short = angle_row = np.int64(0)
+    table = new_table(np.int64(0))
     for position in range(len(which)):
         g = which[position]
         atoms, bonds = slice(atom_start[g], atom_start[g + 1]), slice(bond_start[g], bond_start[g + 1])
@@ -198,7 +205,8 @@ def _assemble(
                         k, ends[k], geometry, atom_class, bond_class, angle_class, atom_row, short_row, tolerance,
                         table, angles, angle_values, angle_row,
                     )  # fmt: skip
-        bond_has_angles[bond_row : bond_row + n_bond_classes] = 1.0 if angle_row > first_angle else 0.0
+        for bond in range(bond_row, bond_row + n_bond_classes):
+            bond_has_angles[bond, 0] = 1.0 if angle_row > first_angle else 0.0
         atom_row += n_classes
         bond_row += n_bond_classes
     return (
@@ -311,8 +319,10 @@ def _with_room(angles: np.ndarray, values: np.ndarray, n_rows: int) -> tuple[np.
     """The same arrays, or longer copies of them where they have fewer than `n_rows` columns."""
     if angles.shape[1] >= n_rows:
         return angles, values
-    longer = np.empty((3, 2 * n_rows), dtype=np.int32)
-    longer[:, : angles.shape[1]] = angles
-    longer_values = np.empty((2, 2 * n_rows), dtype=np.float32)
-    longer_values[:, : values.shape[1]] = values
+    longer, longer_values = np.empty((3, 2 * n_rows), dtype=np.int32), np.empty((2, 2 * n_rows), dtype=np.float32)
+    for k in range(angles.shape[1]):
+        for row in range(3):
+            longer[row, k] = angles[row, k]
+        for row in range(2):
+            longer_values[row, k] = values[row, k]
     return longer, longer_values

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 
 _data = Path(__file__).parent
 _sources = [path.read_bytes() for path in sorted(_data.glob("*.py"))]
@@ -28,3 +29,16 @@ _config.CACHE_DIR = str(Path(_config.CACHE_DIR or Path(__file__).parent / "__pyc
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code for the types it is called with."""
     return numba.njit(cache=True)(function)
+
+
+@compiled
+def longer(array: np.ndarray, n_rows: int) -> np.ndarray:
+    """A copy of a two-dimensional array with room for `n_rows` rows.
+
+    For use in compiled functions: to assign to a slice takes numba seconds to compile.
+    """
+    copy = np.empty((n_rows, array.shape[1]), dtype=array.dtype)
+    for i in range(len(array)):
+        for k in range(array.shape[1]):
+            copy[i, k] = array[i, k]
+    return copy

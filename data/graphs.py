@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.compiled import compiled
+from data.compiled import compiled, longer
 from data.crystal import BadCrystalError, Crystal
 
 CONVERTER_VERSION = 1  # part of the cache key: raise it whenever a graph would come out different
@@ -185,11 +185,7 @@ def find_bonds(
                         first_a = 1
                     for a in range(first_a, int(np.floor((room_x - x0) / xx)) + 1):
                         if count == len(bond_atoms):
-                            longer_atoms = np.empty((2 * count, 2), dtype=np.uint16)
-                            longer_atoms[:count] = bond_atoms
-                            longer_image = np.empty((2 * count, 3), dtype=np.int8)
-                            longer_image[:count] = bond_image
-                            bond_atoms, bond_image = longer_atoms, longer_image
+                            bond_atoms, bond_image = longer(bond_atoms, 2 * count), longer(bond_image, 2 * count)
                         bond_atoms[count, 0] = i
                         bond_atoms[count, 1] = j
                         bond_image[count, 0] = a

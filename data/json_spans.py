@@ -13,7 +13,7 @@ import json
 import numpy as np
 import orjson
 
-from data.compiled import compiled
+from data.compiled import compiled, longer
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON = ord('"'), ord("\\"), ord(","), ord(":")
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = ord("["), ord("]"), ord("{"), ord("}")
@@ -148,9 +148,7 @@ def _child_spans(text: np.ndarray, start: int) -> np.ndarray:
         if end < 0:
             return np.full((1, 2), -1, dtype=np.int64)
         if count == len(spans):
-            longer = np.empty((2 * count, 2), dtype=np.int64)
-            longer[:count] = spans
-            spans = longer
+            spans = longer(spans, 2 * count)
         spans[count, 0] = k
         spans[count, 1] = end
         count += 1
@@ -165,8 +163,10 @@ def _table_spans(text: np.ndarray, rows: np.ndarray, n_columns: int) -> np.ndarr
         if text[first] == _OPEN_LIST:
             spans = _child_spans(text, first)
             if len(spans) == n_columns:
-                cells[row] = spans
+                for column in range(n_columns):
+                    cells[row, column, 0], cells[row, column, 1] = spans[column, 0], spans[column, 1]
                 continue
-        cells[row:] = -1
+        for rest in range(row, len(rows)):
+            cells[rest, 0, 0] = -1
         return cells
     return cells

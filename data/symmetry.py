@@ -81,13 +81,13 @@ def value_classes(values: np.ndarray, tolerance: float, table: np.ndarray) -> np
         interval = np.int64(values[k] / tolerance)  # holds the first of one class at most
         found = -1
         for near in (interval, interval - 1, interval + 1):
-            candidate = value_of(table, near, -1)
+            candidate = value_of(table, near, np.int64(-1))
             if candidate >= 0 and abs(first[candidate] - values[k]) <= tolerance:
                 found = candidate
                 break
         if found < 0:
             first[n_classes] = values[k]
-            value_of(table, interval, n_classes)
+            value_of(table, interval, np.int64(n_classes))
             found = n_classes
             n_classes += 1
         classes[k] = found
@@ -100,7 +100,7 @@ def label(hashes: np.ndarray, table: np.ndarray, labels: np.ndarray) -> int:
     n_labels = 0
     empty(table)
     for k in range(len(hashes)):
-        labels[k] = value_of(table, np.int64(hashes[k]), n_labels)
+        labels[k] = value_of(table, np.int64(hashes[k]), np.int64(n_labels))
         if labels[k] == n_labels:
             n_labels += 1
     return n_labels
