@@ -32,8 +32,11 @@ RESULTS = Path(__file__).parent / "results.json"
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def run(only: str, repeats: int, structures: int | None, folder: Path) -> dict[str, Any]:
+def run(only: str, repeats: int, structures: int | None, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure every row whose work contains `only`; files go to `folder`.
+
+    Returns:
+        The rows, and what they were measured with and on.
 
     Raises:
         BenchmarkError: no such work, or the two sides did not compute the same.
@@ -70,7 +73,7 @@ def run(only: str, repeats: int, structures: int | None, folder: Path) -> dict[s
         "structures": {one.name: described(one) for one in used},
         "stock_converter_us": algorithms,
     }
-    return {"about": about, "rows": rows}
+    return rows, about
 
 
 def _processor() -> str:
@@ -91,20 +94,20 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def table(results: dict[str, Any]) -> str:
+def table(rows: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The rows as a markdown table: numbers of the first set of each work, and the ratios of the others."""
     by_work: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in results["rows"]:
+    for row in rows:
         by_work.setdefault(row["work"], {})[row["structures"]] = row
-    others = sorted({letter for rows in by_work.values() for letter in list(rows)[1:]})
+    others = sorted({letter for of_sets in by_work.values() for letter in list(of_sets)[1:]})
     header = ["work", "stock", "ours", "ratio", *(f"ratio on {letter}" for letter in others)]
     lines = [header, ["---"] * len(header)]
-    for work, rows in by_work.items():
-        first = next(iter(rows.values()))
+    for work, of_sets in by_work.items():
+        first = next(iter(of_sets.values()))
         cells = [_quantity(first["stock"], first["unit"]), _quantity(first["ours"], first["unit"])]
-        ratios = [_figures(rows[letter]["ratio"]) if letter in rows else "-" for letter in others]
+        ratios = [_figures(of_sets[letter]["ratio"]) if letter in of_sets else "-" for letter in others]
         lines.append([work, *cells, _figures(first["ratio"]), *ratios])
-    sets = [f"{letter}: {what}." for letter, what in results["about"]["structures"].items()]
+    sets = [f"{letter}: {what}." for letter, what in about["structures"].items()]
     return "\n".join([f"| {' | '.join(line)} |" for line in lines] + ["", *sets])
 
 
@@ -122,18 +125,22 @@ def main(
     structures: Annotated[
         int | None, typer.Option(min=2, help="At most so many structures in each set. Default: all.")
     ] = None,
-    results: Annotated[Path, typer.Option(help="Where the results of this run are written.")] = RESULTS,
+    results: Annotated[
+        Path, typer.Option(help="Where the rows are written; machine, versions and structures to NAME.about.json.")
+    ] = RESULTS,
     show: Annotated[bool, typer.Option("--table", help="Measure nothing; print the table of the results.")] = False,
 ) -> None:
     """Time this code and stock chgnet in turns on the same structures, on one core, and check that they agree."""
+    about = results.with_suffix(".about.json")
     try:
         if not show:
             with tempfile.TemporaryDirectory() as folder:
-                content = json.dumps(run(only, repeats, structures, Path(folder)), indent=1)
-            write_whole(fs.LocalFileSystem(), str(results.resolve()), content.encode())
-        elif not results.exists():
-            raise BenchmarkError(f"no {results}: measure first, without --table")
-        print(table(json.loads(results.read_text())))
+                found = run(only, repeats, structures, Path(folder))
+            for file, content in zip((results, about), found, strict=True):
+                write_whole(fs.LocalFileSystem(), str(file.resolve()), json.dumps(content, indent=1).encode())
+        elif not results.exists() or not about.exists():
+            raise BenchmarkError(f"no {results} with its {about.name}: measure first, without --table")
+        print(table(json.loads(results.read_text()), json.loads(about.read_text())))
     except BenchmarkError as problem:
         console.print(f"{type(problem).__name__}: {problem}", style="red", markup=False)
         sys.exit(1)

@@ -29,12 +29,13 @@ def measured(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 
 
 def test_results_hold_what_was_measured_and_on_what(measured):
-    results = json.loads(measured[0].read_text())
-    assert {"created", "git_commit", "versions", "processor", "cores", "structures"} <= results["about"].keys()
-    assert results["about"]["structures"].keys() == {"A", "B", "C"}
-    assert results["about"]["versions"]["chgnet"] == "0.4.2"
-    assert [row["structures"] for row in results["rows"]] == ["A", "B", "C"]
-    for row in results["rows"]:
+    rows = json.loads(measured[0].read_text())
+    about = json.loads(measured[0].with_suffix(".about.json").read_text())
+    assert {"created", "git_commit", "versions", "processor", "cores", "structures"} <= about.keys()
+    assert about["structures"].keys() == {"A", "B", "C"}
+    assert about["versions"]["chgnet"] == "0.4.2"
+    assert [row["structures"] for row in rows] == ["A", "B", "C"]
+    for row in rows:
         assert row.keys() >= FIELDS
         assert (row["work"], row["unit"], row["n"]) == ("structure -> graph, from flat arrays", "us", 6)
         assert len(row["ratios"]) == 2
@@ -57,7 +58,9 @@ def test_the_table_is_printed_again_without_measuring(measured):
 def test_what_cannot_be_shown_or_measured_is_said(tmp_path):
     nothing = run("--table", "--results", tmp_path / "results.json")
     assert nothing.returncode == 1
-    assert nothing.stderr == f"BenchmarkError: no {tmp_path}/results.json: measure first, without --table\n"
+    assert nothing.stderr == (
+        f"BenchmarkError: no {tmp_path}/results.json with its results.about.json: measure first, without --table\n"
+    )
     unknown = run("--only", "no such work", "--structures", "2", "--results", tmp_path / "results.json")
     assert unknown.returncode == 1
     assert "--only 'no such work' fits none of: structure -> graph" in unknown.stderr

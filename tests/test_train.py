@@ -1,5 +1,6 @@
 """Training: reproducible, resumable, blind to labels it was not given, and moved by every field of its config."""
 
+import copy
 import io
 import itertools
 import math
@@ -22,7 +23,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from models.chgnet import _load_stock
 from models.config import TrainConfig
 from models.reference import fit_class_reference, fit_property_reference
-from models.train import NonFiniteLossError, TrainingRows
+from models.train import GRADIENT_NORM_LIMIT, NonFiniteLossError, TrainingRows
 
 N_ROWS = 48
 TRAIN, VAL, TEST = thirds(N_ROWS)
@@ -206,6 +207,44 @@ def test_training_labels_teach_and_validation_labels_only_judge(data):
     np.testing.assert_array_equal(predictions(judged), predictions(untouched))
     assert (numbers(judged)[:, 3] != numbers(untouched)[:, 3]).all()
     assert np.abs(predictions(taught) - predictions(untouched)).max() > 0.1
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+def test_an_epoch_of_full_fine_tuning_has_the_losses_of_stock_chgnet(data, collapse):
+    """Stock's network, trained on its own graphs with the same batches, optimiser and gradient limit."""
+    run = fine_tuning(data, freeze_depth="full", epochs=1, lr=1e-4, batch_size=8, collapse=collapse)
+    with one_thread():
+        list(run.epochs())
+        stock = copy.deepcopy(_load_stock("0.3.0"))
+        stock.requires_grad_(False)
+        trained = [p for name, p in stock.named_parameters() if f"stock.{name}" in run.trained_parameters]
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.AdamW(trained, weight_decay=run.config.weight_decay)
+        graphs = [stock.graph_converter(structure) for structure in data.structures]
+        left_out = torch.from_numpy(data.rows.fractions) @ stock.composition_model.fc.weight.reshape(94)
+        wanted = run.wanted + left_out
+
+        def loss_of(which):
+            said = stock([graphs[k] for k in which], task="e")["e"]
+            return (said - wanted[torch.from_numpy(which)]).abs().mean()
+
+        order = TRAIN[np.random.default_rng([run.config.seed, 1]).permutation(len(TRAIN))]
+        batches = np.split(order, range(8, len(order), 8))
+        losses = []
+        for k, which in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = run.config.lr * 0.5 * (1 + math.cos(math.pi * k / len(batches)))
+            optimizer.zero_grad()
+            loss = loss_of(which)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, GRADIENT_NORM_LIMIT)
+            optimizer.step()
+            losses.append(float(loss.detach()) * len(which) / len(order))
+        after = float(loss_of(VAL).detach())
+    assert run.history[1].train_loss == pytest.approx(sum(losses), rel=1e-4)
+    assert run.history[1].val_loss == pytest.approx(after, rel=1e-3)  # what Adam makes of rounding in the gradients
+    assert abs(after - run.history[0].val_loss) > 20 * abs(after - run.history[1].val_loss)
 
 
 @pytest.mark.parametrize("weights", ["0.3.0", "0.2.0"])
