@@ -18,10 +18,10 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test lint bench format clean distclean
+.PHONY: help setup sweep test lint bench bench-scale format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  SPACE=$(SPACE)  ARGS=$(ARGS)"
 
@@ -53,6 +53,9 @@ lint: $(STAMP) ## check style, formatting and types
 
 bench: $(STAMP) ## time it against stock chgnet, about 10 minutes; writes benchmarks/results.json
 	$(PY) -m benchmarks.speed $(ARGS)
+
+bench-scale: $(STAMP) ## time and memory at the size of matbench_mp_e_form, about 10 minutes; writes benchmarks/scale.json
+	$(PY) -m benchmarks.scale $(ARGS)
 
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .

@@ -77,8 +77,9 @@ def read_matbench_file(path: Path) -> Source:
     content = _content(path)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        gzipped = content.startswith(b"\x1f\x8b")
-        text = decompressed(content) if gzipped else content
+        buffer = GzippedText(path) if content.startswith(b"\x1f\x8b") else content
+        text = content if buffer is content else decompressed(content)
+        del content
         members = object_members(text, text.find(b"{"))
         if missing := {"index", "columns", "data"} - members.keys():
             raise TaskError(
@@ -109,7 +110,6 @@ def read_matbench_file(path: Path) -> Source:
             "delete it and download it again, or mend it if it is your own"
         ) from None
     ids = [str(one) for one in index]
-    buffer = GzippedText(content) if gzipped else content
     return Source(index, columns, ids, "matbench_json", buffer, cells[:, structure], sha256)
 
 

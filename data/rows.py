@@ -7,17 +7,19 @@ stead, and hands `RawChunk`s, small and picklable, to the workers, which turn th
 from __future__ import annotations
 
 import gzip
-import io
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal, crystal_from_structure
 from data.json_spans import parse_json
+from data.task_table import TaskError
 
 Format = Literal["matbench_json", "structure_file", "packed"]
 
@@ -78,11 +80,15 @@ class GzippedText:
     another are read in one pass.
     """
 
-    def __init__(self, content: bytes) -> None:
-        """Take the whole file."""
-        self.file = gzip.GzipFile(fileobj=io.BytesIO(content))
+    def __init__(self, path: Path) -> None:
+        """Open the file."""
+        self.path, self.file = path, gzip.GzipFile(path)
+        self.modified = os.fstat(self.file.fileno()).st_mtime_ns
 
     def __getitem__(self, span: slice) -> bytes:
+        """The bytes of a span; TaskError where the file is no longer what was opened."""
+        if os.fstat(self.file.fileno()).st_mtime_ns != self.modified:
+            raise TaskError(f"{self.path} was changed while its structures were read: run the command again")
         self.file.seek(span.start)
         return self.file.read(span.stop - span.start)
 

@@ -16,7 +16,7 @@ from models.chgnet import AtomFeatureBatch, CHGNetwork
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.
 BONDS_PER_PASS = {"cpu": 8192, "cuda": 65_536}
-GRAPHS_PER_PASS = 4096  # through the readout alone
+GRAPHS_PER_PASS = 512  # through the readout alone
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,16 @@ def test_targets_booleans_missing_and_words(tmp_path):
     np.testing.assert_array_equal(source.rows(list("abcde"), "y").targets, [1.0, np.nan, np.nan, np.nan, 2.0])
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path):
+    path = write_matbench(tmp_path / "rows.json.gz", [NACL.as_dict()] * 3, [1, 2, 3])
+    rows = read_matbench_file(path).rows(["a", "b", "c"], "y")
+    assert len(rows.chunk(0, 3).payloads) == 3
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(TaskError, match=r"rows.json.gz was changed while its structures were read"):
+        rows.chunk(0, 3)
+
+
 def test_cut_and_corrupt_files_say_what_to_do(tmp_path):
     whole = write_matbench(tmp_path / "whole.json.gz", [NACL.as_dict()] * 3, [1, 2, 3]).read_bytes()
     text = gzip.decompress(whole)

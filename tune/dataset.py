@@ -6,14 +6,14 @@ alone reads. What trials get are `TrialFold`s, whose targets are NaN outside tra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import ray
 
 from data.build_cache import graphs_of, say
 from data.folds import Fold, Split, make_folds, split_fold
-from data.graphs import element_fractions
+from data.graphs import Graphs, element_fractions
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
@@ -90,6 +90,8 @@ def load_dataset(
         TargetScaleError: an energy target that is not on the declared scale.
     """
     stored, key = graphs_of(rows, cutoffs(weights), cache_folder)
+    # Read from now on where the trials will read it: the driver keeps no copy of its own.
+    stored = replace(stored, graphs=ray.get(ray.put(stored.graphs)))
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
     quarantine = {k: reason for k, reason in enumerate(stored.reasons) if reason} | bad_labels
     if quarantine:
@@ -114,11 +116,9 @@ def load_dataset(
         for fold in folds
         if fold.index in used_folds
     }
-    features = outputs = None
-    if weights != "random":
-        cache = f"{cache_folder.rstrip('/')}/{key}"
-        features, outputs = pretrained_outputs(stored.graphs, weights, cache, gpus_per_task, collapse)
-    training_rows = TrainingRows(stored.graphs, element_fractions(stored.graphs), features, outputs, collapse)
+    cache = f"{cache_folder.rstrip('/')}/{key}"
+    rows_ref = _training_rows(stored.graphs, weights, cache, gpus_per_task, collapse)
+    training_rows: TrainingRows = ray.get(rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
         start_training(untrained(weights, task.kind), training_rows, trial_fold, task.kind, task.quantity)
@@ -134,9 +134,19 @@ def load_dataset(
         cache_key=key,
         folds=folds,
         splits=splits,
-        rows_ref=ray.put(training_rows),
+        rows_ref=rows_ref,
         trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
     )
+
+
+def _training_rows(
+    graphs: Graphs, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
+) -> ray.ObjectRef:
+    """`TrainingRows` in the object store; what this process held of them is let go."""
+    features = outputs = None
+    if weights != "random":
+        features, outputs = pretrained_outputs(graphs, weights, cache_folder, gpus_per_task, collapse)
+    return ray.put(TrainingRows(graphs, element_fractions(graphs), features, outputs, collapse))
 
 
 def untrained(weights: str, kind: Kind) -> TrainConfig:
