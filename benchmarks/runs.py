@@ -1,6 +1,6 @@
 """Comparisons of whole runs: 20 trials of a sweep against a process each, and a cache built on one core or two.
 
-    python -m benchmarks.runs FOLDER    # what the first of them times: one search, with Ray started for it
+    python -m benchmarks.runs FOLDER    # what the first of them time: one search, with Ray started for it
 
 Both need two cores.
 """
@@ -8,6 +8,7 @@ Both need two cores.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from uuid import uuid4
 
 import numpy as np
 import ray
+import ray.tune
 import typer
 
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
@@ -68,6 +70,25 @@ def twenty_trials(cases: StructureSet) -> Sides:
     return Sides(processes, lambda: _seconds_of(["benchmarks.runs", str(cases.folder)]), check)
 
 
+def twenty_trials_of_ray(cases: StructureSet) -> Sides:
+    """The same search as Ray Tune has it by default, each trial in a worker process of its own, and as we run it."""
+    _seconds_of(["benchmarks.runs", str(cases.folder)])  # fills the caches
+    metrics: dict[bool, list[float]] = {}
+
+    def searched(fresh: bool) -> float:
+        seconds = _seconds_of(["benchmarks.runs", str(cases.folder), *(["--fresh"] if fresh else [])])
+        metrics[fresh] = sorted(one["metric"] for one in json.loads((cases.folder / "trials.json").read_text()))
+        return seconds
+
+    def check(*_: float) -> dict[str, Any]:
+        apart = float(np.abs(np.subtract(metrics[True], metrics[False])).max())
+        if apart > 1e-6:
+            raise BenchmarkError(f"trials in processes of their own came to other metrics, by {apart:.2g}")
+        return {"max_abs_difference": apart, "structures": DEMO.name, "n": TRIALS}
+
+    return Sides(lambda: searched(True), lambda: searched(False), check)
+
+
 def _seconds_of(command: list[str]) -> float:
     began = time.perf_counter()
     _output_of(command)
@@ -86,8 +107,16 @@ def _output_of(module: list[str]) -> str:
     return done.stdout
 
 
-def search(folder: Path) -> None:
-    """One search on the demo; leaves what its trials came to, and the first time their data in one file."""
+def search(folder: Path, fresh: bool = False) -> None:
+    """One search on the demo; leaves what its trials came to, and the first time their data in one file.
+
+    Args:
+        folder: for all files.
+        fresh: start a process for each trial.
+    """
+    if fresh:
+        tune_config = ray.tune.TuneConfig
+        ray.tune.TuneConfig = lambda **fields: tune_config(**{**fields, "reuse_actors": False})
     space = SearchSpace(
         name="twenty",
         grace_epochs=EPOCHS,  # none is stopped early: a process would not be either
@@ -117,10 +146,10 @@ def search(folder: Path) -> None:
 
 
 def cache_build(cases: StructureSet) -> Sides:
-    """The same rows to the same shards, with one Ray actor on one core and with two; Ray's start is not timed.
+    """The same rows to the same shards on one core and on two; Ray's start is not timed.
 
-    The structures are repeated to `CACHE_ROWS`. The driver, which cuts the rows and verifies the shards, runs
-    beside the actors either way.
+    The structures are repeated to `CACHE_ROWS`. The driver, which cuts the rows and verifies the shards, shares
+    the cores with the actors, one for each core.
     """
     which = np.arange(CACHE_ROWS) % len(cases)
     stops = np.cumsum([len(text) for text in cases.texts])
@@ -132,6 +161,7 @@ def cache_build(cases: StructureSet) -> Sides:
 
     def build(cores: int) -> Callable[[], float]:
         def run() -> float:
+            _keep_to(cores)
             ray.init(
                 address="local", num_cpus=cores, include_dashboard=False, logging_level="error", log_to_driver=False
             )
@@ -145,6 +175,7 @@ def cache_build(cases: StructureSet) -> Sides:
             finally:
                 console.quiet = False
                 ray.shutdown()
+                _keep_to(os.cpu_count() or cores)
             return seconds
 
         return run
@@ -155,6 +186,12 @@ def cache_build(cases: StructureSet) -> Sides:
         return {"max_abs_difference": 0.0, "n": CACHE_ROWS}
 
     return Sides(build(1), build(2), check)
+
+
+def _keep_to(cores: int) -> None:
+    """Let all threads of this process, and the processes it starts, use no more than so many cores."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), range(cores))
 
 
 if __name__ == "__main__":
