@@ -78,13 +78,7 @@ def graphs_of(
     Returns:
         The graphs, and the key of their cache.
     """
-    spec = CacheSpec(
-        data_sha256=rows.sha256,
-        atom_graph_cutoff=float(cutoffs[0]),  # 6 and 6.0 would give two keys
-        bond_graph_cutoff=float(cutoffs[1]),
-        n_rows=len(rows),
-        rows_per_shard=rows_per_shard,
-    )
+    spec = cache_spec(rows, cutoffs, rows_per_shard)
     if "://" not in cache_folder:  # the actors need not have this process's working directory
         cache_folder = str(Path(cache_folder).expanduser().absolute())
     folder = f"{cache_folder.rstrip('/')}/{spec.key}"
@@ -101,6 +95,17 @@ def graphs_of(
             for name in {*problem.names, MANIFEST} & set(file_names(filesystem, path)):
                 filesystem.delete_file(f"{path}/{name}")
     return read_cache(filesystem, path, spec), spec.key
+
+
+def cache_spec(rows: Rows, cutoffs: tuple[float, float], rows_per_shard: int = ROWS_PER_SHARD) -> CacheSpec:
+    """What the graphs of some rows depend on; see `graphs_of`."""
+    return CacheSpec(
+        data_sha256=rows.sha256,
+        atom_graph_cutoff=float(cutoffs[0]),  # 6 and 6.0 would give two keys
+        bond_graph_cutoff=float(cutoffs[1]),
+        n_rows=len(rows),
+        rows_per_shard=rows_per_shard,
+    )
 
 
 def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:

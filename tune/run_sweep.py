@@ -31,6 +31,8 @@ from models.reference import TargetScaleError
 from tune.dataset import load_dataset, untrained
 from tune.evaluate import PredictionError
 from tune.options import Folder, Options, SweepError, check_or_write_record, load_options, refuse_taken
+from tune.plan import plan
+from tune.plan_table import show
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
 from tune.space import SearchSpace, SpaceError, load_space
@@ -106,10 +108,10 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     reference = untrained(space.weights, task.kind).model_dump()
     seeds = range(options.seed, options.seed + options.seeds)
     chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
-    plan = [(fold, reference) for fold in options.folds]
+    runs = [(fold, reference) for fold in options.folds]
     if space.trains:
-        plan += [(fold, {**chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
-    trained = train_chosen(dataset, plan, resources=resources, folder=f"{folder.address}/evaluate")
+        runs += [(fold, {**chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
+    trained = train_chosen(dataset, runs, resources=resources, folder=f"{folder.address}/evaluate")
     failed = [outcome for outcome in trained if outcome.error is not None]
     if failed:
         told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
@@ -211,6 +213,14 @@ def main(
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a killed sweep.", rich_help_panel=MACHINE)
     ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Measure a few batches here and say what the sweep will take; nothing is run or kept.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     storage: Annotated[
         str, typer.Option(help="Where sweeps are kept: a folder, s3://..., gs://...", rich_help_panel=MACHINE)
     ] = "ray_results",
@@ -255,6 +265,10 @@ def main(
     """
     try:
         place = _anywhere(storage)
+        if plan_only and (resume or address):
+            raise SweepError(
+                "--plan measures a sweep that is not begun yet, on this machine: leave out --resume and --address"
+            )
         if resume is not None:
             _refuse_changed(context)
             options = load_options(place, resume)
@@ -284,6 +298,9 @@ def main(
                 every_atom=every_atom,
             )
             refuse_taken(options)
+            if plan_only:
+                show(plan(options))
+                return
         try:
             run(options, address=address, resumed=resume is not None)
         except KeyboardInterrupt:

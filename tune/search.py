@@ -37,6 +37,14 @@ class Resources:
     gpus_per_trial: float
     max_concurrent: int | None
 
+    def slots(self) -> int:
+        """Trials that run at once on the Ray cluster as it is now; 0 where it has too little for one."""
+        have = ray.cluster_resources()
+        fit = have.get("CPU", 0) / self.cpus_per_trial
+        if self.gpus_per_trial:
+            fit = min(fit, have.get("GPU", 0) / self.gpus_per_trial)
+        return min(int(fit + 1e-6), self.max_concurrent or int(fit + 1e-6))
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -109,6 +117,9 @@ def search_fold(
         reuse_actors=True,
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
+    # Left alone, Ray starts one process at a time for a searcher's trials, and gives it up as soon as an earlier
+    # trial ends: where trials are shorter than a start, they would run one after the other.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, resources.slots()))
     results = _run(
         trainable,
         {**space.ray_space(), "fold": fold, "seed": seed},
@@ -122,7 +133,12 @@ def search_fold(
 
 
 def train_chosen(
-    dataset: Dataset, chosen: Sequence[tuple[int, dict[str, Any]]], *, resources: Resources, folder: str
+    dataset: Dataset,
+    chosen: Sequence[tuple[int, dict[str, Any]]],
+    *,
+    resources: Resources,
+    folder: str,
+    tracking: Tracking | None = None,
 ) -> list[Outcome]:
     """Train configs on their folds to the end and predict the test parts.
 
@@ -132,6 +148,7 @@ def train_chosen(
         resources: of a trial.
         folder: path or URI for Ray's record, to which a hash of what is chosen is added: a record of another
             choice is never continued.
+        tracking: instead of the usual lines on the terminal.
 
     Returns:
         One outcome a pair, in the same order.
@@ -152,7 +169,7 @@ def train_chosen(
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
-        Tracking("training the chosen", len(runs), metric, folder),
+        tracking or Tracking("training the chosen", len(runs), metric, folder),
     )
     by_run = {json.dumps(config["run"], sort_keys=True): result for config, result in results}
     return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
