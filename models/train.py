@@ -27,6 +27,7 @@ from models.metrics import Kind, metric_of
 from models.reference import fit_class_reference, fit_energy_reference, fit_property_reference
 
 GRADIENT_NORM_LIMIT = 1.0  # without it a head was seen to blow up in one fold of perovskites
+FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
 HUBER_DELTA = 0.1  # as stock CHGNet's trainer
 
 
@@ -274,7 +275,7 @@ class FineTuning:
     def _inputs(self) -> Inputs:
         """Features where nothing before the readout trains and they are known, graphs otherwise."""
         network = self.model.network
-        if self.config.freeze_depth in ("none", "readout") and self.rows.features is not None:
+        if self.config.freeze_depth in FROM_FEATURES and self.rows.features is not None:
             return FeatureInputs(self.rows.features, self.n_atoms, self.device)
         return self._graphs(network)
 

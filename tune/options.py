@@ -14,7 +14,9 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data.rows import Rows
 from data.storage import open_folder, read_whole, write_whole
+from data.tasks import Task, open_task
 from tune.space import SearchSpace
 
 LIBRARIES = (
@@ -58,6 +60,16 @@ class Options(BaseModel):
     gpus_per_trial: float
     max_concurrent: int | None
     every_atom: bool
+
+    def open_task(self) -> tuple[Task, Rows]:
+        """The task and all its rows; raises what `data.tasks.open_task` does."""
+        return open_task(
+            self.task,
+            target=self.target,
+            quantity=self.quantity,
+            ids_file=Path(self.ids) if self.ids else None,
+            download_dir=Path(self.downloads),
+        )
 
 
 class Folder:

@@ -22,7 +22,6 @@ from data.folds import make_folds
 from data.rows import Rows
 from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.storage import open_folder
-from data.tasks import open_task
 from models.chgnet import cutoffs
 from models.config import TrainConfig
 from tune.dataset import VALIDATION_FRACTION
@@ -49,13 +48,7 @@ def plan(options: Options) -> Plan:
     """
     imports = _age_of_process()
     began = time.perf_counter()
-    task, rows = open_task(
-        options.task,
-        target=options.target,
-        quantity=options.quantity,
-        ids_file=Path(options.ids) if options.ids else None,
-        download_dir=Path(options.downloads),
-    )
+    task, rows = options.open_task()
     n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
     driver_now, driver_most = own_memory(os.getpid(), now=True), own_memory(os.getpid())
     space = options.space.for_kind(task.kind)

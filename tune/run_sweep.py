@@ -25,7 +25,7 @@ from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.shards import DamagedShardError
 from data.storage import StorageError
-from data.tasks import TaskError, open_task
+from data.tasks import TaskError
 from models.config import TrainConfig
 from models.reference import TargetScaleError
 from tune.dataset import load_dataset, untrained
@@ -61,13 +61,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     """
     began = datetime.now()
     folder = Folder(f"{options.storage}/{options.name}")
-    task, rows = open_task(
-        options.task,
-        target=options.target,
-        quantity=options.quantity,
-        ids_file=Path(options.ids) if options.ids else None,
-        download_dir=Path(options.downloads),
-    )
+    task, rows = options.open_task()
     space = options.space.for_kind(task.kind)
     connect(address)
     if address is None:

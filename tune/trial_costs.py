@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from models.chgnet import FREEZE_DEPTHS
 from models.config import TrainConfig
 from models.metrics import Metric, metric_of
+from models.train import FROM_FEATURES
 from tune.dataset import Dataset, untrained
 from tune.options import SweepError
 from tune.search import Resources, train_chosen
@@ -26,7 +27,6 @@ from tune.trial import TrialFold
 
 MOST_SLOTS = 8  # trials at once while measuring
 GRAPH_EPOCHS, FEATURE_EPOCHS = 3, 8  # of measured trials; the first one warms up and is not counted
-FROM_FEATURES = ("none", "readout")  # freeze depths whose trials read the backbone's output where it is known
 
 
 @dataclass(frozen=True)
