@@ -15,7 +15,7 @@ from data.batches import GraphBatch
 from data.graphs import Graph, Graphs, element_fractions, stack
 from models.chgnet import CHGNetwork
 from models.features import GraphInputs, Inputs, predict
-from models.train import FineTuning
+from models.train import GradientRun
 
 MOST_DIFFERENCE, MEAN_DIFFERENCE = 2e-5, 1e-6  # of energies, eV/atom; stock is up to 1.3e-5 off double precision
 MOST_GRADIENT_DIFFERENCE = 1e-4  # of the norm
@@ -71,13 +71,13 @@ def same_energies(theirs: np.ndarray, ours: np.ndarray) -> dict[str, float]:
     return {"max_abs_difference": float(difference.max()), "mean_abs_difference": float(difference.mean())}
 
 
-def same_network(network: CHGNet, run: FineTuning, cases: StructureSet) -> dict[str, float]:
+def same_network(network: CHGNet, run: GradientRun, cases: StructureSet) -> dict[str, float]:
     """Refuse a run whose network and inputs give, before training, other energies than stock's."""
-    ours = energies(run.model.network, run.inputs, cases.graphs)
+    ours = energies(run.network, run.inputs, cases.graphs)
     return same_energies(stock.energies(network, cases.stock_graphs), ours)
 
 
-def gradient_difference(network: CHGNet, run: FineTuning, cases: StructureSet) -> float:
+def gradient_difference(network: CHGNet, run: GradientRun, cases: StructureSet) -> float:
     """Relative difference of the gradients of 16 summed energies, over all parameters that train.
 
     Raises:
@@ -85,14 +85,14 @@ def gradient_difference(network: CHGNet, run: FineTuning, cases: StructureSet) -
     """
     which = np.arange(min(stock.BATCH_SIZE, len(cases)))
     network(cases.stock_graphs[: len(which)], task="e")["e"].sum().backward()
-    run.model.network(run.inputs.batch(which)).sum().backward()
+    run.network(run.inputs.batch(which)).sum().backward()
     gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
     theirs = [gradients[name.removeprefix("stock.")] for name in run.trained_parameters]
-    ours = [dict(run.model.network.named_parameters())[name].grad for name in run.trained_parameters]
+    ours = [dict(run.network.named_parameters())[name].grad for name in run.trained_parameters]
     apart = sum(float((a - b).square().sum()) for a, b in zip(theirs, ours, strict=True)) ** 0.5
     difference = apart / sum(float(a.square().sum()) for a in theirs) ** 0.5
     if not difference <= MOST_GRADIENT_DIFFERENCE:
         raise BenchmarkError(f"gradients differ by {difference:.2g}; allowed is {MOST_GRADIENT_DIFFERENCE:g}")
     network.zero_grad()
-    run.model.network.zero_grad()
+    run.network.zero_grad()
     return difference

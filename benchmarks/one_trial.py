@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from data.allocator import keep_freed_memory
-from models.config import TrainConfig
-from models.train import FineTuning
+from models.finetune import CHGNetConfig, start_chgnet
+from models.model import TrainingPart
 
 if __name__ == "__main__":
     keep_freed_memory()
@@ -22,8 +22,8 @@ if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     folder, k = Path(sys.argv[1]), int(sys.argv[2])
     rows, targets, train, val, kind, quantity = pickle.loads((folder / "data.pickle").read_bytes())
-    config = TrainConfig(**json.loads((folder / "configs.json").read_text())[k])
-    run = FineTuning(config, rows, targets, train, val, kind=kind, quantity=quantity)
+    config = CHGNetConfig(**json.loads((folder / "configs.json").read_text())[k])
+    run = start_chgnet(config, rows, TrainingPart(targets, train, val, kind, quantity))
     for _ in run.epochs():
         torch.save(run.state(), folder / f"state-{k}.pt")  # every epoch, as a trial of the sweep does
-    print(run.best_metric)
+    print(run.history[run.kept_epoch].val_metric)

@@ -133,7 +133,7 @@ def search(folder: Path, fresh: bool = False) -> None:
     console.quiet = True
     connect()
     task, rows = open_task(DEMO.name, download_dir=folder)
-    dataset = load_dataset(task, rows, space.weights, str(folder / "graphs"), used_folds={0}, seed=0, gpus_per_task=0)
+    dataset = load_dataset(task, rows, space, str(folder / "graphs"), used_folds={0}, seed=0, gpus_per_task=0)
     began = time.perf_counter()
     outcomes = search_fold(
         dataset,
@@ -147,7 +147,7 @@ def search(folder: Path, fresh: bool = False) -> None:
     print(time.perf_counter() - began)
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
         raise BenchmarkError(f"{len(failed)} trials failed: {failed[0]}")
-    tried = [{"config": outcome.config, "metric": outcome.best_metric} for outcome in outcomes]
+    tried = [{"config": outcome.config, "metric": outcome.kept_metric} for outcome in outcomes]
     (folder / "trials.json").write_text(json.dumps(tried))
     if not (folder / "data.pickle").exists():
         part = ray.get(dataset.trial_folds[0])

@@ -37,7 +37,6 @@ from data.rows import Rows
 from data.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
 from models.chgnet import cutoffs
-from models.config import TrainConfig
 from models.features import AtomFeatures
 from tune.dataset import Dataset, load_dataset
 from tune.features import ROWS_PER_PART, feature_prefix, write_part
@@ -52,7 +51,7 @@ ROWS = 132_752  # of matbench_mp_e_form
 MEAN_ATOMS, MOST_ATOMS = 29, 444  # of its crystals, too
 SIZE_SPREAD = 0.8  # of the logarithm of the number of atoms; gives its median, 20, and its 99th percentile, 144
 DISPLACEMENT_ANGSTROM = 0.02  # so that no atom is equivalent to another
-WEIGHTS = TrainConfig.model_fields["weights"].default
+SPACE = load_space("head_finetune")
 TRIALS = 2
 # Crystals of the trials that train the whole network: so many at random, and those with the most angles of all.
 RANDOM_CRYSTALS, LARGEST_CRYSTALS = 12, 4
@@ -109,9 +108,9 @@ def build(folder: Path) -> Iterator[str | dict[str, Any]]:
     _, rows = _open(folder)
     yield "build the cache"
     connect()
-    graphs_of(rows, cutoffs(WEIGHTS), str(folder / "graphs"))
+    graphs_of(rows, cutoffs(SPACE.weights), str(folder / "graphs"))
     yield "read the cache"
-    stored, key = graphs_of(rows, cutoffs(WEIGHTS), str(folder / "graphs"))
+    stored, key = graphs_of(rows, cutoffs(SPACE.weights), str(folder / "graphs"))
     yield ""
     shards = [path.stat().st_size for path in (folder / "graphs" / key).iterdir()]
     yield {
@@ -130,7 +129,7 @@ def sweep(folder: Path) -> Iterator[str | dict[str, Any]]:
     yield ""
     connect()
     yield "load the dataset"
-    dataset = load_dataset(task, rows, WEIGHTS, str(folder / "graphs"), used_folds={0}, seed=0, gpus_per_task=0)
+    dataset = load_dataset(task, rows, SPACE, str(folder / "graphs"), used_folds={0}, seed=0, gpus_per_task=0)
     yield _shared(dataset)
     yield "two head-only trials on a whole fold"
     _search(dataset, "head_finetune", "readout", folder)
@@ -155,7 +154,7 @@ def _write_features(graphs: Graphs, cache_folder: str) -> None:
         numbers = graphs.numbers[graphs.atom_start[first] : graphs.atom_start[last]]
         n_atoms = graphs.atoms_per_graph[first:last].astype(np.int32)
         features = AtomFeatures(by_element[numbers], np.ones(len(numbers), np.float32), n_atoms)
-        write_part(filesystem, path, feature_prefix(WEIGHTS, collapse=True), number, features)
+        write_part(filesystem, path, feature_prefix(SPACE.weights, collapse=True), number, features)
 
 
 def _shared(dataset: Dataset) -> dict[str, Any]:

@@ -35,9 +35,10 @@ from data.readers import read_matbench_file
 from data.rows import RawChunk
 from data.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
 from models.chgnet import CHGNetwork, FreezeDepth
-from models.config import TrainConfig
 from models.features import FeatureInputs, backbone_features
-from models.train import FineTuning, TrainingRows
+from models.finetune import CHGNetConfig, start_chgnet
+from models.model import TrainingPart, TrainingRows
+from models.train import GradientRun
 
 EPOCHS = 10  # of a head, with the computing of its features
 
@@ -219,7 +220,7 @@ def head_epochs(cases: StructureSet) -> Sides:
     return Sides(lambda: [train() for _ in range(EPOCHS)], ours, lambda *_: seen)
 
 
-def _stock_head(cases: StructureSet, run: FineTuning) -> tuple[Callable[[], float], dict[str, float]]:
+def _stock_head(cases: StructureSet, run: GradientRun) -> tuple[Callable[[], float], dict[str, float]]:
     network = stock.load_model()
     seen = same_network(network, run, cases)
     stock.freeze_backbone(network)
@@ -227,24 +228,24 @@ def _stock_head(cases: StructureSet, run: FineTuning) -> tuple[Callable[[], floa
     return stock.epoch(network, cases.structures, graphs, stock_targets(run)), seen
 
 
-def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> FineTuning:
+def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> GradientRun:
     """A run on all of the structures, ready to train."""
-    rows = TrainingRows(cases.graphs, element_fractions(cases.graphs), None, None)
-    config = TrainConfig(freeze_depth=depth, epochs=1000, lr=1e-4, batch_size=stock.BATCH_SIZE)
+    rows = TrainingRows(element_fractions(cases.graphs), cases.graphs.atoms_per_graph, cases.graphs)
+    config = CHGNetConfig(freeze_depth=depth, epochs=1000, lr=1e-4, batch_size=stock.BATCH_SIZE)
     which = np.arange(len(cases))
-    return FineTuning(config, rows, cases.labels, which, which, kind="regression", quantity="energy_per_atom")
+    return start_chgnet(config, rows, TrainingPart(cases.labels, which, which, "regression", "energy_per_atom"))
 
 
-def head_inputs(run: FineTuning) -> FeatureInputs:
+def head_inputs(run: GradientRun) -> FeatureInputs:
     """The backbone's output for all rows of a run."""
     graphs = run.rows.graphs
-    features = backbone_features(run.model.network, graph_inputs(graphs, collapse=True), np.arange(len(graphs)))
+    features = backbone_features(run.network, graph_inputs(graphs, collapse=True), np.arange(len(graphs)))
     return FeatureInputs(features, graphs.atoms_per_graph, CPU)
 
 
-def stock_targets(run: FineTuning) -> np.ndarray:
+def stock_targets(run: GradientRun) -> np.ndarray:
     """Energies at which stock's loss is that of our run, eV/atom: with the composition energies that we leave out."""
-    composition = run.rows.fractions @ run.model.network.composition_energies().numpy()
+    composition = run.rows.fractions @ run.network.composition_energies().numpy()
     return run.wanted.numpy().astype(np.float64) + composition
 
 

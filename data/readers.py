@@ -1,6 +1,6 @@
-"""Reads what a user points at (a Matbench file, a folder of structures, the demo) into a `Source`.
+"""Reads what a user points at (a Matbench file, a table of compositions, a folder of structures, the demo).
 
-First step of the flow, called by `data/tasks.py`, which picks the target column.
+Each becomes a `Source`. First step of the flow, called by `data/tasks.py`, which picks the target column.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ import pyarrow.parquet as pq
 from data.crystal import Crystal
 from data.json_spans import child_spans, decompressed, object_members, parse_json, table_spans
 from data.rows import Format, GzippedText, Rows, pack_crystal, structure_file_format
-from data.task_table import TaskError
+from data.task_table import Inputs, TaskError
 
 GROUP_COLUMN = "group"
+_FORMULA_COLUMNS = ("composition", "formula")
+_ID_COLUMNS = ("mbid", "mb_id", "id")
+_PANDAS_INDEX = ("", "__index_level_0__")  # what pandas calls an index without a name in CSV and in Parquet
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A table of labels and unparsed structures, before anything is chosen from it.
+    """A table of labels and unparsed structures or formulas, before anything is chosen from it.
 
     Attributes:
         index: one a row, as stored: strings or ints.
         columns: cells of every other column by its name; a cell is a bool, a number, a string or None.
         names: what messages call each row.
-        format: what the structures' bytes are, see `data.rows.RawChunk`.
-        buffer: bytes that hold every structure, see `data.rows.Rows`.
-        spans: int64, shape (n_rows, 2), byte range of each row's structure.
+        format: what the bytes of a structure or formula are, see `data.rows.RawChunk`.
+        buffer: bytes that hold every structure or formula, see `data.rows.Rows`.
+        spans: int64, shape (n_rows, 2), byte range of each row's structure or formula.
         sha256: of everything that was read.
         notes: what the user should know about the reading, or "".
     """
@@ -48,6 +51,11 @@ class Source:
     spans: np.ndarray
     sha256: str
     notes: str = ""
+
+    @property
+    def inputs(self) -> Inputs:
+        """What a row is."""
+        return "compositions" if self.format == "composition" else "structures"
 
     def rows(self, ids: list[str], target: str) -> Rows:
         """The rows under these ids with the column `target` as their targets."""
@@ -69,7 +77,8 @@ class Source:
 def read_matbench_file(path: Path) -> Source:
     """Read a JSON file, gzipped or not, in Matbench's layout: `index`, `columns` and `data`.
 
-    Structures are not parsed, only located.
+    Structures are not parsed, only located. A file without structures has formulas in a column
+    `composition` or `formula`.
 
     Raises:
         TaskError: the file is unreadable, cut, or laid out otherwise.
@@ -85,7 +94,8 @@ def read_matbench_file(path: Path) -> Source:
             raise TaskError(
                 f"{path} has no {' and no '.join(map(repr, sorted(missing)))} at its top level but "
                 f"{sorted(members)}; expected Matbench's layout: "
-                '{"index": [...], "columns": ["structure", "<target>"], "data": [[{...}, 1.23], ...]}'
+                '{"index": [...], "columns": ["structure", "<target>"], "data": [[{...}, 1.23], ...]}, or '
+                "formulas as text in a column 'composition'"
             )
         index, names = (parse_json(text[slice(*members[key])]) for key in ("index", "columns"))
         spans = child_spans(text, members["data"][0])
@@ -100,6 +110,8 @@ def read_matbench_file(path: Path) -> Source:
             for k, name in enumerate(names)
             if k != structure
         }
+        if structure is None:
+            return _composition_source(path, index, columns, sha256)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise TaskError(f"{path} is not a complete gzip file ({error}); download it again") from None
     except TaskError:
@@ -111,6 +123,32 @@ def read_matbench_file(path: Path) -> Source:
         ) from None
     ids = [str(one) for one in index]
     return Source(index, columns, ids, "matbench_json", buffer, cells[:, structure], sha256)
+
+
+def read_composition_table(path: Path) -> Source:
+    """Read a Parquet or CSV file with formulas in a column `composition` or `formula`.
+
+    Ids are in a column `mbid`, `mb_id` or `id`; without one, rows are numbered from 0.
+
+    Raises:
+        TaskError: the file is unreadable, malformed, or lacks a column of formulas, rows or an id.
+    """
+    if path.suffix.lower() == ".csv":
+        cells, digest = _read_csv(path)
+        columns: dict[str, list[object]] = {
+            name: list(some) if name in (*_FORMULA_COLUMNS, *_ID_COLUMNS, GROUP_COLUMN) else [*map(_csv_cell, some)]
+            for name, some in cells.items()
+        }
+        sha256 = digest.hexdigest()
+    else:
+        columns, sha256 = _read_parquet(path)
+    index = next((columns[name] for name in _ID_COLUMNS if name in columns), None)
+    if index is None:
+        index = list(range(len(next(iter(columns.values()), []))))
+    elif empty := sum(one in (None, "") for one in index):
+        raise TaskError(f"{path} has no id in {empty} of its {len(index)} rows; give every row one")
+    others = {name: cells for name, cells in columns.items() if name not in (*_ID_COLUMNS, *_PANDAS_INDEX)}
+    return _composition_source(path, index, others, sha256)
 
 
 def read_folder(folder: Path) -> Source:
@@ -185,22 +223,58 @@ def _joined(parts: list[bytes]) -> tuple[bytes, np.ndarray]:
     return b"".join(parts), np.stack([starts, stops], axis=1).astype(np.int64)
 
 
-def _structure_column(path: Path, names: list[str], text: bytes | bytearray, cells: np.ndarray) -> int:
+def _composition_source(path: Path, index: list[object], columns: dict[str, list[object]], sha256: str) -> Source:
+    """A source of compositions, the formulas being one of the columns."""
+    column = next((name for name in _FORMULA_COLUMNS if name in columns), None)
+    if column is None:
+        raise TaskError(
+            f"{path} has no column of formulas among {list(columns)}; expected one named 'composition' or "
+            "'formula' (a table of targets for structure files belongs in a folder with them: give the folder)"
+        )
+    formulas = ["" if cell is None else str(cell).strip() for cell in columns[column]]
+    labels = {name: cells for name, cells in columns.items() if name != column}
+    buffer, spans = _joined([formula.encode() for formula in formulas])
+    return Source(index, labels, [str(one) for one in index], "composition", buffer, spans, sha256)
+
+
+def _structure_column(path: Path, names: list[str], text: bytes | bytearray, cells: np.ndarray) -> int | None:
+    """Position of the column of structures; None where there is one of formulas in its stead."""
     _refuse_repeated(path, names)
     if "structure" in names:
         return names.index("structure")
     objects = [k for k, start in enumerate(cells[0, :, 0].tolist()) if text[start : start + 1] == b"{"]
-    if len(objects) != 1:
-        raise TaskError(
-            f"{path} has no column 'structure' among {names}; expected pymatgen Structures as JSON "
-            "objects (tasks on compositions alone have none and cannot be used)"
-        )
-    return objects[0]
+    if len(objects) == 1:
+        return objects[0]
+    if set(_FORMULA_COLUMNS) & set(names):
+        return None
+    raise TaskError(
+        f"{path} has neither a column 'structure' nor 'composition' among {names}; expected pymatgen "
+        "Structures as JSON objects, or formulas as text"
+    )
 
 
 def _refuse_repeated(path: Path, names: list[str]) -> None:
     if len(set(names)) < len(names):
         raise TaskError(f"{path} has a column name twice: {names}; give every column its own")
+
+
+def _read_parquet(path: Path) -> tuple[dict[str, list[object]], str]:
+    """Columns of text, numbers or booleans by name, and the SHA-256 of the file."""
+    content = _content(path)
+    try:
+        table = pq.read_table(io.BytesIO(content))
+    except (pa.ArrowException, OSError) as error:
+        raise TaskError(f"{path} is not a Parquet file, or not a whole one: {error}") from None
+    _refuse_repeated(path, table.column_names)
+    if not len(table):
+        raise TaskError(f"{path} has no rows")
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    plain = {
+        name: cells
+        for name, cells in columns.items()
+        if all(cell is None or isinstance(cell, (bool, int, float, str)) for cell in cells)
+    }
+    return plain, hashlib.sha256(content).hexdigest()
 
 
 def _read_csv(path: Path) -> tuple[dict[str, list[str]], hashlib._Hash]:
@@ -212,7 +286,7 @@ def _read_csv(path: Path) -> tuple[dict[str, list[str]], hashlib._Hash]:
         raise TaskError(f"{path} is not a CSV file in UTF-8: {error}") from None
     lines = [line for line in lines if any(cell.strip() for cell in line)]
     if len(lines) < 2:
-        raise TaskError(f"{path} has no rows; expected a line of column names and one line a structure")
+        raise TaskError(f"{path} has no rows; expected a line of column names and one line a row")
     header = [name.strip() for name in lines[0]]
     _refuse_repeated(path, header)
     for number, line in enumerate(lines[1:], start=1):

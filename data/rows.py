@@ -1,7 +1,8 @@
-"""Rows of a task before parsing: targets at hand, structures still bytes until a worker wants them.
+"""Rows of a task before parsing: targets at hand, structures or formulas still bytes until wanted.
 
 Between the readers (`data/readers.py`) and `Crystal`: the driver holds one buffer, or what a gzip file has in its
-stead, and hands `RawChunk`s, small and picklable, to the workers, which turn them into crystals.
+stead, and hands `RawChunk`s, small and picklable, to the workers, which turn them into crystals. Formulas
+never become crystals; `data/compositions.py` reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal, crystal_fr
 from data.json_spans import parse_json
 from data.task_table import TaskError
 
-Format = Literal["matbench_json", "structure_file", "packed"]
+Format = Literal["matbench_json", "structure_file", "packed", "composition"]
 
 _SYMBOLS = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
@@ -29,7 +30,7 @@ _SYMBOLS = (
     "W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"
 )
 # pymatgen reads deuterium and tritium as hydrogen, so the same row means the same either way.
-_ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)} | {"D": 1, "T": 1}
+ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)} | {"D": 1, "T": 1}
 
 _STRUCTURE_FILES = (
     ("*.cif", "cif"),
@@ -48,9 +49,9 @@ class RawChunk:
         start: position of the first row in its `Rows`.
         ids: one id a row.
         names: one a row, what messages call it: its id, or its file (whose ending tells the format).
-        payloads: one a row, the bytes of its structure.
-        format: what the bytes are: a structure of a Matbench file, a CIF or POSCAR file, or
-            `pack_crystal`'s layout.
+        payloads: one a row, the bytes of its structure or formula.
+        format: what the bytes are: a structure of a Matbench file, a CIF or POSCAR file,
+            `pack_crystal`'s layout, or a formula as UTF-8 text.
     """
 
     start: int
@@ -60,7 +61,14 @@ class RawChunk:
     format: Format
 
     def crystals(self) -> Iterator[Crystal | BadCrystalError]:
-        """Parse row by row; a row that cannot be read yields its error and the next one follows."""
+        """Parse row by row; a row that cannot be read yields its error and the next one follows.
+
+        Raises:
+            TaskError: the rows have no structures.
+        """
+        if self.format == "composition":
+            first = f" (row {self.names[0]} is {self.payloads[0].decode()!r})" if self.names else ""
+            raise TaskError(f"the task has compositions only{first}: there are no structures to make graphs of")
         for name, payload in zip(self.names, self.payloads, strict=True):
             try:
                 if self.format == "matbench_json":
@@ -95,7 +103,7 @@ class GzippedText:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """All rows of a task in order, structures unparsed.
+    """All rows of a task in order, structures or formulas unparsed.
 
     Attributes:
         ids: one a row; not necessarily unique (`data.quality.bad_target_reasons` finds repeats).
@@ -105,8 +113,8 @@ class Rows:
         sha256: identity of the content: what was read, the target column, a restriction to ids.
         names: what messages call each row.
         format: see `RawChunk`.
-        buffer: bytes that hold every structure; any slice of them is bytes.
-        spans: int64, shape (n_rows, 2), byte range of each row's structure in `buffer`.
+        buffer: bytes that hold every structure or formula; any slice of them is bytes.
+        spans: int64, shape (n_rows, 2), byte range of each row's structure or formula in `buffer`.
     """
 
     ids: list[str]
@@ -184,7 +192,7 @@ def _crystal_from_json(payload: bytes) -> Crystal:
             if len(species) != 1 or abs(species[0]["occu"] - 1.0) > 1e-8:
                 content = ", ".join(f"{one['element']} {one['occu']}" for one in species)
                 raise BadCrystalError(f"disordered structure: site {k} is {content or 'vacant'!r}")
-            number = _ATOMIC_NUMBERS.get(species[0]["element"])
+            number = ATOMIC_NUMBERS.get(species[0]["element"])
             if number is None:
                 raise BadCrystalError(
                     f"unknown element {species[0]['element']} at site {k}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"

@@ -1,4 +1,4 @@
-"""The tasks there are: Matbench's nine on structures, and the demo.
+"""The tasks there are: Matbench's nine on structures and four on compositions, and the demo.
 
 Facts only; `data/tasks.py` opens a task.
 """
@@ -19,6 +19,7 @@ class TaskError(ValueError):
 
 
 Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
+Inputs = Literal["structures", "compositions"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Task:
             predicts the two energies; "other" gets a fresh readout.
         labels: one sentence on where the labels come from, shown wherever a result appears.
         pretraining_overlap: the structures are known to come from the Materials Project, on which
-            CHGNet was pretrained.
+            CHGNet was pretrained. False for compositions: no weights read them.
         official: the Matbench task whose official folds apply, or None.
         n_official: number of rows of that whole task; fewer rows at hand are a subset.
         notes: anything else to know, or "".
+        inputs: what a row is: "structures" become graphs, "compositions" are formulas and never do
+            (`data/compositions.py`).
     """
 
     name: str
@@ -50,6 +53,7 @@ class Task:
     official: str | None
     n_official: int | None
     notes: str
+    inputs: Inputs = "structures"
 
 
 DEMO = Task(
@@ -77,6 +81,10 @@ class _Facts:
     notes: str = ""
 
 
+def _experimental(labels: str) -> _Facts:
+    return _Facts(labels, materials_project=False, notes="Compositions only, as Matbench publishes this task.")
+
+
 _OFFICIAL = {
     "matbench_dielectric": _Facts("Refractive indices from DFPT (PBE), Petousis et al. 2017, Materials Project."),
     "matbench_jdft2d": _Facts(
@@ -102,6 +110,12 @@ _OFFICIAL = {
         "Highest optical phonon frequencies from DFPT (PBEsol), Petretto et al. 2018, on structures of the "
         "Materials Project."
     ),
+    "matbench_expt_gap": _experimental("Experimental band gaps, Zhuo et al. 2018."),
+    "matbench_expt_is_metal": _experimental("Metal or not by experiment, Zhuo et al. 2018."),
+    "matbench_glass": _experimental(
+        "Fully glass-forming or not by experiment, ternary alloys, Kawazoe et al. 1997 (Landolt-Boernstein)."
+    ),
+    "matbench_steels": _experimental("Experimental yield strengths of steels, Citrine Informatics."),
 }
 
 
@@ -114,7 +128,7 @@ def task_names() -> list[str]:
 
 
 def official_task(name: str) -> Task:
-    """One of Matbench's structure tasks; target, unit, kind and size are Matbench's own.
+    """One of Matbench's tasks; target, unit, kind, size and inputs are Matbench's own.
 
     Raises:
         TaskError: there is no such task.
@@ -133,6 +147,7 @@ def official_task(name: str) -> Task:
         official=name,
         n_official=cast(int, published["n_samples"]),
         notes=facts.notes,
+        inputs="compositions" if published["input_type"] == "composition" else "structures",
     )
 
 
@@ -154,12 +169,10 @@ def no_such_task(spec: str) -> TaskError:
     """The error for a name that is neither a task nor a path, with the names there are."""
     close = difflib.get_close_matches(spec, task_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    if _matbench_metadata().get(spec, {}).get("input_type") == "composition":
-        hint = "it is a Matbench task on compositions alone, and CHGNet needs structures. "
     return TaskError(
         f"there is no task, file or folder {spec!r}: {hint}Expected one of {', '.join(task_names())}; the "
-        "path of a .json.gz file in Matbench's layout; or of a folder of CIF/POSCAR files with one CSV of "
-        "targets"
+        "path of a .json.gz file in Matbench's layout; of a .parquet or .csv file of compositions; or of a "
+        "folder of CIF/POSCAR files with one CSV of targets"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from data.download import download
-from data.readers import GROUP_COLUMN, Source, read_demo, read_folder, read_matbench_file
+from data.readers import GROUP_COLUMN, Source, read_composition_table, read_demo, read_folder, read_matbench_file
 from data.rows import Rows
 from data.task_table import (
     DEMO,
@@ -43,8 +43,9 @@ def open_task(
 
     Args:
         spec: "demo"; an official name, downloaded on first use; the path of a JSON file (gzipped or
-            not) in Matbench's layout; or of a folder of CIF/POSCAR files with one CSV of targets
-            (columns `file` or `id`, targets, and optionally `group`).
+            not) in Matbench's layout; of a .parquet or .csv file of compositions (columns `composition`
+            or `formula`, targets, and optionally `mbid`, `mb_id` or `id`, and `group`); or of a folder of
+            CIF/POSCAR files with one CSV of targets (columns `file` or `id`, targets, and optionally `group`).
         target: column of the targets, needed where a file of one's own has several.
         quantity: what the target of one's own data is, see `Task`; "other" unless given.
         ids_file: keeps only the ids in this text file, one a line, `#` begins a comment.
@@ -65,7 +66,7 @@ def open_task(
             raise TaskError(f"the file of {spec} has {len(source.index)} rows; expected {task.n_official}")
         rows = source.rows(official_ids(task), _column(task, source))
     elif path.exists():
-        source = read_folder(path) if path.is_dir() else read_matbench_file(path)
+        source = _read(path)
         task, ids = _recognise(path, source, target)
         rows = source.rows(ids, _column(task, source))
     else:
@@ -77,10 +78,18 @@ def open_task(
     return task, rows if ids_file is None else _restrict(rows, ids_file, task)
 
 
+def _read(path: Path) -> Source:
+    if path.is_dir():
+        return read_folder(path)
+    if path.suffix.lower() in (".parquet", ".csv"):
+        return read_composition_table(path)
+    return read_matbench_file(path)
+
+
 def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, list[str]]:
     """The task and ids of a user's file: an official one's where its ids or its name and size say so."""
     ids = [str(one) for one in source.index]
-    stem = re.sub(r"\.(json|json\.gz|gz)$", "", path.resolve().name)
+    stem = re.sub(r"\.(json|json\.gz|gz|parquet|csv)$", "", path.resolve().name, flags=re.IGNORECASE)
     found = {match[1] if (match := re.fullmatch(r"(mb-.+)-\d+", one)) else "" for one in ids}
     by_prefix = {id_prefix(name): name for name in OFFICIAL_NAMES}
     notes = source.notes
@@ -88,11 +97,11 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
         task = official_task(name)
         if target in (None, task.target):
             _refuse_unknown(ids, set(official_ids(task)), f"{path} names", f"that {name} does not have")
-            return task, ids
+            return _with_inputs(task, source), ids
     elif stem in OFFICIAL_NAMES and source.index == list(range(len(ids))):
         task = official_task(stem)
         if len(ids) == task.n_official and target in (None, task.target):
-            return task, official_ids(task)
+            return _with_inputs(task, source), official_ids(task)
         notes = f"Named like {stem}, without its {task.n_official} rows and target: no official folds."
     column, kind = _choose_target(path, source, target)
     task = Task(
@@ -107,7 +116,28 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
         n_official=None,
         notes=notes,
     )
-    return task, ids
+    return _with_inputs(task, source), ids
+
+
+def _with_inputs(task: Task, source: Source) -> Task:
+    """The task with what its rows at hand are, which need not be what Matbench gives that task."""
+    if source.inputs == task.inputs:
+        return task
+    if source.inputs == "structures":
+        note = f"Structures are the user's own: Matbench gives {task.name} compositions only."
+    elif task.official:
+        note = (
+            f"Compositions only: the structures of {task.name} were not read, so polymorphs are the same to a "
+            "model, and one may be trained on where another is tested."
+        )
+    else:
+        note = "Compositions only."
+    return replace(
+        task,
+        notes=f"{task.notes} {note}".strip(),
+        inputs=source.inputs,
+        pretraining_overlap=task.pretraining_overlap and source.inputs == "structures",
+    )
 
 
 def _choose_target(

@@ -35,6 +35,21 @@ FREEZE_DEPTHS = get_args(FreezeDepth)
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How the rows of a batch are mixed in pairs (`GradientConfig.mixup`).
+
+    Attributes:
+        partner: position of each row's partner in the batch, int64, shape (n,).
+        share: of the row itself, 0.5 to 1; the partner has the rest.
+        generator: of the random choices that a network makes in mixing, on the CPU.
+    """
+
+    partner: Tensor
+    share: float
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
 class AtomFeatureBatch:
     """What the readout needs of a batch whose backbone output is known already.
 
@@ -87,6 +102,7 @@ class CHGNetwork(nn.Module):
             self.stock = copy.deepcopy(_load_stock(weights))
         self.requires_grad_(False)
         self.train_from = len(FREEZE_DEPTHS)  # first interaction block that trains; see `freeze`
+        self.level = 0  # position of the freeze depth in `FREEZE_DEPTHS`
 
     @property
     def atom_graph_cutoff(self) -> float:
@@ -109,7 +125,7 @@ class CHGNetwork(nn.Module):
         """
         if depth not in FREEZE_DEPTHS:
             raise ValueError(f"unknown freeze depth {depth!r}: choose one of {', '.join(FREEZE_DEPTHS)}")
-        level = FREEZE_DEPTHS.index(depth)
+        self.level = level = FREEZE_DEPTHS.index(depth)
         n_blocks = len(self.stock.atom_conv_layers)
         self.requires_grad_(False)
         self.train_from = n_blocks + 1 - level if level else n_blocks + 1
@@ -137,6 +153,26 @@ class CHGNetwork(nn.Module):
                 module.requires_grad_(True)
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """What trains at the freeze depth set, from the readout backwards: a group is what one more depth adds."""
+        groups, known = [], set[int]()
+        for depth in FREEZE_DEPTHS[1 : self.level + 1]:
+            self.freeze(depth)
+            groups.append([p for p in self.parameters() if p.requires_grad and id(p) not in known])
+            known.update(map(id, groups[-1]))
+        return groups
+
+    def open_groups(self, n_groups: int) -> None:
+        """Let the first so many of `parameter_groups` train."""
+        self.freeze(FREEZE_DEPTHS[n_groups])
+
+    def rescale(self, shift: float, scale: float) -> None:
+        """Change the last layer so that the output becomes (output - shift) / scale."""
+        last = [module for module in self.stock.mlp.modules() if isinstance(module, nn.Linear)][-1]
+        with torch.no_grad():
+            last.weight /= scale
+            last.bias.sub_(shift).div_(scale)
+
     def reset_readout(self, seed: int) -> None:
         """Give the readout fresh weights and a zero output, for a target that is not an energy."""
         with torch.random.fork_rng(devices=[]):
@@ -154,9 +190,15 @@ class CHGNetwork(nn.Module):
         """CHGNet's own elemental energies (its AtomRef), eV/atom, float32, shape (94,), by Z - 1."""
         return self.stock.composition_model.fc.weight.detach().reshape(94).clone()
 
-    def forward(self, batch: GraphBatch | AtomFeatureBatch) -> Tensor:
-        """Mean readout per atom of each graph, float32, shape (n_graphs,)."""
+    def forward(self, batch: GraphBatch | AtomFeatureBatch, mix: Mix | None = None) -> Tensor:
+        """Mean readout per atom of each graph, float32, shape (n_graphs,).
+
+        Mixing happens where a crystal is a set of atom features, before the readout: a mixture of two crystals has no
+        structure, but its atoms can be mixtures of an atom of the one and an atom of the other.
+        """
         features = batch.features if isinstance(batch, AtomFeatureBatch) else self.atom_features(batch)
+        if mix is not None:
+            features = torch.lerp(features[_partner_rows(batch, mix)], features, mix.share)
         stock = self.stock
         normed = features if stock.readout_norm is None else stock.readout_norm(features)
         per_atom = stock.mlp(normed).squeeze(1) * batch.atom_count
@@ -220,6 +262,16 @@ class CHGNetwork(nn.Module):
     def _gradient_if(self, trains: bool) -> Iterator[None]:
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             yield
+
+
+def _partner_rows(batch: GraphBatch | AtomFeatureBatch, mix: Mix) -> Tensor:
+    """For each row an atom of its graph's partner, drawn at random, each atom as likely; int64, shape (n_rows,)."""
+    partner = mix.partner[batch.owner]
+    atoms_until = torch.cumsum(batch.atom_count, 0)  # exact: whole numbers
+    first_atom = torch.cumsum(batch.atoms_per_graph, 0) - batch.atoms_per_graph
+    drawn = torch.rand(len(partner), generator=mix.generator).to(partner.device)
+    atom = torch.floor(drawn * batch.atoms_per_graph[partner]) + first_atom[partner]
+    return torch.searchsorted(atoms_until, atom, right=True)
 
 
 @cache

@@ -1,43 +1,108 @@
-"""Everything a training run depends on, in one frozen, validated object."""
+"""Everything a training run depends on, in frozen, validated objects: one class a model.
+
+A field that would change nothing beside the others is refused, not ignored.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.chgnet import FreezeDepth, Weights
 
+class ModelConfig(BaseModel):
+    """What every model's config has; the keys of a search space are its fields but for `seed`.
 
-class TrainConfig(BaseModel):
-    """One training run; the keys of a search space are a subset of these fields.
-
-    Constants that are not fields: AdamW (Loshchilov & Hutter, arXiv 1711.05101), the learning rate falls
-    along half a cosine to zero over `epochs`, gradients are clipped to norm 1 (see `models/train.py`).
+    Attributes:
+        only_with: fields that matter only where another one has certain values: {field: (other, values)}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    only_with: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {}
 
-    weights: Weights = Field(default="0.3.0", description="pretrained CHGNet weights, or random initialisation")
-    freeze_depth: FreezeDepth = Field(
-        default="readout",
-        description="what trains, counted from the readout backwards; `none` fits the reference alone",
-    )
-    epochs: int = Field(default=100, ge=0, le=100_000, description="passes over the training rows")
-    lr: float = Field(default=1e-3, gt=0, le=1, description="learning rate at the start")
-    batch_size: int = Field(default=32, ge=1, le=65_536, description="crystals a step")
-    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="decoupled, of AdamW")
-    loss: Literal["mae", "mse", "huber", "cross_entropy"] = Field(
-        default="mae",
-        description="huber turns linear at 0.1 (eV/atom for energies); cross_entropy is that of a classification",
-    )
-    seed: int = Field(default=0, ge=0, lt=2**31, description="of fresh weights and the order of the batches")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of fresh weights and of everything random in training")
 
     @model_validator(mode="after")
     def _nothing_inert(self) -> Self:
-        if (self.freeze_depth == "none") != (self.epochs == 0):
-            raise ValueError(
-                f"freeze_depth {self.freeze_depth!r} with epochs {self.epochs}: "
-                "`none` trains nothing, so it goes with epochs 0 and no other level does"
-            )
+        for field, (other, values) in self.only_with.items():
+            value, default = getattr(self, field), type(self).model_fields[field].default
+            if value != default and getattr(self, other) not in values:
+                raise ValueError(
+                    f"{field} {value!r} changes nothing with {other} {getattr(self, other)!r}; "
+                    f"it goes with {other} {' or '.join(map(str, values))}"
+                )
+        return self
+
+
+class GradientConfig(ModelConfig):
+    """A network trained by gradient descent: the levers every such model has.
+
+    Sources: AdamW, Loshchilov & Hutter, arXiv 1711.05101; RAdam, Liu et al., 1908.03265; one-cycle, Smith & Topin,
+    1708.07120; stochastic weight averaging, Izmailov et al., 1803.05407; snapshot ensembles, Huang et al.,
+    1704.00109; mixup, Zhang et al., 1710.09412, inside a network: Verma et al., 1806.05236.
+    """
+
+    only_with: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        "loss_delta": ("loss", ("huber", "log_cosh")),
+        "warmup": ("schedule", ("constant", "cosine", "exponential", "plateau")),
+        "lr_end": ("schedule", ("exponential",)),
+        "patience": ("schedule", ("plateau",)),
+        "ema_decay": ("averaging", ("ema",)),
+        "swa_start": ("averaging", ("swa",)),
+        "snapshots": ("averaging", ("snapshots",)),
+        "mixup_alpha": ("mixup", (True,)),
+        "mixup_probability": ("mixup", (True,)),
+    }
+
+    epochs: int = Field(default=100, ge=0, le=100_000, description="passes over the training rows")
+    batch_size: int = Field(default=32, ge=1, le=65_536, description="rows a step")
+
+    optimizer: Literal["adamw", "adam", "radam"] = Field(default="adamw", description="rule of a step")
+    lr: float = Field(default=1e-3, gt=0, le=1, description="largest learning rate")
+    weight_decay: float = Field(default=1e-2, ge=0, le=10, description="decoupled; for adam part of the gradient")
+    gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of the gradient of a step; 0: no limit")
+    schedule: Literal["cosine", "constant", "one_cycle", "exponential", "plateau"] = Field(
+        default="cosine", description="of the learning rate; cosine falls to zero along half a wave"
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
+    lr_end: float = Field(default=0.01, gt=0, lt=1, description="of exponential: last learning rate / lr")
+    patience: int = Field(default=5, ge=1, description="of plateau: epochs without a better one before the rate halves")
+
+    loss: Literal["mae", "mse", "huber", "log_cosh", "cross_entropy"] = Field(
+        default="mae", description="of what the network is to say; cross_entropy is that of a classification"
+    )
+    loss_delta: float = Field(
+        default=0.1,
+        gt=0,
+        description="error where huber turns linear, and scale of log_cosh, in the network's unit",
+    )
+    target_scale: Literal["natural", "standard", "robust"] = Field(
+        default="natural",
+        description="unit of the network: natural is eV for pretrained energies and standard otherwise; standard "
+        "subtracts the mean and divides by the standard deviation, robust takes median and median deviation",
+    )
+    mixup: bool = Field(default=False, description="mix pairs of rows inside the network, and their targets")
+    mixup_alpha: float = Field(default=0.2, gt=0, description="shares are drawn from Beta(alpha, alpha)")
+    mixup_probability: float = Field(default=0.5, gt=0, le=1, description="of a batch to be mixed")
+
+    averaging: Literal["none", "ema", "swa", "snapshots"] = Field(
+        default="none",
+        description="what is judged and kept: the weights as they are; their exponential moving average; their mean "
+        "over epochs; or the mean prediction of weights at the end of each of several cosine cycles",
+    )
+    ema_decay: float = Field(default=0.99, gt=0, lt=1, description="a step")
+    swa_start: float = Field(default=0.75, ge=0, lt=1, description="share of the epochs before the mean begins")
+    snapshots: int = Field(default=4, ge=2, description="cycles")
+    keep: Literal["best", "last"] = Field(default="best", description="epoch whose model is kept, by validation or not")
+
+    @model_validator(mode="after")
+    def _fits_epochs(self) -> Self:
+        if self.averaging == "snapshots" and self.schedule != "cosine":
+            raise ValueError(f"averaging snapshots with schedule {self.schedule!r}: its cycles are those of cosine")
+        if self.averaging == "snapshots" and self.epochs < self.snapshots:
+            raise ValueError(f"snapshots {self.snapshots} with epochs {self.epochs}: a cycle takes an epoch at least")
+        if self.schedule == "plateau" and self.patience >= self.epochs:
+            raise ValueError(f"patience {self.patience} with epochs {self.epochs}: the rate would never fall")
+        if self.loss == "cross_entropy" and self.target_scale != "natural":
+            raise ValueError(f"target_scale {self.target_scale!r} with loss cross_entropy: classes have no scale")
         return self

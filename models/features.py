@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from data.batches import GraphBatch, graph_batch, split_by_size
 from data.compiled import compiled
@@ -59,6 +61,11 @@ class AtomFeatures:
     atom_count: np.ndarray
     rows_per_graph: np.ndarray
 
+    def select(self, which: np.ndarray) -> AtomFeatures:
+        """Those of the graphs at the positions `which`, int64, in that order."""
+        rows, _ = _rows_of(np.concatenate([[0], np.cumsum(self.rows_per_graph, dtype=np.int64)]), which)
+        return AtomFeatures(self.values[rows], self.atom_count[rows], self.rows_per_graph[which])
+
 
 class FeatureInputs:
     """Batches that hold the backbone's output, for a network of which the readout alone trains.
@@ -93,7 +100,16 @@ class FeatureInputs:
         return [which[k : k + GRAPHS_PER_PASS] for k in range(0, len(which), GRAPHS_PER_PASS)]
 
 
-Inputs = GraphInputs | FeatureInputs
+class Inputs(Protocol):
+    """Rows that a network can be fed with, in batches."""
+
+    def batch(self, which: np.ndarray) -> Any:
+        """A batch of the rows at the positions `which`, int64, shape (n,)."""
+        ...
+
+    def passes(self, which: np.ndarray) -> list[np.ndarray]:
+        """`which` in runs small enough for one pass."""
+        ...
 
 
 @compiled
@@ -133,8 +149,9 @@ def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarra
     return AtomFeatures(np.concatenate(values), np.concatenate(counts), rows_per_graph)
 
 
-def predict(network: CHGNetwork, inputs: Inputs, which: np.ndarray) -> np.ndarray:
-    """The network's output for the graphs at `which`, float64, shape (n_graphs,)."""
+def predict(network: nn.Module, inputs: Inputs, which: np.ndarray) -> np.ndarray:
+    """The network's output for the rows at `which`, float64, shape (n,), in evaluation mode."""
+    network.eval()
     parts = [np.empty(0)]
     with torch.inference_mode():
         for run in inputs.passes(which):

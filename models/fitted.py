@@ -1,4 +1,4 @@
-"""A trained model as a user has it: network and reference in one file that predicts crystals.
+"""A trained model as a user has it: one file that predicts crystals.
 
 from models.fitted import load_model
 load_model("model_fold_0.pth").predict(structures)
@@ -13,66 +13,48 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.special import expit
 
 from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
-from data.task_table import Quantity
-from models.chgnet import CHGNetwork
-from models.features import GraphInputs, Inputs, predict
-from models.metrics import Kind
-from models.reference import Reference
+from models.chgnet import cutoffs
+from models.model import Fitted, Prediction, TrainingRows
+from models.registry import ModelError, open_model
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FILE_FORMAT = 1
+FILE_FORMAT = 2
 
 
 class ModelFileError(ValueError):
     """A file that is not a model of ours, or one of another version."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class FittedModel:
-    """prediction = reference(composition) + scale x network(graph).
-
-    A sigmoid follows for a classification, and a factor n_atoms for an energy per cell.
+    """A model of the registry, trained.
 
     Attributes:
-        network: CHGNet.
-        reference: fitted on the training rows.
-        kind: of the task.
-        quantity: what the target is to an energy model.
+        model: its name, or the path of the user's own file that defines it.
+        fitted: what training left.
         about: task, target, unit, where its labels come from and other facts for the reader.
     """
 
-    network: CHGNetwork
-    reference: Reference
-    kind: Kind
-    quantity: Quantity
+    model: str
+    fitted: Fitted
     about: dict[str, str]
-
-    def combine(self, outputs: np.ndarray, fractions: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
-        """Predictions from network outputs, in the task's unit (probabilities for a classification).
-
-        Args:
-            outputs: shape (n,).
-            fractions: element fractions, shape (n, 94).
-            n_atoms: shape (n,).
-        """
-        values = self.reference.predict(fractions) + self.reference.scale * outputs
-        if self.kind == "classification":
-            return expit(values)
-        return values * n_atoms if self.quantity == "energy_per_cell" else values
-
-    def predict_rows(self, inputs: Inputs, fractions: np.ndarray, n_atoms: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """Predictions for the rows at the positions `which`; the other arguments cover all rows."""
-        return self.combine(predict(self.network, inputs, which), fractions[which], n_atoms[which])
 
     def predict(self, structures: Sequence[Structure]) -> np.ndarray:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
+
+        Raises:
+            BadCrystalError: a structure that cannot be predicted; the message names its position.
+        """
+        return self.predict_with_std(structures).values
+
+    def predict_with_std(self, structures: Sequence[Structure]) -> Prediction:
+        """The same with the model's own uncertainty, where it has one.
 
         Raises:
             BadCrystalError: a structure that cannot be predicted; the message names its position.
@@ -82,35 +64,29 @@ class FittedModel:
             try:
                 crystal = crystal_from_structure(structure)
                 check_crystal(crystal)
-                graphs.append(convert(crystal, self.network.atom_graph_cutoff))
+                graphs.append(convert(crystal, cutoffs(self.about.get("weights", "0.3.0"))[0]))
             except BadCrystalError as problem:
                 raise BadCrystalError(f"structure {position}: {problem}") from None
         if not graphs:
-            return np.empty(0)
+            return Prediction(np.empty(0))
         together = stack(graphs)
-        device = next(self.network.parameters()).device
-        inputs = GraphInputs(together, self.network.bond_graph_cutoff, device)
-        everything = np.arange(len(together))
-        return self.predict_rows(inputs, element_fractions(together), together.atoms_per_graph, everything)
+        rows = TrainingRows(element_fractions(together), together.atoms_per_graph, together)
+        return self.fitted.predict_rows(rows, np.arange(len(together)))
 
     def save(self, path: Path) -> None:
         """Write everything `load_model` needs to one file, tensors and plain values only."""
-        content = {
-            "format": FILE_FORMAT,
-            "weights": self.network.weights,
-            "state_dict": {name: value.cpu() for name, value in self.network.stock.state_dict().items()},
-            "reference_coefficients": torch.from_numpy(np.asarray(self.reference.coefficients, dtype=np.float64)),
-            "reference_intercept": self.reference.intercept,
-            "scale": self.reference.scale,
-            "kind": self.kind,
-            "quantity": self.quantity,
-            "about": self.about,
-        }
+        content = {"format": FILE_FORMAT, "model": self.model, "about": self.about, "content": self.fitted.content()}
         torch.save(content, path)
 
 
-def load_model(path: str | Path, device: str = "cpu") -> FittedModel:
+def load_model(path: str | Path, device: str = "cpu", model: str | None = None) -> FittedModel:
     """Read a model file.
+
+    Args:
+        path: of the file.
+        device: to predict on.
+        model: Python file that defines the model, where it is one of the user's own: a model file names it, but no
+            code is run because a file says so.
 
     Raises:
         ModelFileError: not a model file, or one of another format version.
@@ -126,18 +102,12 @@ def load_model(path: str | Path, device: str = "cpu") -> FittedModel:
     if found != FILE_FORMAT:
         raise ModelFileError(f"{path} has model format {found!r}; this version reads {FILE_FORMAT}")
     try:
-        network = CHGNetwork(content["weights"])
-        network.stock.load_state_dict(content["state_dict"])
-        return FittedModel(
-            network=network.to(device).eval(),
-            reference=Reference(
-                coefficients=content["reference_coefficients"].numpy(),
-                intercept=content["reference_intercept"],
-                scale=content["scale"],
-            ),
-            kind=content["kind"],
-            quantity=content["quantity"],
-            about=content["about"],
-        )
-    except (KeyError, ValueError, RuntimeError) as problem:  # RuntimeError: weights missing or misshapen
+        name = content["model"]
+        if name.endswith(".py") and model is None:
+            raise ModelFileError(f"{path} was trained with a model of {name}: give that file as `model`")
+        fitted = open_model(model or name).load(content["content"], device)
+        return FittedModel(name, fitted, content["about"])
+    except (KeyError, ValueError, RuntimeError, TypeError) as problem:  # RuntimeError: weights missing or misshapen
+        if isinstance(problem, ModelFileError) or (isinstance(problem, ModelError) and model):
+            raise
         raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem

@@ -9,9 +9,13 @@ element fractions. Everything is fitted on training rows alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from sklearn.linear_model import LogisticRegression, RidgeCV
+
+from models.metrics import Kind
 
 # An element leaves its prior where its fractions, summed over the crystals that ask for it, exceed this.
 # Chosen, with the width, by cross-validation inside the training part of a fold (mp_e_form and perovskites,
@@ -45,6 +49,26 @@ class Reference:
     def predict(self, fractions: np.ndarray) -> np.ndarray:
         """Reference of some compositions; fractions have shape (n, 94)."""
         return fractions @ self.coefficients + self.intercept
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values, for a file."""
+        coefficients = torch.from_numpy(np.asarray(self.coefficients, dtype=np.float64))
+        return {"coefficients": coefficients, "intercept": self.intercept, "scale": self.scale}
+
+    @staticmethod
+    def of(content: dict[str, Any]) -> Reference:
+        """The reference that `content` describes."""
+        return Reference(content["coefficients"].numpy(), content["intercept"], content["scale"])
+
+
+NO_REFERENCE = Reference(coefficients=np.zeros(94), intercept=0.0, scale=1.0)
+
+
+def unit_reference(targets: np.ndarray, kind: Kind) -> Reference:
+    """No part for the composition: the mean and standard deviation of the targets, or the logit of their frequency."""
+    if kind == "classification":
+        return fit_class_reference(np.zeros((len(targets), 94)), np.full(len(targets), targets.mean()))
+    return Reference(np.zeros(94), float(targets.mean()), float(max(targets.std(), 1e-12)))
 
 
 def fit_energy_reference(

@@ -1,241 +1,293 @@
 """The training loop: a generator of one `EpochResult` per epoch, known to no scheduler.
 
-Scripts, tests and Ray Tune all iterate over `FineTuning.epochs()`. It never sees a label of the test
-part: those are NaN in the targets it is given (`data/folds.py` makes the split, `tune/` masks).
+Scripts, tests and Ray Tune all iterate over `GradientRun.epochs()`. It trains any network that is `Trainable`, with
+every lever of `GradientConfig`. It never sees a label of the test part: those are NaN in the targets it is given.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.graphs import Graphs
-from data.task_table import Quantity
-from models.anchors import load_anchors
-from models.chgnet import CHGNetwork
-from models.config import TrainConfig
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, Inputs, predict
-from models.fitted import FittedModel
-from models.metrics import Kind, metric_of
-from models.reference import fit_class_reference, fit_energy_reference, fit_property_reference
-
-GRADIENT_NORM_LIMIT = 1.0  # without it a head was seen to blow up in one fold of perovskites
-FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
-HUBER_DELTA = 0.1  # as stock CHGNet's trainer
+from models.averaging import Averaging, Weights, copied, load
+from models.chgnet import Mix
+from models.config import GradientConfig
+from models.features import Inputs, predict
+from models.fitted_network import FittedNetwork, combine
+from models.losses import loss_function
+from models.model import EpochResult, TrainingPart, TrainingRows, fingerprint
+from models.optimizer import flattened, make_optimizer, twin
+from models.reference import Reference
+from models.schedule import halvings, learning_rate
 
 
 class NonFiniteLossError(ArithmeticError):
     """Training met a loss that is NaN or infinite."""
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """All rows of a task as training sees them; shared between trials, never written to.
+class Trainable(Protocol):
+    """What the loop asks of a network (a `torch.nn.Module`)."""
 
-    Attributes:
-        graphs: one a row.
-        fractions: element fractions, float32, shape (n_rows, 94).
-        features: backbone output of the pretrained network, or None.
-        outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
-        collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
-    """
+    def __call__(self, batch: Any, mix: Mix | None = None) -> Tensor:
+        """One number a row, shape (n,)."""
+        ...
 
-    graphs: Graphs
-    fractions: np.ndarray
-    features: AtomFeatures | None
-    outputs: np.ndarray | None
-    collapse: bool = True
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """Parameters that train, in groups from the output backwards."""
+        ...
 
+    def open_groups(self, n_groups: int) -> None:
+        """Let the first so many groups train, and no other."""
+        ...
 
-@dataclass(frozen=True)
-class EpochResult:
-    """What one epoch tells. Epoch 0 is the model before training: pretrained network and reference.
-
-    Attributes:
-        epoch: counted from 1; 0 is before training.
-        train_loss: mean over the training rows while they were trained on (before training: as it is).
-        val_loss: mean over the validation rows after the epoch.
-        val_metric: MAE in the task's unit, or ROC-AUC, over the validation rows.
-        lr: learning rate at the end of the epoch.
-        seconds: that the epoch took.
-    """
-
-    epoch: int
-    train_loss: float
-    val_loss: float
-    val_metric: float
-    lr: float
-    seconds: float
+    def rescale(self, shift: float, scale: float) -> None:
+        """Change the last layer so that the output becomes (output - shift) / scale."""
+        ...
 
 
-class FineTuning:
-    """One training run on one fold: model, optimiser, history, and the best epoch so far."""
+class GradientRun:
+    """One training run on one fold: network, optimiser, history, and the epoch kept so far."""
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: GradientConfig,
+        network: nn.Module,
+        reference: Reference,
         rows: TrainingRows,
-        targets: np.ndarray,
-        train: np.ndarray,
-        val: np.ndarray,
+        part: TrainingPart,
         *,
-        kind: Kind,
-        quantity: Quantity,
-        about: dict[str, str] | None = None,
-        device: str = "cpu",
+        inputs: Inputs,
+        fitted: Callable[[list[nn.Module], Reference], FittedNetwork],
+        corrections: np.ndarray | None = None,
+        moved_inputs: Callable[[int], Inputs] | None = None,
+        refit: Callable[[np.ndarray, Reference], Reference] | None = None,
+        layer_decay: float = 1.0,
+        unfreeze_every: int = 0,
     ) -> None:
-        """Fit the reference on the training rows and make everything ready to train.
+        """Make everything ready to train.
 
         Args:
             config: of the run.
+            network: `Trainable`, on the device it trains on.
+            reference: prediction = reference(composition) + scale x output [- correction]; its scale and intercept are
+                changed here as `target_scale` asks.
             rows: all rows of the task.
-            targets: in the task's unit, float64, shape (n_rows,); only those of `train` and `val` are read.
-            train: positions of the training rows, int64.
-            val: positions of the validation rows, int64.
-            kind: regression or classification.
-            quantity: what the target is to an energy model.
-            about: facts to store with the model.
-            device: to train on.
+            part: what the run may see of the fold.
+            inputs: batches to judge on, and to train on unless `moved_inputs` is given.
+            fitted: makes the model of networks, whose outputs are averaged, and a reference.
+            corrections: to subtract from predictions, per atom, shape (n_rows,).
+            moved_inputs: batches to train on in an epoch.
+            refit: the reference anew from outputs for the training rows; called after every epoch.
+            layer_decay: factor of the learning rate from a group to the next one backwards.
+            unfreeze_every: epochs until the next group begins to train; 0: all do from the start.
 
         Raises:
-            TargetScaleError: an energy target that is not on the declared scale.
             ValueError: a loss that does not fit the kind of task.
         """
-        self.config, self.rows, self.train, self.val = config, rows, train, val
-        self.device = torch.device(device)
-        self.metric = metric_of(kind)
-        self.n_atoms = rows.graphs.atoms_per_graph
-        self.targets = targets
-        per_atom = targets / np.maximum(self.n_atoms, 1) if quantity == "energy_per_cell" else targets
+        if (config.loss == "cross_entropy") != (part.kind == "classification"):
+            raise ValueError(f"loss {config.loss!r} for a {part.kind}: cross_entropy goes with classification alone")
+        self.config, self.network, self.rows, self.part = config, network, rows, part
+        self.train, self.val, self.metric = part.train, part.val, part.metric
+        self.inputs, self.moved_inputs, self.make_fitted, self.refit = inputs, moved_inputs, fitted, refit
+        self.unfreeze_every = unfreeze_every
+        self.device = next(network.parameters()).device
+        self.fractions = rows.fractions.astype(np.float64)
+        self.correction = np.zeros(len(part.targets)) if corrections is None else corrections
+        per_cell = part.quantity == "energy_per_cell"
+        self.per_atom = part.targets / np.maximum(rows.n_atoms, 1) if per_cell else part.targets
+        self.loss = loss_function(config.loss, config.loss_delta)
+        self.reference = self._rescaled(reference)
+        self._set_wanted()
 
-        if (config.loss == "cross_entropy") != (kind == "classification"):
-            raise ValueError(f"loss {config.loss!r} for a {kind}: cross_entropy goes with classification alone")
-
-        network = CHGNetwork(config.weights, seed=config.seed)
-        fractions = rows.fractions[train].astype(np.float64)
-        if kind == "classification":
-            reference = fit_class_reference(fractions, per_atom[train])
-        elif quantity == "other" or config.weights == "random":
-            reference = fit_property_reference(fractions, per_atom[train])
-        else:
-            network.to(self.device)
-            outputs = rows.outputs[train] if rows.outputs is not None else self._outputs(network, train)
-            # The network's output leaves CHGNet's own composition energies out, and so does the prior.
-            prior = load_anchors(config.weights) - network.composition_energies().double().cpu().numpy()
-            reference = fit_energy_reference(fractions, outputs, per_atom[train], prior)
-        if kind == "classification" or quantity == "other" or config.weights == "random":
-            network.reset_readout(config.seed)
-        network.to(self.device).eval()  # CHGNet has no dropout and no batch norm: eval mode trains the same
-        self.trained_parameters = network.freeze(config.freeze_depth)
-        self.model = FittedModel(network, reference, kind, quantity, about or {})
-        self.inputs = self._inputs()
-
-        offset = reference.predict(rows.fractions.astype(np.float64))
-        # What the network is to say: the target less its reference for a regression; for a
-        # classification the class, with the reference added to the logit in the loss.
-        wanted = per_atom if kind == "classification" else (per_atom - offset) / reference.scale
-        self.wanted = torch.from_numpy(wanted).float().to(self.device)
-        self.logit_offset = torch.from_numpy(offset).float().to(self.device) if kind == "classification" else None
-
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        trainable: Trainable = network  # type: ignore[assignment]
+        groups = trainable.parameter_groups()
+        if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
+            groups = [[parameter for group in groups for parameter in group]]
+        self.trained_parameters = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        self.flats: Weights = []
+        self.gradients: Weights = []
         self.optimizer: torch.optim.Optimizer | None = None
-        if self.parameters:
-            self.flat, self.gradient = _flattened(self.parameters)
-            self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        if groups:
+            for group in groups:
+                flat, gradient = flattened(group)
+                self.flats.append(flat)
+                self.gradients.append(gradient)
+            self.lr_factors = [layer_decay**k for k in range(len(groups))]
+            self.optimizer = make_optimizer(config, self.flats)
+        self.n_open = len(groups)
+        self.averaging = Averaging(config, self.flats)
         self.history: list[EpochResult] = []
-        self.best_epoch = -1
-        self.best_weights: dict[str, Tensor] = {}
+        self.kept_epoch = -1
+        self.kept: list[Weights] = []
+        self.kept_reference = self.reference
+        self.val_predictions = np.empty(0)
 
     def epochs(self) -> Iterator[EpochResult]:
         """Train, yielding after every epoch not done yet; the first yield is epoch 0, before training."""
         if not self.history:
             began = time.perf_counter()
-            yield self._finish(0, self._loss_of(self.train), self.config.lr, began)
+            yield self._finish(
+                0,
+                self._loss_of_outputs(predict(self.network, self.inputs, self.train), self.train),
+                self.config.lr,
+                began,
+            )
         for epoch in range(self.history[-1].epoch + 1, self.config.epochs + 1):
             began = time.perf_counter()
             train_loss, lr = self._train_epoch(epoch)
+            self.averaging.after_epoch(epoch)
             yield self._finish(epoch, train_loss, lr, began)
 
     def _train_epoch(self, epoch: int) -> tuple[float, float]:
         """One pass over the training rows; the loss on the way and the last learning rate."""
         assert self.optimizer is not None
-        size = self.config.batch_size
+        config = self.config
+        self._open(epoch)
+        inputs = self.moved_inputs(epoch) if self.moved_inputs else self.inputs
         # Seeded by the epoch, so that a resumed run meets the same batches as an uninterrupted one.
-        order = self.train[np.random.default_rng([self.config.seed, epoch]).permutation(len(self.train))]
-        n_batches = math.ceil(len(order) / size)
+        random = np.random.default_rng([config.seed, epoch])
+        order = self.train[random.permutation(len(self.train))]
+        self.network.train()
+        torch.manual_seed(int(random.integers(2**62)))  # of dropout, where there is any
+        n_batches = math.ceil(len(order) / config.batch_size)
+        halved = 0
+        if config.schedule == "plateau":
+            halved = halvings([result.val_metric for result in self.history], config.patience, self.metric)
         total = 0.0
-        lr = self.config.lr
+        lr = config.lr
         for k in range(n_batches):
-            progress = ((epoch - 1) * n_batches + k) / (self.config.epochs * n_batches)
-            lr = self.config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            which = order[k * size : (k + 1) * size]
-            self.gradient.zero_()
+            lr = learning_rate(config, (epoch - 1) * n_batches + k, config.epochs * n_batches, halved)
+            for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+                group["lr"] = lr * factor
+            for gradient in self.gradients[: self.n_open]:
+                gradient.zero_()
+            which = order[k * config.batch_size : (k + 1) * config.batch_size]
+            share = random.beta(config.mixup_alpha, config.mixup_alpha) if self._mixes(random) else 1.0
             value = 0.0
-            for part in self.inputs.passes(which):  # one gradient, however many passes memory asks for
-                share = len(part) / len(which)
-                loss = self._loss(self.model.network(self.inputs.batch(part)), part)
-                loss.backward(loss.new_tensor(share))
-                value += share * float(loss.detach())
-            nn.utils.clip_grad_norm_(self.flat, GRADIENT_NORM_LIMIT, foreach=False)
+            for run in inputs.passes(which):  # one gradient, however many passes memory asks for
+                loss = self._mixed_loss(inputs, run, max(share, 1 - share), random)
+                loss.backward(loss.new_tensor(len(run) / len(which)))
+                value += len(run) / len(which) * float(loss.detach())
+            if config.gradient_clip:
+                nn.utils.clip_grad_norm_(self.flats[: self.n_open], config.gradient_clip, foreach=False)
             self.optimizer.step()
+            self.averaging.after_step()
             if not math.isfinite(value):
                 raise NonFiniteLossError(
-                    f"loss {value} in epoch {epoch}, batch {k + 1} of {n_batches}, with {self.config!r}: "
+                    f"loss {value} in epoch {epoch}, batch {k + 1} of {n_batches}, with {config!r}: "
                     "try a lower learning rate"
                 )
             total += value * len(which)
         return total / len(order), lr
 
+    def _mixes(self, random: np.random.Generator) -> bool:
+        return self.config.mixup and random.random() < self.config.mixup_probability
+
+    def _mixed_loss(self, inputs: Inputs, run: np.ndarray, share: float, random: np.random.Generator) -> Tensor:
+        """Loss of a pass; each row is mixed with another one where its own share is below one."""
+        if share == 1.0:
+            return self._loss(self.network(inputs.batch(run)), run)
+        partner = random.permutation(len(run))
+        generator = torch.Generator().manual_seed(int(random.integers(2**62)))
+        outputs = self.network(inputs.batch(run), Mix(torch.from_numpy(partner).to(self.device), share, generator))
+        return self._loss(outputs, run, run[partner], share)
+
+    def _loss(
+        self, outputs: Tensor, which: np.ndarray, partners: np.ndarray | None = None, share: float = 1.0
+    ) -> Tensor:
+        rows = torch.from_numpy(which).to(self.device)
+        wanted = self.wanted[rows]
+        offset = None if self.logit_offset is None else self.logit_offset[rows]
+        if partners is not None:
+            others = torch.from_numpy(partners).to(self.device)
+            wanted = torch.lerp(self.wanted[others], wanted, share)
+            offset = None if self.logit_offset is None else torch.lerp(self.logit_offset[others], offset, share)
+        return self.loss(outputs if offset is None else outputs + offset, wanted)
+
+    def _open(self, epoch: int) -> None:
+        """Let those groups train whose time has come."""
+        if not self.unfreeze_every:
+            return
+        self.n_open = min(len(self.flats), 1 + (epoch - 1) // self.unfreeze_every)
+        self.network.open_groups(self.n_open)  # type: ignore[operator]
+        for k, (flat, gradient) in enumerate(zip(self.flats, self.gradients, strict=True)):
+            flat.grad = gradient if k < self.n_open else None  # the optimiser leaves alone what has none
+
+    def _outputs(self, weights: Weights, which: np.ndarray) -> np.ndarray:
+        """Output of the network with some weights, float64, shape (n,)."""
+        if not self.flats or weights[0].data_ptr() == self.flats[0].data_ptr():
+            return predict(self.network, self.inputs, which)
+        own = copied(self.flats)
+        load(self.flats, weights)
+        outputs = predict(self.network, self.inputs, which)
+        load(self.flats, own)
+        return outputs
+
     def _finish(self, epoch: int, train_loss: float, lr: float, began: float) -> EpochResult:
-        """Evaluate on the validation rows, remember the weights if they are the best, and report."""
-        outputs = predict(self.model.network, self.inputs, self.val)
-        val_loss = float(self._loss(torch.from_numpy(outputs).float().to(self.device), self.val))
-        predictions = self.model.combine(outputs, self.rows.fractions[self.val], self.n_atoms[self.val])
-        value = self.metric.value(self.targets[self.val], predictions)
+        """Evaluate on the validation rows, keep the weights where they are to be kept, and report."""
+        judged = self.averaging.judged()
+        if self.refit is not None and epoch:
+            on_train = np.mean([self._outputs(weights, self.train) for weights in judged], axis=0)
+            self.reference = self.refit(on_train, self.reference)
+            self._set_wanted()
+        outputs = np.mean([self._outputs(weights, self.val) for weights in judged], axis=0)
+        predictions = self._predictions(outputs)
+        value = current = self.metric.value(self.part.targets[self.val], predictions)
+        if self.config.averaging != "none":
+            as_is = self._predictions(self._outputs([flat.detach() for flat in self.flats], self.val))
+            current = self.metric.value(self.part.targets[self.val], as_is)
+        val_loss = self._loss_of_outputs(outputs, self.val)
         if not (math.isfinite(value) and math.isfinite(val_loss)):
             raise NonFiniteLossError(f"validation {self.metric.name} {value} after epoch {epoch} with {self.config!r}")
-        if self.best_epoch < 0 or self.metric.better(value, self.best_metric):
-            self.best_epoch = epoch
-            self.best_weights = {
-                name: parameter.detach().clone()
-                for name, parameter in self.model.network.named_parameters()
-                if parameter.requires_grad
-            }
-        result = EpochResult(epoch, train_loss, val_loss, value, lr, time.perf_counter() - began)
+        keeps_last = self.config.keep == "last"
+        if keeps_last or self.kept_epoch < 0 or self.metric.better(value, self.history[self.kept_epoch].val_metric):
+            self.kept_epoch = epoch
+            self.kept = [copied(weights) for weights in judged]
+            self.kept_reference = self.reference
+            self.val_predictions = predictions
+        self.averaging.after_judging(epoch)
+        took = time.perf_counter() - began
+        result = EpochResult(epoch, train_loss, val_loss, value, current, lr, took, fingerprint(predictions))
         self.history.append(result)
         return result
 
-    @property
-    def best_metric(self) -> float:
-        """The validation metric of the best epoch."""
-        return self.history[self.best_epoch].val_metric
+    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
+        which, part = self.val, self.part
+        return combine(
+            self.reference, outputs, self.fractions[which], self.rows.n_atoms[which], self.correction[which],
+            part.kind, part.quantity,
+        )  # fmt: skip
 
-    def best_model(self) -> FittedModel:
-        """The model of the best epoch; training cannot go on after this."""
-        self.model.network.load_state_dict(self.best_weights, strict=False)
-        return self.model
+    def fitted(self) -> FittedNetwork:
+        """The model of the kept epoch; training cannot go on after this."""
+        networks = []
+        for weights in self.kept:
+            load(self.flats, weights)
+            networks.append(twin(self.network) if len(self.kept) > 1 else self.network)
+        return self.make_fitted(networks, self.kept_reference)
 
     def state(self) -> dict[str, Any]:
         """All that changes while training, as tensors and plain values; a resumed run equals this one.
 
         Save it before training goes on: on the CPU its tensors are those that train.
         """
-        network = self.model.network
         return {
             "config": self.config.model_dump(),
-            "weights": {n: p.detach().cpu() for n, p in network.named_parameters() if p.requires_grad},
+            "weights": [flat.detach().cpu() for flat in self.flats],
+            "averaging": self.averaging.state(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
-            "best_epoch": self.best_epoch,
-            "best_weights": {name: value.cpu() for name, value in self.best_weights.items()},
+            "reference": self.reference.content(),
+            "kept_epoch": self.kept_epoch,
+            "kept": [[values.cpu() for values in weights] for weights in self.kept],
+            "kept_reference": self.kept_reference.content(),
+            "val_predictions": torch.from_numpy(self.val_predictions),
             "history": [asdict(result) for result in self.history],
         }
 
@@ -247,53 +299,47 @@ class FineTuning:
         """
         if state["config"] != self.config.model_dump():
             raise ValueError(f"checkpoint of another config: {state['config']}, this run has {self.config!r}")
-        self.model.network.load_state_dict(state["weights"], strict=False)
+        load(self.flats, state["weights"])
+        self.averaging.restore(state["averaging"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
-        self.best_epoch = state["best_epoch"]
-        self.best_weights = {name: value.to(self.device) for name, value in state["best_weights"].items()}
+        self.reference = Reference.of(state["reference"])
+        self._set_wanted()
+        self.kept_epoch = state["kept_epoch"]
+        self.kept = [[values.to(self.device) for values in weights] for weights in state["kept"]]
+        self.kept_reference = Reference.of(state["kept_reference"])
+        self.val_predictions = state["val_predictions"].numpy()
         self.history = [EpochResult(**result) for result in state["history"]]
 
-    def _loss(self, outputs: Tensor, which: np.ndarray) -> Tensor:
-        rows = torch.from_numpy(which).to(self.device)
-        wanted = self.wanted[rows]
-        if self.logit_offset is not None:
-            return nn.functional.binary_cross_entropy_with_logits(outputs + self.logit_offset[rows], wanted)
-        if self.config.loss == "mae":
-            return nn.functional.l1_loss(outputs, wanted)
-        if self.config.loss == "mse":
-            return nn.functional.mse_loss(outputs, wanted)
-        return nn.functional.huber_loss(outputs, wanted, delta=HUBER_DELTA)
+    def _rescaled(self, reference: Reference) -> Reference:
+        """The reference with the scale that the config asks for, and the network's output changed to fit."""
+        if self.config.target_scale == "natural":
+            return reference
+        left = (self.per_atom + self.correction - self.fractions @ reference.coefficients)[self.train]
+        if self.config.target_scale == "robust":
+            shift = float(np.median(left))
+            scale = 1.4826 * float(np.median(np.abs(left - shift)))  # of a normal distribution its standard deviation
+        else:
+            shift, scale = float(left.mean()), float(left.std())
+        scale = max(scale, 1e-12)
+        if math.isclose(scale, reference.scale, rel_tol=1e-9) and abs(shift - reference.intercept) < 1e-9 * scale:
+            return reference  # already so: a fresh readout begins in this unit
+        # The output so far is worth reference.scale, from reference.intercept on.
+        self.network.rescale(  # type: ignore[operator]
+            (shift - reference.intercept) / reference.scale, scale / reference.scale
+        )
+        return replace(reference, intercept=shift, scale=scale)
 
-    def _loss_of(self, which: np.ndarray) -> float:
-        outputs = predict(self.model.network, self.inputs, which)
+    def _set_wanted(self) -> None:
+        """What the network is to say: the target less its reference for a regression.
+
+        For a classification it is the class, with the reference added to the logit.
+        """
+        offset = self.reference.predict(self.fractions) - self.correction
+        is_class = self.part.kind == "classification"
+        wanted = self.per_atom if is_class else (self.per_atom - offset) / self.reference.scale
+        self.wanted = torch.from_numpy(wanted).float().to(self.device)
+        self.logit_offset = torch.from_numpy(offset).float().to(self.device) if is_class else None
+
+    def _loss_of_outputs(self, outputs: np.ndarray, which: np.ndarray) -> float:
         return float(self._loss(torch.from_numpy(outputs).float().to(self.device), which))
-
-    def _outputs(self, network: CHGNetwork, which: np.ndarray) -> np.ndarray:
-        return predict(network, self._graphs(network), which)
-
-    def _inputs(self) -> Inputs:
-        """Features where nothing before the readout trains and they are known, graphs otherwise."""
-        network = self.model.network
-        if self.config.freeze_depth in FROM_FEATURES and self.rows.features is not None:
-            return FeatureInputs(self.rows.features, self.n_atoms, self.device)
-        return self._graphs(network)
-
-    def _graphs(self, network: CHGNetwork) -> GraphInputs:
-        return GraphInputs(self.rows.graphs, network.bond_graph_cutoff, self.device, self.rows.collapse)
-
-
-def _flattened(parameters: list[nn.Parameter]) -> tuple[Tensor, Tensor]:
-    """One tensor that holds all parameters, and one of their gradients; theirs become views of these.
-
-    The optimiser and the limit on the gradient then take a few calls a step, not a few for each of up to 130 tensors.
-    """
-    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).requires_grad_()
-    gradient = flat.grad = torch.zeros_like(flat)
-    done = 0
-    for parameter in parameters:
-        part = slice(done, done + parameter.numel())
-        parameter.data = flat.detach()[part].view_as(parameter)
-        parameter.grad = gradient[part].view_as(parameter)
-        done += parameter.numel()
-    return flat, gradient

@@ -16,13 +16,14 @@ from pymatgen.core import Structure
 from data.convert import convert_chunk
 from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
+from data.task_table import Quantity
 from data.tasks import DEMO, Task, open_task
 from models.chgnet import CHGNetwork, cutoffs
-from models.config import TrainConfig
 from models.features import FeatureInputs, GraphInputs, backbone_features, predict
-from models.fitted import Quantity
+from models.finetune import CHGNetConfig, start_chgnet
 from models.metrics import Kind
-from models.train import FineTuning, TrainingRows
+from models.model import TrainingPart, TrainingRows
+from models.train import GradientRun
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"
@@ -74,7 +75,7 @@ def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, 
             for crystal in chosen.chunk(0, n_rows).crystals()
         ],
         targets=chosen.targets,
-        rows=TrainingRows(graphs, element_fractions(graphs), features, outputs),
+        rows=TrainingRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, features, outputs),
     )
 
 
@@ -110,23 +111,21 @@ def fine_tuning(
     parts: tuple[np.ndarray, np.ndarray] | None = None,
     collapse: bool = False,
     **fields,
-) -> FineTuning:
+) -> GradientRun:
     """A short run on a sample; `fields` change the config, `parts` are training and validation rows."""
     loss = "cross_entropy" if kind == "classification" else "mae"
     defaults = {"epochs": 3, "batch_size": 8, "lr": 3e-3, "loss": loss}
+    if fields.get("freeze_depth") == "none":
+        defaults = {"epochs": 0, "loss": loss}
     train, val = parts or thirds(len(data.targets))[:2]
-    return FineTuning(
-        TrainConfig(**(defaults | fields)),
+    return start_chgnet(
+        CHGNetConfig(**(defaults | fields)),
         replace(rows or data.rows, collapse=collapse),
-        data.targets if targets is None else targets,
-        train,
-        val,
-        kind=kind,
-        quantity=quantity,
+        TrainingPart(data.targets if targets is None else targets, train, val, kind, quantity),
     )
 
 
-def finished(run: FineTuning) -> FineTuning:
+def finished(run: GradientRun) -> GradientRun:
     """The same run, trained to its end on one thread."""
     with one_thread():
         for _ in run.epochs():
@@ -134,16 +133,16 @@ def finished(run: FineTuning) -> FineTuning:
     return run
 
 
-def numbers(run: FineTuning) -> np.ndarray:
+def numbers(run: GradientRun) -> np.ndarray:
     """What the history of a run says, less the seconds; shape (n_epochs + 1, 5)."""
     return np.array([[r.epoch, r.train_loss, r.val_loss, r.val_metric, r.lr] for r in run.history])
 
 
-def predictions(run: FineTuning, which: np.ndarray | None = None) -> np.ndarray:
+def predictions(run: GradientRun, which: np.ndarray | None = None) -> np.ndarray:
     """Predictions of the weights a run has now, for all rows or some."""
-    which = np.arange(len(run.targets)) if which is None else which
+    which = np.arange(len(run.part.targets)) if which is None else which
     with one_thread():
-        return run.model.predict_rows(run.inputs, run.rows.fractions, run.n_atoms, which)
+        return run.make_fitted([run.network], run.reference).predict_rows(run.rows, which).values
 
 
 def rotation(seed: int = 0) -> np.ndarray:

@@ -266,20 +266,20 @@ class TestFreezing:
         data = sample(18, weights, AT_HAND)
         fields = {"weights": weights, "freeze_depth": depth, "weight_decay": 1.0}
         run = fine_tuning(data, epochs=2, **fields)
-        before = copy.deepcopy(run.model.network.state_dict())
+        before = copy.deepcopy(run.network.state_dict())
         finished(run)
-        after = run.model.network.state_dict()
+        after = run.network.state_dict()
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        assert changed == self.expected(run.model.network, depth) == set(run.trained_parameters)
+        assert changed == self.expected(run.network, depth) == set(run.trained_parameters)
 
 
 def test_a_trained_network_is_a_stock_chgnet():
     data = sample(18, file=AT_HAND)
     run = finished(fine_tuning(data, freeze_depth="full", epochs=2))
     stock = CHGNet.from_dict(CHGNet.load(use_device="cpu", verbose=False).as_dict())
-    stock.load_state_dict(run.model.network.stock.state_dict())
+    stock.load_state_dict(run.network.stock.state_dict())
     predicted = [float(one["e"]) for one in stock.predict_structure(data.structures, task="e")]
-    np.testing.assert_allclose(energies(run.model.network, data.structures), predicted, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(energies(run.network, data.structures), predicted, rtol=0, atol=2e-5)
     untrained = energies(CHGNetwork(), data.structures)
     assert np.abs(untrained - predicted).max() > 1e-3
 

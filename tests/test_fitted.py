@@ -15,6 +15,7 @@ from pymatgen.core import Lattice, Structure
 
 from data.crystal import BadCrystalError
 from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model
+from models.fitted_network import combine
 
 ROOT = Path(__file__).parent.parent
 N_ROWS = 30
@@ -24,6 +25,7 @@ ELSEWHERE = """
 import json, sys
 import torch
 from pymatgen.core import Structure
+from models.fitted_network import combine
 from models.fitted import load_model
 
 torch.set_num_threads(1)
@@ -41,7 +43,7 @@ def data():
 
 @pytest.fixture
 def model(data) -> FittedModel:
-    return trained(data, "energy_per_atom").best_model()
+    return fitted(trained(data, "energy_per_atom"))
 
 
 @pytest.fixture
@@ -55,9 +57,11 @@ def trained(data, quantity, kind="regression", **fields):
     if kind == "classification":
         targets = (targets < np.median(targets)).astype(np.float64)
     fields = {"freeze_depth": "last_conv", "epochs": 1} | fields
-    run = finished(fine_tuning(data, targets, quantity=quantity, kind=kind, **fields))
-    run.model.about.update(unit="eV/atom", labels="made for a test")
-    return run
+    return finished(fine_tuning(data, targets, quantity=quantity, kind=kind, **fields))
+
+
+def fitted(run) -> FittedModel:
+    return FittedModel("chgnet", run.fitted(), {"unit": "eV/atom", "labels": "made for a test"})
 
 
 @pytest.mark.parametrize(
@@ -72,8 +76,8 @@ def trained(data, quantity, kind="regression", **fields):
 def test_another_process_predicts_the_same_without_ray(tmp_path, quantity, kind, weights):
     data = sample(N_ROWS, weights, small=True)
     run = trained(data, quantity, kind, weights=weights)
+    fitted(run).save(tmp_path / "model.pth")
     expected = predictions(run, TEST)
-    run.model.save(tmp_path / "model.pth")
     structures = [data.structures[k].as_dict() for k in TEST]
     (tmp_path / "structures.json").write_text(json.dumps(structures))
     done = subprocess.run(
@@ -97,7 +101,8 @@ def test_saving_and_loading_again_changes_nothing(model, model_file, data, tmp_p
         np.testing.assert_array_equal(loaded.predict(data.structures), expected)
         loaded.save(tmp_path / "again.pth")
         np.testing.assert_array_equal(load_model(tmp_path / "again.pth").predict(data.structures), expected)
-    assert (loaded.kind, loaded.quantity, loaded.about) == (model.kind, model.quantity, model.about)
+    assert (loaded.model, loaded.about) == (model.model, model.about)
+    assert (loaded.fitted.kind, loaded.fitted.quantity) == (model.fitted.kind, model.fitted.quantity)
 
 
 def test_structures_with_oxidation_states_and_outlying_coordinates_are_the_same_crystals(model, data):
@@ -133,15 +138,21 @@ def test_a_bad_structure_is_named_by_its_position(model, data, bad, reason):
 def test_hopeless_logits_are_probabilities_without_a_warning(data):
     run = trained(data, "other", "classification")
     outputs = np.array([-2e3, 0.0, 2e3])
-    found = run.model.combine(outputs, np.zeros((3, 94)), np.ones(3))
+    args = run.reference, outputs, np.zeros((3, 94)), np.ones(3), np.zeros(3), "classification", "other"
+    found = combine(*args)
     assert found[0] == 0.0
     assert 0 < found[1] < 1
     assert found[2] == 1.0
 
 
 def changed(model_file: Path, **changes) -> Path:
-    content = torch.load(model_file, weights_only=True) | changes
-    torch.save({name: value for name, value in content.items() if value is not None}, model_file)
+    file = torch.load(model_file, weights_only=True)
+    for name, value in changes.items():
+        place = file if name in file else file["content"]
+        place[name] = value
+        if value is None:
+            del place[name]
+    torch.save(file, model_file)
     return model_file
 
 
@@ -153,7 +164,16 @@ def test_a_file_of_a_newer_format_is_refused_with_both_versions(model_file):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scale": None}, {"reference_coefficients": None}, {"state_dict": {}}, {"weights": "0.2.0"}, {"weights": "9"}],
+    [
+        {"reference": None},
+        {"reference": {"intercept": 0.0, "scale": 1.0}},
+        {"state_dicts": [{}]},
+        {"state_dicts": []},
+        {"arguments": {"weights": "0.2.0", "freeze_depth": "full", "undo_mp2020": False}},
+        {"arguments": {"weights": "9"}},
+        {"content": None},
+        {"model": "none"},
+    ],
 )
 def test_an_incomplete_file_is_refused(model_file, changes):
     with pytest.raises(ModelFileError, match=r"model\.pth is damaged"):

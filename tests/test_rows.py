@@ -138,8 +138,8 @@ def test_cut_and_corrupt_files_say_what_to_do(tmp_path):
     ("changes", "message"),
     [
         (
-            {"columns": ["composition", "y"], "data": [["NaCl", 1.0]]},
-            "no column 'structure'.*compositions alone",
+            {"columns": ["remark", "y"], "data": [["salt", 1.0]]},
+            r"neither a column 'structure' nor 'composition' among \['remark', 'y'\]",
         ),
         ({"index": [0, 1]}, "'index' has 2 entries, 'data' has 1 rows"),
         ({"data": [[NACL.as_dict()]]}, "row 0 is not a list of 2 cells"),
@@ -199,6 +199,12 @@ def test_a_bad_row_yields_its_reason_and_the_next_row_follows(structure, reason)
     assert re.search(reason, str(bad)), str(bad)
     assert_same(good, crystal_from_structure(NACL))
     assert isinstance(cut, BadCrystalError)
+
+
+def test_formulas_are_no_crystals():
+    chunk = RawChunk(0, ["a"], ["a"], [b"NaCl"], "composition")
+    with pytest.raises(TaskError, match=r"the task has compositions only \(row a is 'NaCl'\): there are no structures"):
+        next(chunk.crystals())
 
 
 def test_packed_crystals_return_as_they_were():

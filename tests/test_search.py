@@ -20,8 +20,8 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
         log.write_text((log.read_text() if log.exists() else "") + "x")
         if config["x"] == 1 and not Path(folder, "needed").exists():
             raise FileNotFoundError("the disk is full")
-        values = {"train_loss": 1.0, "val_loss": 1.0, "val_mae": 1.0, "best_val_mae": 1.0, "lr": 0.1, "seconds": 0.0}
-        ray.tune.report({"epoch": 1, "best_epoch": 1, **values})
+        values = {"train_loss": 1.0, "val_loss": 1.0, "val_mae": 1.0, "kept_val_mae": 1.0, "lr": 0.1, "seconds": 0.0}
+        ray.tune.report({"epoch": 1, "kept_epoch": 1, **values})
 
     def run():
         metric = metric_of("regression")
@@ -29,7 +29,7 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
             ray.tune.with_parameters(trial, folder=str(tmp_path)),
             {"x": ray.tune.grid_search([0, 1])},
             ray.tune.TuneConfig(
-                metric="best_val_mae", mode="min", trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}"
+                metric="kept_val_mae", mode="min", trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}"
             ),
             f"{tmp_path}/results/experiment",
             Tracking("test", 2, metric, f"{tmp_path}/results/experiment"),
@@ -43,6 +43,6 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
     (tmp_path / "needed").touch()
     second = {config["x"]: result for config, result in run()}
     assert second[1].error is None
-    assert second[1].metrics["best_val_mae"] == 1.0
+    assert second[1].metrics["kept_val_mae"] == 1.0
     assert len((tmp_path / "runs_0").read_text()) == 1
     assert len((tmp_path / "runs_1").read_text()) == times[1] + 1

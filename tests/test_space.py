@@ -7,7 +7,7 @@ import pytest
 import ray.tune
 from ray.tune.search.variant_generator import generate_variants
 
-from models.config import TrainConfig
+from models.finetune import CHGNetConfig
 from tune.space import RANGES, SPACES_FOLDER, SpaceError, load_space
 
 SHIPPED = sorted(path.stem for path in SPACES_FOLDER.glob("*.yaml"))
@@ -55,11 +55,11 @@ def test_a_shipped_space_gives_valid_configs_only(name):
     space = load_space(name)
     assert space.name == name
     assert space.description
-    assert set(space.parameters) <= set(TrainConfig.model_fields)
+    assert set(space.parameters) <= set(space.config.model_fields)
     configs = samples(space, 50)
     assert len(configs) == 50
     for config in configs:
-        TrainConfig(**config)
+        space.config(**config)
     for field in space.searched:
         assert len({config[field] for config in configs}) > 1
         if not isinstance(configs[0][field], str):
@@ -69,7 +69,7 @@ def test_a_shipped_space_gives_valid_configs_only(name):
 def test_every_kind_of_range_samples_within_its_bounds(load):
     space = load(GOOD)
     assert {kind for value in space.searched.values() for kind in value} == set(RANGES)
-    configs = [TrainConfig(**config) for config in samples(space, 200)]
+    configs = [CHGNetConfig(**config) for config in samples(space, 200)]
     assert {config.freeze_depth for config in configs} == {"readout", "full"}
     assert {config.loss for config in configs} == {"mae", "mse", "huber"}
     assert {config.epochs for config in configs} == {3, 4, 5, 6}  # both ends included
@@ -89,7 +89,7 @@ def test_a_space_with_nothing_to_search_is_a_single_config(load):
     space = load("parameters: {freeze_depth: none, epochs: 0}\n")
     assert space.searched == {}
     assert samples(space, 1) == [{"freeze_depth": "none", "epochs": 0, "seed": 0}]
-    assert load("parameters: {}\n").weights == TrainConfig().weights
+    assert load("parameters: {}\n").weights == CHGNetConfig().weights
 
 
 def test_a_name_is_looked_up_and_an_unknown_one_is_refused_with_the_known():
@@ -131,9 +131,17 @@ MISTAKES = {
     "text in a range": (6, "  lr: {loguniform: [1e-4, 1.0e-2]}", "'1e-4' is text, expected a number"),
     "yes": (8, "  batch_size: yes", "batch_size: True is neither a number nor a word"),
     "half a crystal": (8, "  batch_size: 1.5", "batch_size: Input should be a valid integer"),
-    "word": (10, "  loss: rmse", "loss: Input should be 'mae', 'mse', 'huber' or 'cross_entropy', got 'rmse'"),
+    "word": (
+        10,
+        "  loss: rmse",
+        "loss: Input should be 'mae', 'mse', 'huber', 'log_cosh' or 'cross_entropy', got 'rmse'",
+    ),
     "word in a choice": (5, "  freeze_depth: {choice: [readout, all]}", "Input should be 'none', 'readout', 'last_co"),
-    "list without choice": (10, "  loss: [mae, mse]", "loss: Input should be 'mae', 'mse', 'huber' or 'cross_entropy'"),
+    "list without choice": (
+        10,
+        "  loss: [mae, mse]",
+        "loss: Input should be 'mae', 'mse', 'huber', 'log_cosh' or 'cross_entropy'",
+    ),
     "choice twice": (10, "  loss: {choice: [mae, mae]}", "choice lists ['mae', 'mae'], some twice"),
     "seed": (6, "  seed: {choice: [0, 1]}", "'seed': set with --seed and --seeds"),
     "fixed seed": (6, "  seed: 1", "'seed': set with --seed and --seeds"),
@@ -184,7 +192,7 @@ def test_training_nothing_goes_with_no_epochs_and_no_ranges(load, text):
     [
         ("", "line 1: expected a mapping with the keys description, num_samples"),
         ("- lr\n- epochs\n", "line 1: expected a mapping"),
-        ("description: hello\n", "line 1: `parameters` must map fields to values or ranges: weights, freeze_depth"),
+        ("description: hello\n", "line 1: `parameters` must map fields to values or ranges: epochs, batch_size"),
         ("description: hello\nparameters:\n", "line 2: `parameters` must map"),
         ("parameters: {lr: [0.1\n", "not YAML"),
     ],

@@ -118,8 +118,8 @@ def test_every_trial_leaves_a_history_of_consecutive_epochs(whole):
         history = pd.read_csv(whole[0] / f"search_fold_0/trial_{trial['trial']}/history_fold_0.csv")
         assert list(history.columns) == COLUMNS
         assert list(history["epoch"]) == list(range(trial["epochs_done"] + 1))
-        assert history["val_mae"].min() == pytest.approx(trial["best_val_mae"])
-    ranked = [trial["best_val_mae"] for trial in results["trials"]]
+        assert history["val_mae"].min() == pytest.approx(trial["kept_val_mae"])
+    ranked = [trial["kept_val_mae"] for trial in results["trials"]]
     assert ranked == sorted(ranked)
 
 
@@ -177,8 +177,8 @@ def test_tensorboard_shows_the_best_value(whole):
         events = EventAccumulator(str(whole[0] / f"search_fold_0/trial_{trial['trial']}"))
         events.Reload()
         assert len(events.Scalars("val_mae")) == trial["epochs_done"] + 1
-        shown = events.Scalars("hparam/best_val_mae")[-1].value
-        assert shown == pytest.approx(trial["best_val_mae"], rel=1e-5)
+        shown = events.Scalars("hparam/kept_val_mae")[-1].value
+        assert shown == pytest.approx(trial["kept_val_mae"], rel=1e-5)
         content = events.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
         hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         assert hparams["lr"].number_value == pytest.approx(trial["config"]["lr"])
@@ -298,7 +298,7 @@ def test_classification_with_one_search_a_fold(own_data):
     for trial, chosen in zip(results["trials"][::2], results["chosen"], strict=True):
         assert chosen["fold"] == trial["search_fold"]
         assert chosen["config"]["lr"] == trial["config"]["lr"]
-        assert trial["best_val_rocauc"] >= 0.5
+        assert trial["kept_val_rocauc"] >= 0.5
     predicted = pd.read_csv(own_data / "results/classes/seed_0/preds_fold_1.csv")["y_pred"]
     assert predicted.between(0, 1).all()
     assert set(results["seeds"][0]["mean"]) == {"rocauc", "accuracy"}

@@ -7,22 +7,27 @@ alone reads. What trials get are `TrialFold`s, whose targets are NaN outside tra
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import ray
 
 from data.build_cache import graphs_of, say
+from data.compositions import read_compositions
 from data.folds import Fold, Split, make_folds, split_fold
-from data.graphs import Graphs, element_fractions
+from data.graphs import element_fractions
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
 from models.chgnet import cutoffs
-from models.config import TrainConfig
 from models.metrics import Kind
-from models.train import TrainingRows
+from models.model import TrainingRows
+from models.registry import open_model
+from tune.corrections import corrections_of
 from tune.features import pretrained_outputs
-from tune.trial import TrialFold, start_training
+from tune.options import SweepError
+from tune.space import SearchSpace
+from tune.trial import TrialFold
 
 VALIDATION_FRACTION = 0.1  # of a fold's training part
 
@@ -65,7 +70,7 @@ class Dataset:
 def load_dataset(
     task: Task,
     rows: Rows,
-    weights: str,
+    space: SearchSpace,
     cache_folder: str,
     *,
     used_folds: set[int],
@@ -78,7 +83,7 @@ def load_dataset(
     Args:
         task: of the rows.
         rows: all rows of the task.
-        weights: CHGNet weights all trials start from.
+        space: whose trials are to run.
         cache_folder: path or URI that holds the caches.
         used_folds: folds to split; the others may be too small for it.
         seed: of the validation splits.
@@ -86,23 +91,22 @@ def load_dataset(
         collapse: whether equivalent atoms of a crystal are computed once.
 
     Raises:
+        SweepError: a model that reads structures, and a task that has none.
         SplitError: too few rows to split.
         TargetScaleError: an energy target that is not on the declared scale.
     """
-    stored, key = graphs_of(rows, cutoffs(weights), cache_folder)
-    # Read from now on where the trials will read it: the driver keeps no copy of its own.
-    stored = replace(stored, graphs=ray.get(ray.put(stored.graphs)))
+    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
-    quarantine = {k: reason for k, reason in enumerate(stored.reasons) if reason} | bad_labels
+    quarantine = {k: reason for k, reason in enumerate(known.reasons) if reason} | bad_labels
     if quarantine:
         say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
-    if stored.n_raised_cutoff:
-        say(f"{stored.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
+    if known.n_raised_cutoff:
+        say(f"{known.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
 
     folds = make_folds(task, rows.ids, rows.groups)
-    compositions = [formula or "" for formula in stored.formulas]
+    compositions = [formula or "" for formula in known.formulas]
     splits = {
         fold.index: split_fold(
             fold,
@@ -116,43 +120,81 @@ def load_dataset(
         for fold in folds
         if fold.index in used_folds
     }
-    cache = f"{cache_folder.rstrip('/')}/{key}"
-    rows_ref = _training_rows(stored.graphs, weights, cache, gpus_per_task, collapse)
-    training_rows: TrainingRows = ray.get(rows_ref)
+    training_rows: TrainingRows = ray.get(known.rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
+    reference = untrained(space, task.kind)
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
-        start_training(untrained(weights, task.kind), training_rows, trial_fold, task.kind, task.quantity)
+        fields = {key: value for key, value in reference.items() if key != "model"}
+        model = open_model(reference["model"])
+        model.start(model.config(**fields), training_rows, trial_fold.part(task.kind, task.quantity), "cpu")
     return Dataset(
         task=task,
         ids=rows.ids,
-        formulas=stored.formulas,
+        formulas=known.formulas,
         labels=rows.targets,
         quarantine=quarantine,
         unscored=set(bad_labels),
-        n_raised_cutoff=stored.n_raised_cutoff,
+        n_raised_cutoff=known.n_raised_cutoff,
         data_sha256=rows.sha256,
-        cache_key=key,
+        cache_key=known.cache_key,
         folds=folds,
         splits=splits,
-        rows_ref=rows_ref,
+        rows_ref=known.rows_ref,
         trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
     )
 
 
-def _training_rows(
-    graphs: Graphs, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
-) -> ray.ObjectRef:
-    """`TrainingRows` in the object store; what this process held of them is let go."""
-    features = outputs = None
-    if weights != "random":
-        features, outputs = pretrained_outputs(graphs, weights, cache_folder, gpus_per_task, collapse)
-    return ray.put(TrainingRows(graphs, element_fractions(graphs), features, outputs, collapse))
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """What was read of a task's rows, whether they are structures or compositions."""
+
+    formulas: list[str | None]
+    reasons: list[str | None]
+    n_raised_cutoff: int
+    cache_key: str
+    rows_ref: ray.ObjectRef
 
 
-def untrained(weights: str, kind: Kind) -> TrainConfig:
-    """The config that fits the reference and trains nothing."""
-    loss = "cross_entropy" if kind == "classification" else "mae"
-    return TrainConfig.model_validate({"weights": weights, "freeze_depth": "none", "epochs": 0, "loss": loss})
+def _read(
+    task: Task, rows: Rows, space: SearchSpace, cache_folder: str, gpus_per_task: float, collapse: bool
+) -> _Known:
+    model = open_model(space.model)
+    if task.inputs == "compositions":
+        if model.reads != "compositions":
+            raise SweepError(
+                f"model {space.model} reads structures, and {task.name} as given has compositions only: choose a space "
+                "of a model that reads compositions, such as composition_network"
+            )
+        read = read_compositions(rows)
+        return _Known(read.formulas, read.reasons, 0, "none", ray.put(TrainingRows(read.fractions, read.n_atoms)))
+    stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder)
+    # Read from now on where the trials will read it: the driver keeps no copy of its own.
+    graphs_ref = ray.put(stored.graphs)
+    stored = replace(stored, graphs=ray.get(graphs_ref))
+    cache = f"{cache_folder.rstrip('/')}/{key}"
+    features = outputs = corrections = None
+    if model.reads != "compositions" and space.weights != "random":
+        features, outputs = pretrained_outputs(graphs_ref, space.weights, cache, gpus_per_task, collapse)
+    if space.undoes_corrections:
+        corrections = corrections_of(graphs_ref, len(rows), cache)
+    graphs = None if model.reads == "compositions" else stored.graphs
+    fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
+    rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
+    return _Known(stored.formulas, stored.reasons, stored.n_raised_cutoff, key, rows_ref)
+
+
+def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
+    """What every result is compared with: `model` and its config.
+
+    CHGNet with its reference and no training, where that is what the space trains; ridge on element fractions else.
+    """
+    model = open_model(space.model)
+    if model.reads == "compositions" or "weights" not in model.config.model_fields:
+        return {"model": "ridge"}
+    fields = {"weights": space.weights, "freeze_depth": "none", "epochs": 0}
+    if kind == "classification":
+        fields["loss"] = "cross_entropy"
+    return {"model": "chgnet", **open_model("chgnet").config.model_validate(fields).model_dump()}
 
 
 def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:

@@ -25,13 +25,16 @@ class FoldScore:
 
     Attributes:
         fold: its index.
-        predictions: id, composition, y_true, y_pred, abs_error (and std for an ensemble), one row a test id.
+        predictions: id, composition, y_true, y_pred, abs_error (and std of an ensemble, or of a model that tells its
+            uncertainty), one row a test id.
+        validation: the same of the fold's validation part.
         scores: MAE, RMSE and largest error, or ROC-AUC and accuracy.
         n_fallback: test crystals without a graph, scored by the training mean.
     """
 
     fold: int
     predictions: pd.DataFrame
+    validation: pd.DataFrame
     scores: dict[str, float]
     n_fallback: int
 
@@ -48,39 +51,44 @@ def score_fold(dataset: Dataset, outcome: Outcome) -> FoldScore:
     assert outcome.folder is not None
     filesystem, path = outcome.folder
     predicted = np.load(io.BytesIO(read_whole(filesystem, f"{path}/{PREDICTIONS_FILE}")))
-    if predicted.shape != split.test.shape or not np.isfinite(predicted).all():
-        raise PredictionError(
-            f"fold {outcome.fold}: {len(predicted)} predictions, {np.isfinite(predicted).sum()} of them finite, "
-            f"for {len(split.test)} test rows"
-        )
+    for part, which in (("test", split.test), ("val", split.val)):
+        values = predicted[part]
+        if values.shape != which.shape or not np.isfinite(values).all():
+            raise PredictionError(
+                f"fold {outcome.fold}: {len(values)} predictions, {np.isfinite(values).sum()} of them finite, "
+                f"for {len(which)} {part} rows"
+            )
     test_ids = set(dataset.folds[outcome.fold].test_ids)
     fallback = [row for row in dataset.quarantine if dataset.ids[row] in test_ids and row not in dataset.unscored]
     training_mean = dataset.labels[np.concatenate([split.train, split.val])].mean()
     rows = np.concatenate([split.test, np.array(fallback, dtype=np.int64)])
-    y_pred = np.concatenate([predicted, np.full(len(fallback), training_mean)])
+    y_pred = np.concatenate([predicted["test"], np.full(len(fallback), training_mean)])
     ids = [dataset.ids[row] for row in rows]
     scorable = {dataset.ids[row] for row in range(len(dataset.ids)) if row not in dataset.unscored} & test_ids
     if len(set(ids)) != len(ids) or set(ids) != scorable:
         raise PredictionError(f"fold {outcome.fold}: {len(ids)} predictions do not match {len(scorable)} test ids")
-    table = pd.DataFrame(
-        {
-            "id": ids,
-            "composition": [dataset.formulas[row] or "unknown" for row in rows],
-            "y_true": dataset.labels[rows],
-            "y_pred": y_pred,
-        }
-    )
-    return _scored(dataset, outcome.fold, table, len(fallback))
+    table = _table(dataset, rows, y_pred)
+    validation = _table(dataset, split.val, predicted["val"])
+    if "test_std" in predicted:
+        # Nothing is known of a crystal without a graph: as uncertain as the labels are spread.
+        spread = dataset.labels[np.concatenate([split.train, split.val])].std()
+        table["std"] = np.concatenate([predicted["test_std"], np.full(len(fallback), spread)])
+        validation["std"] = predicted["val_std"]
+    return FoldScore(outcome.fold, table, validation, _scores(dataset, table), len(fallback))
 
 
 def ensemble(dataset: Dataset, members: list[FoldScore]) -> FoldScore:
     """Mean prediction of several seeds on one fold; `std` is the spread of the members at each id."""
-    together = np.stack([member.predictions["y_pred"].to_numpy() for member in members])
-    table = members[0].predictions[["id", "composition", "y_true"]].copy()
-    table["y_pred"] = together.mean(axis=0)
-    scored = _scored(dataset, members[0].fold, table, members[0].n_fallback)
-    scored.predictions["std"] = together.std(axis=0, ddof=1)
-    return scored
+    first = members[0]
+    tables = []
+    for part in ("predictions", "validation"):
+        together = np.stack([getattr(member, part)["y_pred"].to_numpy() for member in members])
+        table = getattr(first, part)[["id", "composition", "y_true"]].copy()
+        table["y_pred"] = together.mean(axis=0)
+        table["abs_error"] = (table["y_true"] - table["y_pred"]).abs()
+        table["std"] = together.std(axis=0, ddof=1)
+        tables.append(table)
+    return FoldScore(first.fold, tables[0], tables[1], _scores(dataset, tables[0]), first.n_fallback)
 
 
 def model_file(outcome: Outcome) -> bytes:
@@ -90,7 +98,18 @@ def model_file(outcome: Outcome) -> bytes:
     return read_whole(filesystem, f"{path}/{MODEL_FILE}")
 
 
-def _scored(dataset: Dataset, fold: int, table: pd.DataFrame, n_fallback: int) -> FoldScore:
-    table["abs_error"] = (table["y_true"] - table["y_pred"]).abs()
-    scores = all_scores(dataset.task.kind, table["y_true"].to_numpy(), table["y_pred"].to_numpy())
-    return FoldScore(fold, table, scores, n_fallback)
+def _table(dataset: Dataset, rows: np.ndarray, y_pred: np.ndarray) -> pd.DataFrame:
+    y_true = dataset.labels[rows]
+    return pd.DataFrame(
+        {
+            "id": [dataset.ids[row] for row in rows],
+            "composition": [dataset.formulas[row] or "unknown" for row in rows],
+            "y_true": y_true,
+            "y_pred": y_pred,
+            "abs_error": np.abs(y_true - y_pred),
+        }
+    )
+
+
+def _scores(dataset: Dataset, table: pd.DataFrame) -> dict[str, float]:
+    return all_scores(dataset.task.kind, table["y_true"].to_numpy(), table["y_pred"].to_numpy())

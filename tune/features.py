@@ -35,12 +35,12 @@ _REPAIRS = 3  # computations of damaged parts before giving up: a disk that dama
 
 
 def pretrained_outputs(
-    graphs: Graphs, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
+    graphs_ref: ray.ObjectRef, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
 ) -> tuple[AtomFeatures, np.ndarray]:
     """Backbone features and outputs of pretrained weights, from the cache where they are there and whole.
 
     Args:
-        graphs: of all rows.
+        graphs_ref: `Graphs` of all rows, in the object store.
         weights: pretrained ones.
         cache_folder: path or URI of the graphs' own cache.
         gpus_per_task: share of a GPU a task may use; 0 computes on the CPU.
@@ -54,10 +54,11 @@ def pretrained_outputs(
     """
     filesystem, path = open_folder(cache_folder)
     prefix = feature_prefix(weights, collapse)
+    graphs: Graphs = ray.get(graphs_ref)
     for _ in range(_REPAIRS):
         present = parts_present(filesystem, path, prefix)
         missing = [number for number in range(n_parts(len(graphs))) if number not in present]
-        _compute(missing, graphs, weights, collapse, cache_folder, gpus_per_task)
+        _compute(missing, graphs_ref, weights, collapse, cache_folder, gpus_per_task)
         features = _read(filesystem, path, prefix, graphs)
         if features is not None:
             break
@@ -88,15 +89,15 @@ def parts_present(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[i
 
 
 def _compute(
-    missing: list[int], graphs: Graphs, weights: str, collapse: bool, cache_folder: str, gpus_per_task: float
+    missing: list[int], graphs_ref: ray.ObjectRef, weights: str, collapse: bool, cache_folder: str, gpus_per_task: float
 ) -> None:
     """Write the missing parts."""
     if not missing:
         return
-    shared = ray.put(graphs)
+    graphs: Graphs = ray.get(graphs_ref)
     task = _compute_part.options(num_cpus=1, num_gpus=gpus_per_task)
     running = {
-        task.remote(shared, weights, collapse, number, cache_folder, gpus_per_task): number for number in missing
+        task.remote(graphs_ref, weights, collapse, number, cache_folder, gpus_per_task): number for number in missing
     }
     progress = Progress(
         TextColumn("backbone features"),

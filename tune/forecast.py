@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from ray.tune.search.optuna import OptunaSearch
 
-from models.config import TrainConfig
 from tune.options import Options
 from tune.space import SearchSpace
 
@@ -194,7 +193,7 @@ def forecast(
         run_end: seconds that a run takes after its last trial.
         n_simulations: how many.
     """
-    config = TrainConfig(**space.parameters).model_dump() if not space.searched else {}
+    config = space.config(**space.parameters).model_dump() if not space.searched else {}
     reference = {"freeze_depth": "none", "epochs": 0}
     known = known_configs(space, options.num_samples, options.seed) if space.searched else []
     found = []

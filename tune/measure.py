@@ -29,12 +29,13 @@ from data.tasks import Task
 from models.chgnet import CHGNetwork, cutoffs
 from models.device import device_of_share
 from models.features import GraphInputs, backbone_features
-from models.train import TrainingRows
+from models.finetune import CHGNetConfig, start_chgnet
+from models.model import TrainingRows
 from tune.dataset import load_dataset, untrained
 from tune.features import ROWS_PER_PART, n_parts, pretrained_outputs
 from tune.search import Resources
 from tune.space import SearchSpace
-from tune.trial import TrialFold, start_training
+from tune.trial import TrialFold
 from tune.trial_costs import Point, TrialCosts, batch_sizes, freeze_depths, measure_trials
 
 SAMPLE_ROWS = 1024
@@ -120,11 +121,11 @@ def measure(
         )
         feature_row = 0.0
         if space.weights != "random":
-            _, seconds = _timed(lambda: pretrained_outputs(graphs, space.weights, f"{place}/{key}", gpus, collapse))
+            _, seconds = _timed(lambda: pretrained_outputs(shared, space.weights, f"{place}/{key}", gpus, collapse))
             rounds = math.ceil(n_parts(n) / n_tasks)
             feature_row = seconds / (rounds * min(n / n_parts(n), ROWS_PER_PART))
         dataset = load_dataset(
-            task, sample, space.weights, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
+            task, sample, space, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
         )
         shared_rows: TrainingRows = ray.get(dataset.rows_ref)
 
@@ -134,8 +135,9 @@ def measure(
         work = _work(graphs, cutoffs(space.weights)[1], collapse)
         heavy = _split(sample, usable, work, n_heavy, most_batch)
         light = _split(sample, usable, work, n, most_batch)
-        none = untrained(space.weights, task.kind)
-        _, reference = _timed(lambda: start_training(none, shared_rows, light, task.kind, task.quantity))
+        _, reference = _timed(
+            lambda: start_chgnet(_untrained(space, task), shared_rows, light.part(task.kind, task.quantity))
+        )
         dataset.trial_folds.update({0: ray.put(heavy), 1: ray.put(light)})
         trials = measure_trials(
             dataset,
@@ -197,9 +199,15 @@ def _compile(task: Task, sample: Rows, space: SearchSpace, collapse: bool) -> No
     part = TrialFold(sample.targets[which], everything, everything, everything)
     for depth, known in (("readout", features), (freeze_depths(space)[-1], None)):
         if depth != "none":
-            config = untrained(space.weights, task.kind).model_copy(update={"freeze_depth": depth, "epochs": 1})
-            rows = TrainingRows(graphs, element_fractions(graphs), known, None, collapse)
-            list(start_training(config, rows, part, task.kind, task.quantity).epochs())
+            config = _untrained(space, task).model_copy(update={"freeze_depth": depth, "epochs": 1})
+            n_atoms = graphs.atoms_per_graph.astype(np.int32)
+            rows = TrainingRows(element_fractions(graphs), n_atoms, graphs, known, collapse=collapse)
+            list(start_chgnet(config, rows, part.part(task.kind, task.quantity)).epochs())
+
+
+def _untrained(space: SearchSpace, task: Task) -> CHGNetConfig:
+    fields = untrained(space, task.kind)
+    return CHGNetConfig(**{key: value for key, value in fields.items() if key != "model"})
 
 
 def _convert(sample: Rows, cutoff_angstrom: float, n_actors: int, folder: str) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from data.rows import Rows
 from data.storage import open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
 from tune.space import SearchSpace
+from tune.trial import Copies
 
 LIBRARIES = (
     "torch",
@@ -31,6 +32,9 @@ LIBRARIES = (
     "numpy",
     "numba",
 )
+
+
+AUTO_COPIES = 8  # of each crystal with `--tta auto`
 
 
 class SweepError(RuntimeError):
@@ -60,6 +64,13 @@ class Options(BaseModel):
     gpus_per_trial: float
     max_concurrent: int | None
     every_atom: bool
+    tta: str
+
+    def copies(self) -> Copies | None:
+        """What `--tta` asks for: None, `auto`, or a number of copies that is always used."""
+        if self.tta == "none":
+            return None
+        return Copies(AUTO_COPIES, True) if self.tta == "auto" else Copies(int(self.tta), False)
 
     def open_task(self) -> tuple[Task, Rows]:
         """The task and all its rows; raises what `data.tasks.open_task` does."""
@@ -89,7 +100,14 @@ class Folder:
         """Write a table."""
         self.write(name, table.to_csv(index=False))
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the sweep, or None where there is none."""
+        try:
+            return json.loads(read_whole(self.filesystem, f"{self.path}/{name}"))
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file without a null in it.
 
         Raises:

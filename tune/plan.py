@@ -23,7 +23,7 @@ from data.rows import Rows
 from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.storage import open_folder
 from models.chgnet import cutoffs
-from models.config import TrainConfig
+from models.finetune import CHGNetConfig
 from tune.dataset import VALIDATION_FRACTION
 from tune.features import ROWS_PER_PART, feature_prefix, n_parts, parts_present
 from tune.forecast import Phase, TrialCost, forecast
@@ -225,7 +225,7 @@ def _trial_cost(
     test: bool,
 ) -> TrialCost:
     """What one trial takes on a fold; None is a mean one."""
-    defaults = TrainConfig.model_fields
+    defaults = CHGNetConfig.model_fields
     fields = {name: config.get(name, defaults[name].default) for name in ("freeze_depth", "batch_size", "epochs")}
     point = measured.trials.point(fields["freeze_depth"], fields["batch_size"])
     tested = float(np.mean(list(n_test.values()))) if fold is None else n_test[fold]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pandas as pd
 from models.metrics import metric_of
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
+from tune.levers import LeverCheck, inert_pairs
 from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 from tune.space import SearchSpace
@@ -30,14 +34,14 @@ def collect(
     searches: dict[int, list[Outcome]],
     chosen: dict[int, dict[str, Any]],
     trained: list[Outcome],
+    levers: list[LeverCheck],
 ) -> dict[str, Any]:
     """Score what was trained, write its files, and gather the results."""
     task, metric = dataset.task, metric_of(dataset.task.kind)
     scores = [score_fold(dataset, outcome) for outcome in trained]
     n = len(options.folds)
-    reference = "pretrained + reference" if task.quantity != "other" else "reference: linear in the element fractions"
-    if space.weights == "random":
-        reference = "reference: linear in the element fractions"
+    by_chgnet = trained[0].model == "chgnet" and task.quantity != "other" and space.weights != "random"
+    reference = "pretrained + reference" if by_chgnet else "reference: linear in the element fractions"
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
     by_seed: list[list[FoldScore]] = []
     seed_entries = []
@@ -48,9 +52,10 @@ def collect(
         epochs = [
             {
                 "fold": outcome.fold,
-                "best_epoch": outcome.best_epoch,
-                f"best_val_{metric.name}": outcome.best_metric,
+                "kept_epoch": outcome.kept_epoch,
+                f"kept_val_{metric.name}": outcome.kept_metric,
                 "trained_parameters": outcome.trained_parameters,
+                **({"tta": outcome.tta} if outcome.tta else {}),
             }
             for outcome in outcomes
         ]
@@ -61,7 +66,8 @@ def collect(
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
     notes += [task.notes] if task.notes else []
-    notes += [OVERLAP] if task.pretraining_overlap and space.weights != "random" else []
+    pretrained = "weights" in space.config.model_fields and space.weights != "random"
+    notes += [OVERLAP] if task.pretraining_overlap and pretrained else []
     n_fallback = sum(score.n_fallback for score in scores[:n])
     if dataset.quarantine:
         notes.append(
@@ -88,18 +94,29 @@ def collect(
         "notes": notes,
         "protocol": protocol(options, space),
         "metric": metric.name,
+        "model": model_facts(space.model),
         "reference": {"title": reference, **summary(scores[:n])},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": config} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
+        "levers": [asdict(check) for check in levers],
+        "inert": [pair for outcomes in searches.values() for pair in inert_pairs(outcomes)],
     }
     if len(by_seed) > 1:
         members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
         for member in members:
             folder.write_csv(f"ensemble/preds_fold_{member.fold}.csv", member.predictions)
+            folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
         results["ensemble"] = summary(members)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
     return results
+
+
+def model_facts(name: str) -> dict[str, str]:
+    """Which model a sweep trained; of a file of the user's own the hash, so that a changed one is seen."""
+    if not name.endswith(".py"):
+        return {"name": name}
+    return {"name": Path(name).name, "file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
 
 
 def protocol(options: Options, space: SearchSpace) -> str:
@@ -140,7 +157,8 @@ def write_quarantine(folder: Folder, dataset: Dataset) -> None:
 
 def write_history(folder: Folder, name: str, outcome: Outcome, metric_name: str) -> None:
     """Write the epochs of one trial."""
-    table = pd.DataFrame(outcome.history).rename(columns={"val_metric": f"val_{metric_name}"})
+    names = {"val_metric": f"val_{metric_name}", "val_metric_current": f"val_{metric_name}_current"}
+    table = pd.DataFrame(outcome.history).rename(columns=names)
     folder.write_csv(name, table)
 
 
@@ -156,9 +174,9 @@ def write_trials(folder: Folder, searches: dict[int, list[Outcome]], metric_name
                 "config": outcome.config,
                 "epochs_done": outcome.history[-1]["epoch"] if outcome.history else 0,
             }
-            if outcome.best_metric is not None:
-                entry[f"best_val_{metric_name}"] = outcome.best_metric
-                entry["best_epoch"] = outcome.best_epoch
+            if outcome.kept_metric is not None:
+                entry[f"kept_val_{metric_name}"] = outcome.kept_metric
+                entry["kept_epoch"] = outcome.kept_epoch
                 file = f"search_fold_{fold}/trial_{outcome.trial_id}/history_fold_{fold}.csv"
                 write_history(folder, file, outcome, metric_name)
             if outcome.error is not None:
@@ -174,6 +192,7 @@ def write_evaluation(
     for outcome, score in zip(outcomes, scores, strict=True):
         write_history(folder, f"{name}/history_fold_{score.fold}.csv", outcome, metric_name)
         folder.write_csv(f"{name}/preds_fold_{score.fold}.csv", score.predictions)
+        folder.write_csv(f"{name}/val_fold_{score.fold}.csv", score.validation)
         folder.write(f"{name}/model_fold_{score.fold}.pth", model_file(outcome))
 
 

@@ -4,9 +4,7 @@
     python tune/run_sweep.py --space full_finetune --task matbench_mp_e_form --gpus-per-trial 0.25
     python tune/run_sweep.py --resume NAME
 
-The flow, top to bottom: `run` opens the task and the space, makes the dataset (`tune/dataset.py`),
-searches (`tune/search.py`), trains the chosen configs and scores them (`tune/evaluate.py`), and writes
-the results (`tune/results.py`). A trial is `tune/trial.py`, the training loop `models/train.py`.
+This file is the command line; what a sweep does is `tune/sweep.py`.
 """
 
 from __future__ import annotations
@@ -14,29 +12,25 @@ from __future__ import annotations
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import ray
 import typer
 from ray.exceptions import RayError
 
-from data.build_cache import connect, default_cache, say
+from data.build_cache import default_cache, say
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.shards import DamagedShardError
 from data.storage import StorageError
 from data.tasks import TaskError
-from models.config import TrainConfig
 from models.reference import TargetScaleError
-from tune.dataset import load_dataset, untrained
+from models.registry import ModelError
 from tune.evaluate import PredictionError
-from tune.options import Folder, Options, SweepError, check_or_write_record, load_options, refuse_taken
+from tune.options import Options, SweepError, load_options, refuse_taken
 from tune.plan import plan
 from tune.plan_table import show
-from tune.results import collect, write_quarantine
-from tune.search import Outcome, Resources, search_fold, train_chosen
-from tune.space import SearchSpace, SpaceError, load_space
-from tune.summary import print_summary, results_markdown
+from tune.space import SpaceError, load_space
+from tune.sweep import run
 
 USER_ERRORS = (
     SweepError,
@@ -48,83 +42,10 @@ USER_ERRORS = (
     DamagedShardError,
     PredictionError,
     TargetScaleError,
+    ModelError,
     OSError,
     RayError,
 )
-
-
-def run(options: Options, *, address: str | None = None, resumed: bool = False) -> dict[str, Any]:
-    """Run a sweep, or go on with one, and return its results as written to results.json.
-
-    Raises:
-        SweepError: no trial succeeded, or a chosen config failed on a fold.
-    """
-    began = datetime.now()
-    folder = Folder(f"{options.storage}/{options.name}")
-    task, rows = options.open_task()
-    space = options.space.for_kind(task.kind)
-    connect(address)
-    if address is None:
-        _refuse_impossible(options)
-    check_or_write_record(folder, options, rows.sha256, resumed)
-    say(f"{options.name}: {task.name}, {len(rows)} crystals, space {space.name}. {space.description}", style="bold")
-    say(f"  {task.labels}")
-    dataset = load_dataset(
-        task,
-        rows,
-        space.weights,
-        options.cache,
-        used_folds={*options.folds, *(options.search_folds if space.searched else [])},
-        seed=options.seed,
-        gpus_per_task=options.gpus_per_trial,
-        collapse=not options.every_atom,
-    )
-    write_quarantine(folder, dataset)
-    resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
-
-    searches: dict[int, list[Outcome]] = {}
-    for fold in options.search_folds if space.searched else []:
-        outcomes = search_fold(
-            dataset,
-            space,
-            fold,
-            num_samples=options.num_samples,
-            seed=options.seed,
-            resources=resources,
-            folder=f"{folder.address}/search_fold_{fold}",
-        )
-        if outcomes[0].best_metric is None or outcomes[0].error is not None:
-            reasons = sorted({outcome.error or "no result" for outcome in outcomes})
-            raise SweepError(f"all {len(outcomes)} trials of the search on fold {fold} failed: {'; '.join(reasons)}")
-        searches[fold] = outcomes
-
-    # What is trained to the end: on each fold the reference alone, and the chosen config with every seed.
-    reference = untrained(space.weights, task.kind).model_dump()
-    seeds = range(options.seed, options.seed + options.seeds)
-    chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
-    runs = [(fold, reference) for fold in options.folds]
-    if space.trains:
-        runs += [(fold, {**chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
-    trained = train_chosen(dataset, runs, resources=resources, folder=f"{folder.address}/evaluate")
-    failed = [outcome for outcome in trained if outcome.error is not None]
-    if failed:
-        told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
-        raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
-
-    results = collect(options, space, dataset, folder, searches, chosen, trained)
-    results["seconds_of_last_session"] = (datetime.now() - began).total_seconds()
-    folder.write_json("results.json", results)
-    folder.write("RESULTS.md", results_markdown(results))
-    print_summary(results, folder)
-    return results
-
-
-def chosen_config(space: SearchSpace, searches: dict[int, list[Outcome]], fold: int) -> dict[str, Any]:
-    """The config to train on a fold: that of its own search, else of the first search, else the space itself."""
-    if not searches:
-        return TrainConfig(**space.parameters).model_dump()
-    outcomes = searches[fold] if fold in searches else next(iter(searches.values()))
-    return TrainConfig(**outcomes[0].config).model_dump()
 
 
 def _folds(text: str, option: str) -> list[int]:
@@ -194,13 +115,21 @@ def main(
         int, typer.Option(min=0, help="Of validation splits, Optuna and training.", rich_help_panel=PROTOCOL)
     ] = 0,
     seeds: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
-            help="Train the chosen configs with so many seeds, and their ensemble.",
+            help="Train the chosen configs with so many seeds, and their ensemble. Default: the space's own.",
             rich_help_panel=PROTOCOL,
         ),
-    ] = 1,
+    ] = None,
+    tta: Annotated[
+        str,
+        typer.Option(
+            help="Test-time augmentation: predict so many copies of a crystal, each moved a little, and take the mean; "
+            "`auto`: 8, in the folds where validation gains by it.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = "none",
     name: Annotated[
         str | None, typer.Option(help="Of the sweep. Default: task, space and time.", rich_help_panel=MACHINE)
     ] = None,
@@ -268,6 +197,7 @@ def main(
             options = load_options(place, resume)
         else:
             loaded = load_space(space)
+            seeds = seeds or loaded.seeds
             if seeds > 1 and not loaded.trains:
                 raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -290,6 +220,7 @@ def main(
                 gpus_per_trial=gpus_per_trial,
                 max_concurrent=max_concurrent,
                 every_atom=every_atom,
+                tta=_copies(tta),
             )
             refuse_taken(options)
             if plan_only:
@@ -303,6 +234,13 @@ def main(
     except USER_ERRORS as problem:
         say(f"{type(problem).__name__}: {problem}", style="red")
         sys.exit(1)
+
+
+def _copies(text: str) -> str:
+    """`none`, `auto`, or a number of copies of two or more."""
+    if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
+        raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
+    return text
 
 
 def _anywhere(place: str) -> str:
@@ -320,17 +258,6 @@ def _refuse_changed(context: typer.Context) -> None:
             f"--resume goes on with the options the sweep was begun with; leave out {', '.join(given)} "
             "(only --storage and --address may be given)"
         )
-
-
-def _refuse_impossible(options: Options) -> None:
-    """Without a cluster that could grow, Ray would wait for ever for what this machine has not."""
-    have = ray.cluster_resources()
-    for kind, asked in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
-        if asked > have.get(kind, 0):
-            raise SweepError(
-                f"a trial asks for {asked:g} {kind}, this machine has {have.get(kind, 0):g}: "
-                f"lower --{kind.lower()}s-per-trial"
-            )
 
 
 if __name__ == "__main__":

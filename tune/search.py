@@ -8,9 +8,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.tune
 import torch
@@ -24,7 +25,7 @@ from tune.options import SweepError
 from tune.scheduler import ResumableASHA
 from tune.space import SearchSpace
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, TrialTask, run_trial
+from tune.trial import STATE_FILE, Copies, TrialTask, run_trial
 
 MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
 
@@ -53,11 +54,14 @@ class Outcome:
     Attributes:
         trial_id: Ray's.
         fold: whose validation split it was judged on.
-        config: fields of `TrainConfig`.
+        model: that was trained.
+        config: fields of the model's config.
         history: one dict an epoch, fields of `EpochResult`.
-        best_metric: of the best epoch, on validation; None if no epoch ended.
-        best_epoch: 0 is the model before training.
-        trained_parameters: names of what the freeze depth lets train.
+        kept_metric: of the best epoch, on validation; None if no epoch ended.
+        kept_epoch: 0 is the model before training.
+        trained_parameters: names of what the config lets train.
+        val_predictions: of the kept epoch, float64, shape (n_val,).
+        tta: what test-time augmentation did (`models.tta.AugmentationResult`), where it was asked for.
         device: what it trained on.
         error: why it failed, or None.
         folder: filesystem and path of its newest checkpoint, or None.
@@ -65,11 +69,14 @@ class Outcome:
 
     trial_id: str
     fold: int
+    model: str
     config: dict[str, Any]
     history: list[dict[str, Any]]
-    best_metric: float | None
-    best_epoch: int
+    kept_metric: float | None
+    kept_epoch: int
     trained_parameters: list[str]
+    val_predictions: np.ndarray
+    tta: dict[str, Any] | None
     device: str
     error: str | None
     folder: tuple[fs.FileSystem, str] | None
@@ -99,7 +106,7 @@ def search_fold(
         folder: path or URI for Ray's record of the search; continued if it holds one.
     """
     metric = metric_of(dataset.task.kind)
-    name = f"best_val_{metric.name}"
+    name = f"kept_val_{metric.name}"
     trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, predict_test=False)
     tune_config = ray.tune.TuneConfig(
         metric=name,
@@ -122,14 +129,14 @@ def search_fold(
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, resources.slots()))
     results = _run(
         trainable,
-        {**space.ray_space(), "fold": fold, "seed": seed},
+        {**space.ray_space(), "model": space.model, "fold": fold, "seed": seed},
         tune_config,
         folder,
         Tracking(f"search fold {fold}", num_samples, metric, folder),
     )
     outcomes = [_outcome(result, config) for config, result in results]
     sign = 1 if metric.mode == "min" else -1
-    return sorted(outcomes, key=lambda o: (o.best_metric is None, o.error is not None, sign * (o.best_metric or 0)))
+    return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
 
 
 def train_chosen(
@@ -138,16 +145,18 @@ def train_chosen(
     *,
     resources: Resources,
     folder: str,
+    copies: Copies | None = None,
     tracking: Tracking | None = None,
 ) -> list[Outcome]:
     """Train configs on their folds to the end and predict the test parts.
 
     Args:
         dataset: the task.
-        chosen: (fold, fields of `TrainConfig`) pairs.
+        chosen: (fold, `model` and the fields of its config) pairs.
         resources: of a trial.
         folder: path or URI for Ray's record, to which a hash of what is chosen is added: a record of another
             choice is never continued.
+        copies: of each crystal to average over at test time.
         tracking: instead of the usual lines on the terminal.
 
     Returns:
@@ -155,17 +164,17 @@ def train_chosen(
     """
     metric = metric_of(dataset.task.kind)
     runs = [{"fold": fold, **config} for fold, config in chosen]
-    plan = hashlib.sha256(json.dumps(runs, sort_keys=True).encode()).hexdigest()[:8]
+    plan = hashlib.sha256(json.dumps([runs, asdict(copies) if copies else 0], sort_keys=True).encode()).hexdigest()[:8]
     folder = f"{folder}-{plan}"
     tune_config = ray.tune.TuneConfig(
-        metric=f"best_val_{metric.name}",
+        metric=f"kept_val_{metric.name}",
         mode=metric.mode,
         max_concurrent_trials=resources.max_concurrent,
         reuse_actors=True,
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     results = _run(
-        _trainable(dataset, dataset.trial_folds, resources, predict_test=True),
+        _trainable(dataset, dataset.trial_folds, resources, predict_test=True, copies=copies),
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
@@ -175,7 +184,14 @@ def train_chosen(
     return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
 
 
-def _trainable(dataset: Dataset, folds: dict[int, ray.ObjectRef], resources: Resources, *, predict_test: bool) -> Any:
+def _trainable(
+    dataset: Dataset,
+    folds: dict[int, ray.ObjectRef],
+    resources: Resources,
+    *,
+    predict_test: bool,
+    copies: Copies | None = None,
+) -> Any:
     task = TrialTask(
         kind=dataset.task.kind,
         quantity=dataset.task.quantity,
@@ -187,6 +203,7 @@ def _trainable(dataset: Dataset, folds: dict[int, ray.ObjectRef], resources: Res
         },
         gpus_per_trial=resources.gpus_per_trial,
         cpus_per_trial=resources.cpus_per_trial,
+        copies=copies,
     )
     with_data = ray.tune.with_parameters(
         run_trial, rows=dataset.rows_ref, folds=folds, task=task, predict_test=predict_test
@@ -237,21 +254,25 @@ def _run(
 
 
 def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
-    state: dict[str, Any] = {"history": [], "best_epoch": -1, "trained_parameters": [], "device": "none"}
+    state: dict[str, Any] = {"history": [], "kept_epoch": -1, "trained_parameters": [], "device": "none"}
+    state["val_predictions"] = torch.empty(0)
     folder = None
     if result.checkpoint:
         folder = (result.checkpoint.filesystem, result.checkpoint.path)
         content = read_whole(folder[0], f"{folder[1]}/{STATE_FILE}")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    best = state["best_epoch"]
+    kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
     return Outcome(
         trial_id=result.path.rstrip("/").rsplit("trial_", 1)[-1],
         fold=config["fold"],
-        config={field: value for field, value in config.items() if field != "fold"},
+        model=config["model"],
+        config={field: value for field, value in config.items() if field not in ("fold", "model")},
         history=state["history"],
-        best_metric=state["history"][best]["val_metric"] if best >= 0 else None,
-        best_epoch=best,
+        kept_metric=kept[0]["val_metric"] if kept else None,
+        kept_epoch=state["kept_epoch"],
         trained_parameters=state["trained_parameters"],
+        val_predictions=state["val_predictions"].numpy(),
+        tta=state.get("tta"),
         device=state["device"],
         error=state.get("failed") or _reason(result.error),
         folder=folder,

@@ -1,17 +1,21 @@
-"""Search spaces: `search_spaces/NAME.yaml` -> validated ranges over the fields of `TrainConfig`."""
+"""Search spaces: `search_spaces/NAME.yaml` -> validated ranges over the fields of a model's config."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
+import math
+import random
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import ray.tune
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from models.config import TrainConfig
+from models.config import ModelConfig
 from models.metrics import Kind
+from models.registry import ModelError, open_model
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")
@@ -20,7 +24,7 @@ _NOT_SEARCHED = {
     "seed": "set with --seed and --seeds",
     "weights": "one value a sweep: graphs are made for it",
 }
-_FIELDS = [name for name in TrainConfig.model_fields if name != "seed"]  # what a space may name
+_MOST_COMBINATIONS = 2000  # that are tried before a sweep
 
 
 class SpaceError(ValueError):
@@ -36,7 +40,9 @@ class SearchSpace(BaseModel):
         num_samples: trials of a search unless `--num-samples` says otherwise.
         grace_epochs: epochs every trial gets before ASHA may stop it.
         reduction_factor: ASHA keeps one in so many trials at each rung.
-        parameters: a fixed value, or a one-key mapping from a range to its bounds, by field of `TrainConfig`.
+        seeds: that the chosen config is trained with unless `--seeds` says otherwise.
+        model: of `models/registry.py`, or a Python file that defines one.
+        parameters: a fixed value, or a one-key mapping from a range to its bounds, by field of the model's config.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +52,8 @@ class SearchSpace(BaseModel):
     num_samples: Annotated[int, Field(ge=1)] = 16
     grace_epochs: Annotated[int, Field(ge=1)] = 10
     reduction_factor: Annotated[float, Field(gt=1)] = 3
+    seeds: Annotated[int, Field(ge=1)] = 1
+    model: str = "chgnet"
     parameters: dict[str, Any]
 
     @property
@@ -54,14 +62,24 @@ class SearchSpace(BaseModel):
         return {field: value for field, value in self.parameters.items() if isinstance(value, dict)}
 
     @property
+    def config(self) -> type[ModelConfig]:
+        """The class of the model's configs."""
+        return open_model(self.model).config
+
+    @property
     def weights(self) -> str:
-        """The CHGNet weights all trials start from."""
-        return self.parameters.get("weights", TrainConfig.model_fields["weights"].default)
+        """The CHGNet weights all trials start from, and graphs are made for."""
+        return self.default("weights", "0.3.0")
 
     @property
     def trains(self) -> bool:
-        """Whether any parameter but the reference trains."""
+        """Whether anything but the reference is fitted."""
         return self.parameters.get("freeze_depth") != "none"
+
+    @property
+    def undoes_corrections(self) -> bool:
+        """Whether any trial asks for the energy corrections of the Materials Project."""
+        return "true" in str(self.parameters.get("undo_mp2020", "")).lower()
 
     def for_kind(self, kind: Kind) -> SearchSpace:
         """The same space for a kind of task: a classification has one loss, which is not searched.
@@ -75,11 +93,18 @@ class SearchSpace(BaseModel):
                     f"space {self.name}: cross_entropy is the loss of a classification, this is a regression"
                 )
             return self
+        if "loss" not in self.config.model_fields:
+            return self
         return self.model_copy(update={"parameters": {**self.parameters, "loss": "cross_entropy"}})
 
+    def default(self, field: str, without: Any) -> Any:
+        """What a space sets a field to, else the config's default; `without` where the model has no such field."""
+        info = self.config.model_fields.get(field)
+        return self.parameters.get(field, info.default if info else without)
+
     def most(self, field: str) -> Any:
-        """The largest value a numeric field can take."""
-        value = self.parameters.get(field, TrainConfig.model_fields[field].default)
+        """The largest value a numeric field can take; 1 where the model has none, as one fit is one epoch."""
+        value = self.default(field, 1)
         return max(next(iter(value.values()))) if isinstance(value, dict) else value
 
     def ray_space(self) -> dict[str, Any]:
@@ -134,10 +159,16 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     for key in content:
         if key not in known:
             raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
+    try:
+        content["model"] = _model_name(content.get("model", "chgnet"), path)
+        config = open_model(content["model"]).config
+    except ModelError as problem:
+        raise refuse(("model",), str(problem)) from None
+    allowed = ", ".join(field for field in config.model_fields if field != "seed")
     if not isinstance(content.get("parameters"), dict):
-        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {', '.join(_FIELDS)}")
+        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {allowed}")
     for field, value in content["parameters"].items():
-        if complaint := _problem(field, value):
+        if complaint := field_problem(config, field, value):
             raise refuse(("parameters", field), complaint)
     try:
         space = SearchSpace(name=path.stem, **content)
@@ -148,13 +179,22 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     return space
 
 
-def _problem(field: str, value: object) -> str | None:
+def _model_name(name: object, space_file: Path) -> str:
+    """A file of one's own is looked for beside the space, then here; made absolute, for workers run elsewhere."""
+    if not isinstance(name, str) or not name.endswith(".py"):
+        return str(name)
+    beside = space_file.parent / Path(name).expanduser()
+    return str((beside if beside.exists() else Path(name).expanduser()).resolve())
+
+
+def field_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
     """What is wrong with one entry of `parameters`, or None."""
-    if field not in _FIELDS:
+    fields = [name for name in config.model_fields if name != "seed"]
+    if field not in fields:
         hint = _NOT_SEARCHED.get(field)
-        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, _FIELDS)}"
+        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, fields)}"
     if not isinstance(value, dict):
-        return _field_problem(field, value)
+        return _value_problem(config, field, value)
     if field in _NOT_SEARCHED:
         return f"{field!r} cannot be searched: {_NOT_SEARCHED[field]}"
     if len(value) != 1 or next(iter(value)) not in RANGES:
@@ -163,7 +203,7 @@ def _problem(field: str, value: object) -> str | None:
     if not isinstance(bounds, list) or not bounds:
         return f"{field}: {kind} takes a list, got {bounds!r}"
     for bound in bounds:
-        if problem := _field_problem(field, bound):
+        if problem := _value_problem(config, field, bound):
             return problem
     if kind == "choice":
         return f"{field}: choice lists {bounds!r}, some twice" if len(set(bounds)) < len(bounds) else None
@@ -171,17 +211,20 @@ def _problem(field: str, value: object) -> str | None:
         return f"{field}: {kind} takes [low, high] with low < high, got {bounds!r}"
     if kind in ("loguniform", "logint") and bounds[0] <= 0:
         return f"{field}: {kind} takes bounds above zero, got {bounds!r}"
-    is_integer = TrainConfig.model_fields[field].annotation is int
+    is_integer = config.model_fields[field].annotation is int
     if is_integer != (kind in ("int", "logint")):
         allowed = "int, logint or choice" if is_integer else "uniform, loguniform or choice"
         return f"{field}: {kind} does not fit a field that takes {allowed}"
     return None
 
 
-def _field_problem(field: str, value: object) -> str | None:
+def _value_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
     """What is wrong with one value of a field, or None."""
-    info = TrainConfig.model_fields[field]
-    if isinstance(value, bool):  # pydantic would take it for 0 or 1
+    info = config.model_fields[field]
+    if isinstance(value, bool) and bool not in (
+        info.annotation,
+        *get_args(info.annotation),
+    ):  # pydantic would take it for 0 or 1
         return f"{field}: {value!r} is neither a number nor a word"
     if isinstance(value, str) and info.annotation in (int, float):
         return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
@@ -194,23 +237,51 @@ def _field_problem(field: str, value: object) -> str | None:
 
 
 def _check_together(space: SearchSpace, refuse: Any) -> None:
-    """Combinations that no single field shows: every trial must be one `TrainConfig` accepts."""
-    depth = space.parameters.get("freeze_depth", TrainConfig.model_fields["freeze_depth"].default)
+    """Combinations that no single field shows: every trial must be one that the config accepts."""
+    depth = space.default("freeze_depth", "full")
     depths = depth["choice"] if isinstance(depth, dict) else [depth]
-    least = space.parameters.get("epochs", TrainConfig.model_fields["epochs"].default)
-    least = min(next(iter(least.values()))) if isinstance(least, dict) else least
     if "none" in depths and (len(depths) > 1 or space.searched or space.most("epochs")):
         raise refuse(
             ("parameters", "freeze_depth"),
             "freeze_depth none trains nothing: it goes with epochs 0, alone and without ranges",
         )
-    if "none" not in depths and least < 1:
-        raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
-    if space.searched and space.grace_epochs > space.most("epochs"):
-        raise refuse(
-            ("grace_epochs",),
-            f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}",
-        )
+    if "epochs" in space.config.model_fields:
+        least = space.default("epochs", 1)
+        least = min(next(iter(least.values()))) if isinstance(least, dict) else least
+        if "none" not in depths and least < 1:
+            raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
+        if space.searched and space.grace_epochs > space.most("epochs"):
+            raise refuse(
+                ("grace_epochs",),
+                f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}",
+            )
+    for fields in combinations(space):
+        for kind_of_loss in (fields, {**fields, "loss": "cross_entropy"}):  # a space may be for classifications alone
+            try:
+                space.config(**kind_of_loss)
+                break
+            except ValidationError as problem:
+                complaint = problem.errors()[0]["msg"].removeprefix("Value error, ")
+        else:
+            named = [field for field in space.parameters if field in complaint]
+            raise refuse(("parameters", *named[:1]), f"{complaint} (a trial could have {_told(fields)})")
+
+
+def combinations(space: SearchSpace) -> list[dict[str, Any]]:
+    """Configs at the ends of the ranges and with every choice: all of them, or some at random where there are many."""
+    values = {}
+    for field, value in space.parameters.items():
+        values[field] = next(iter(value.values())) if isinstance(value, dict) else [value]
+    if math.prod(map(len, values.values())) <= _MOST_COMBINATIONS:
+        chosen = list(itertools.product(*values.values()))
+    else:
+        draw = random.Random(0)
+        chosen = [tuple(draw.choice(one) for one in values.values()) for _ in range(_MOST_COMBINATIONS)]
+    return [dict(zip(values, combination, strict=True)) for combination in chosen]
+
+
+def _told(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{field} {value}" for field, value in fields.items())
 
 
 def _lines(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

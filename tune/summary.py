@@ -38,11 +38,20 @@ def results_markdown(results: dict[str, Any]) -> str:
         lines += ["", f"Standard deviation of the mean over seeds: {results['seed_std']:.5f}{unit}."]
     lines += ["", "## Chosen configuration", ""]
     lines += [
-        f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in chosen["config"].items())
+        f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in _set(results, chosen["config"]).items())
         for chosen in results["chosen"]
     ]
+    if results["levers"]:
+        lines += ["", "## Levers", "", "Tiny runs that differ in one lever alone, before the sweep:", ""]
+        lines += ["| lever | values | largest difference of predictions | rows |", "|---|---|---|---|"]
+        lines += [
+            f"| {check['lever']} | {' and '.join(map(_short, check['values']))} | {check['difference']:.2g}{unit} "
+            f"| {check['rows']} |"
+            for check in results["levers"]
+        ]
+    lines += [f"- {warning}" for warning in _inert(results)]
     if results["trials"]:
-        best = f"best_val_{metric}"
+        best = f"kept_val_{metric}"
         fields = sorted({field for trial in results["trials"] for field in trial["config"]})
         lines += ["", "## Trials, ranked on validation", ""]
         lines.append(f"| search fold | rank | val {metric} | epochs | " + " | ".join(fields) + " |")
@@ -63,9 +72,24 @@ def results_markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _set(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Of a config what the space sets; the rest are defaults, which results.json has too."""
+    return {field: value for field, value in config.items() if field in results["options"]["space"]["parameters"]}
+
+
+def _inert(results: dict[str, Any]) -> list[str]:
+    return [
+        f"INERT: trials {' and '.join(pair['trials'])} of fold {pair['fold']} gave identical predictions, so "
+        f"{', '.join(pair['levers'])}, in which they differ, did nothing"
+        for pair in results["inert"]
+    ]
+
+
 def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     rows = [(results["reference"]["title"], results["reference"])]
-    rows += [(f"fine-tuned, seed {entry['seed']}", entry) for entry in results["seeds"]]
+    name = results["model"]["name"]
+    title = "fine-tuned" if name == "chgnet" else name
+    rows += [(f"{title}, seed {entry['seed']}", entry) for entry in results["seeds"]]
     if "ensemble" in results:
         rows.append((f"ensemble of {len(results['seeds'])} seeds", results["ensemble"]))
     return rows
@@ -79,7 +103,7 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
     """The ranking, the best configuration, the scores, and where everything is."""
     metric = results["metric"]
     unit = results["task"]["unit"] if metric == "mae" else ""
-    ranked = [trial for trial in results["trials"] if f"best_val_{metric}" in trial]
+    ranked = [trial for trial in results["trials"] if f"kept_val_{metric}" in trial]
     if ranked:
         others = [field for field in results["options"]["searched"] if field != "epochs"]
         columns = ("fold", "rank", f"val {metric}", "epochs", *others)
@@ -89,14 +113,14 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
             table.add_row(
                 str(trial["search_fold"]),
                 str(trial["rank"]),
-                f"{trial[f'best_val_{metric}']:.4f}",
+                f"{trial[f'kept_val_{metric}']:.4f}",
                 f"{trial['epochs_done']} of {trial['config'].get('epochs', trial['epochs_done'])}",
                 *(_short(trial["config"][field]) for field in others),
             )
         console.print(table)
     folds_by_config: dict[str, list[str]] = {}
     for chosen in results["chosen"]:
-        config = ", ".join(f"{key}={_short(value)}" for key, value in chosen["config"].items())
+        config = ", ".join(f"{key}={_short(value)}" for key, value in _set(results, chosen["config"]).items())
         folds_by_config.setdefault(config, []).append(str(chosen["fold"]))
     for config, folds in folds_by_config.items():
         say(f"Best configuration, fold(s) {', '.join(folds)}: {config}")
@@ -104,6 +128,8 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
         spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
         score = f"{entry['mean'][metric]:.4f}{spread} {unit}".rstrip()
         say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
+    for warning in _inert(results):
+        say(warning, style="yellow")
     for note in results["notes"]:
         say(f"Note: {note}")
     say(f"Everything is in {folder.address} (start with RESULTS.md)")

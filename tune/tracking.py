@@ -39,15 +39,15 @@ class Tracking(Callback):
         """Write the scalars of an epoch."""
         writer = self._writer(trial)
         value = f"val_{self.metric.name}"
-        for name in ("train_loss", "val_loss", value, f"best_{value}", "lr", "seconds"):
+        for name in ("train_loss", "val_loss", value, f"{value}_current", f"kept_{value}", "lr", "seconds"):
             writer.add_scalar(name, result[name], result["epoch"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Write the hyper-parameters, with the best value rather than the last, and say how it went."""
-        best = trial.last_result[f"best_val_{self.metric.name}"]
+        best = trial.last_result[f"kept_val_{self.metric.name}"]
         fields = trial.config.get("run", trial.config)
         hparams = {key: value for key, value in fields.items() if isinstance(value, int | float | str | bool)}
-        self._writer(trial).add_hparams(hparams, {f"hparam/best_val_{self.metric.name}": best}, run_name=".")
+        self._writer(trial).add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
         self._close(trial)
         if self.best is None or self.metric.better(best, self.best):
             self.best = best
@@ -60,7 +60,7 @@ class Tracking(Callback):
         say(
             f"  {self.title}: {n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
             f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "
-            f"{trial.last_result['best_epoch']} of {epochs}{stopped}"
+            f"{trial.last_result['kept_epoch']} of {epochs}{stopped}"
         )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -1,6 +1,6 @@
 """One trial: a config on a fold, trained epoch by epoch and reported to Ray Tune with a checkpoint each.
 
-Ray Tune calls `run_trial`. The loop itself is `models/train.py` and knows nothing of Ray.
+Ray Tune calls `run_trial`. The models, and the training loop itself, are in `models/` and know nothing of Ray.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import torch
 
 from data.allocator import keep_freed_memory
 from data.task_table import Quantity
-from models.config import TrainConfig
 from models.device import device_name, device_of_share
-from models.metrics import Kind
-from models.train import FineTuning, NonFiniteLossError, TrainingRows
+from models.fitted import FittedModel
+from models.metrics import Kind, metric_of
+from models.model import Fitted, Run, TrainingPart, TrainingRows
+from models.registry import open_model
+from models.train import NonFiniteLossError
+from models.tta import averaged, judge
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
-PREDICTIONS_FILE = "predictions.npy"  # of the test rows, in their order
+PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in their order
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ class TrialFold:
     val: np.ndarray
     test: np.ndarray
 
+    def part(self, kind: Kind, quantity: Quantity) -> TrainingPart:
+        """What a model may see: not even which rows are tested."""
+        return TrainingPart(self.targets, self.train, self.val, kind, quantity)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Test-time augmentation: how many moved copies of each crystal, and whether only where validation gains by it."""
+
+    number: int
+    only_if_better: bool
+
 
 @dataclass(frozen=True)
 class TrialTask:
@@ -51,6 +66,7 @@ class TrialTask:
         about: facts to store with a model.
         gpus_per_trial: share of a GPU that Ray gave to the trial.
         cpus_per_trial: threads to use.
+        copies: of each crystal to average over at test time, or None.
     """
 
     kind: Kind
@@ -58,6 +74,7 @@ class TrialTask:
     about: dict[str, str]
     gpus_per_trial: float
     cpus_per_trial: int
+    copies: Copies | None = None
 
 
 def run_trial(
@@ -66,19 +83,22 @@ def run_trial(
     """Train one config on one fold, reporting every epoch with a checkpoint.
 
     Args:
-        config: `fold` and the fields of `TrainConfig`; or {"run": such a dict}.
+        config: `model`, `fold` and the fields of the model's config; or {"run": such a dict}.
         rows: shared by all trials.
         folds: `TrialFold`s in the object store; only the config's own is read.
         task: facts of the task.
-        predict_test: whether to predict the test part with the model of the best epoch, once, at the end.
+        predict_test: whether to predict the test part with the model of the kept epoch, once, at the end.
     """
     keep_freed_memory()
     torch.set_num_threads(task.cpus_per_trial)
     torch.use_deterministic_algorithms(True)
     device = device_of_share(task.gpus_per_trial)
     fields = dict(config.get("run", config))
-    part: TrialFold = ray.get(folds[fields.pop("fold")])
-    run = start_training(TrainConfig(**fields), rows, part, task.kind, task.quantity, task.about, device)
+    fold: TrialFold = ray.get(folds[fields.pop("fold")])
+    name = fields.pop("model")
+    model = open_model(name)
+    run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
+    reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
@@ -86,44 +106,65 @@ def run_trial(
     try:
         for _ in run.epochs():
             with tempfile.TemporaryDirectory() as folder:
-                _report(run, Path(folder))
+                reports.send(Path(folder))
     except NonFiniteLossError as problem:
         if not run.history:
             raise
         # It would fail again in the same way: the trial ends with its reason instead of being tried anew.
         with tempfile.TemporaryDirectory() as folder:
-            _report(run, Path(folder), failed=str(problem))
+            reports.send(Path(folder), failed=str(problem))
         return
     if predict_test:
         with tempfile.TemporaryDirectory() as folder:
-            model = run.best_model()
-            n_atoms = rows.graphs.atoms_per_graph
-            predictions = model.predict_rows(run.inputs, rows.fractions, n_atoms, part.test)
-            np.save(Path(folder) / PREDICTIONS_FILE, predictions)
-            model.save(Path(folder) / MODEL_FILE)
-            _report(run, Path(folder))
+            fitted = run.fitted()
+            facts = _predict(fitted, rows, fold, task, Path(folder))
+            FittedModel(name, fitted, task.about).save(Path(folder) / MODEL_FILE)
+            reports.send(Path(folder), **facts)
 
 
-def start_training(
-    config: TrainConfig,
-    rows: TrainingRows,
-    part: TrialFold,
-    kind: Kind,
-    quantity: Quantity,
-    about: dict[str, str] | None = None,
-    device: torch.device | str = "cpu",
-) -> FineTuning:
-    """A training run on what a trial sees of a fold."""
-    return FineTuning(
-        config, rows, part.targets, part.train, part.val, kind=kind, quantity=quantity, about=about, device=device
-    )
+def _predict(fitted: Fitted, rows: TrainingRows, fold: TrialFold, task: TrialTask, folder: Path) -> dict[str, Any]:
+    """Write predictions of the test and validation rows; what test-time augmentation did, if it was asked for."""
+    facts: dict[str, Any] = {}
+    copies = 0
+    if task.copies:
+        result = judge(
+            fitted,
+            rows,
+            fold.val,
+            fold.targets[fold.val],
+            metric_of(task.kind),
+            task.copies.number,
+            only_if_better=task.copies.only_if_better,
+        )
+        facts["tta"] = asdict(result)
+        copies = result.copies if result.used else 0
+    arrays = {}
+    for part, which in (("test", fold.test), ("val", fold.val)):
+        prediction = averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
+        arrays[part] = prediction.values
+        if prediction.std is not None:
+            arrays[f"{part}_std"] = prediction.std
+    np.savez(folder / PREDICTIONS_FILE, allow_pickle=False, **arrays)
+    return facts
 
 
-def _report(run: FineTuning, folder: Path, **failed: str) -> None:
-    """Tell Ray Tune of the last epoch, with everything needed to go on from it, or why there is none to come."""
-    facts = {"trained_parameters": run.trained_parameters, "device": device_name(run.device), **failed}
-    torch.save({**run.state(), **facts}, folder / STATE_FILE)
-    last = asdict(run.history[-1])
-    last[f"val_{run.metric.name}"] = last.pop("val_metric")
-    best = {f"best_val_{run.metric.name}": run.best_metric, "best_epoch": run.best_epoch}
-    ray.tune.report({**last, **best, **failed}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+@dataclass(frozen=True)
+class _Reports:
+    """What Ray Tune is told of a run's last epoch, with everything needed to go on from it."""
+
+    run: Run
+    task: TrialTask
+    device: str
+
+    def send(self, folder: Path, **facts: Any) -> None:
+        """Report, through a checkpoint made in `folder`; `facts` are kept in it, `failed` says why there is no more."""
+        run, metric = self.run, metric_of(self.task.kind)
+        kept = {"trained_parameters": run.trained_parameters, "device": self.device, **facts}
+        torch.save({**run.state(), **kept}, folder / STATE_FILE)
+        last = asdict(run.history[-1])
+        last[f"val_{metric.name}"] = last.pop("val_metric")
+        last[f"val_{metric.name}_current"] = last.pop("val_metric_current")
+        (of_kept,) = [result.val_metric for result in run.history if result.epoch == run.kept_epoch]
+        best = {f"kept_val_{metric.name}": of_kept, "kept_epoch": run.kept_epoch}
+        failed = {key: value for key, value in facts.items() if key == "failed"}
+        ray.tune.report({**last, **best, **failed}, checkpoint=ray.tune.Checkpoint.from_directory(folder))

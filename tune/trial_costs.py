@@ -15,9 +15,8 @@ import torch
 from ray.tune.experiment import Trial
 
 from models.chgnet import FREEZE_DEPTHS
-from models.config import TrainConfig
+from models.finetune import FROM_FEATURES, CHGNetConfig
 from models.metrics import Metric, metric_of
-from models.train import FROM_FEATURES
 from tune.dataset import Dataset, untrained
 from tune.options import SweepError
 from tune.search import Resources, train_chosen
@@ -97,14 +96,14 @@ class TrialCosts:
 
 def batch_sizes(space: SearchSpace) -> list[int]:
     """The smallest and the largest batch size of a space."""
-    value = space.parameters.get("batch_size", TrainConfig.model_fields["batch_size"].default)
+    value = space.parameters.get("batch_size", CHGNetConfig.model_fields["batch_size"].default)
     bounds = next(iter(value.values())) if isinstance(value, dict) else [value]
     return sorted({min(bounds), max(bounds)})
 
 
 def freeze_depths(space: SearchSpace) -> list[str]:
     """Freeze depths that a space can take, from the readout backwards."""
-    value = space.parameters.get("freeze_depth", TrainConfig.model_fields["freeze_depth"].default)
+    value = space.parameters.get("freeze_depth", CHGNetConfig.model_fields["freeze_depth"].default)
     return sorted(value["choice"] if isinstance(value, dict) else [value], key=FREEZE_DEPTHS.index)
 
 
@@ -124,7 +123,7 @@ def measure_trials(
         SweepError: trials failed.
     """
     n_slots = min(resources.slots(), MOST_SLOTS)
-    none = untrained(space.weights, dataset.task.kind).model_dump()
+    none = untrained(space, dataset.task.kind)
     # Two in each new process first, so that the others find one that has computed before.
     runs: list[tuple[int, dict[str, Any]]] = [(int(has_features), none | {"seed": k}) for k in range(2 * n_slots)]
     depths = [depth for depth in freeze_depths(space) if depth != "none"]

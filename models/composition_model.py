@@ -1,0 +1,153 @@
+"""The composition network as a model of the registry: no structure needed, every lever of gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from data.task_table import Quantity
+from models.chgnet import Mix
+from models.composition import CompositionNetwork
+from models.config import GradientConfig
+from models.fitted_network import FittedNetwork, no_correction
+from models.metrics import Kind
+from models.model import Model, TrainingPart, TrainingRows
+from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
+from models.train import GradientRun
+
+ROWS_PER_PASS = 8192
+_ARGUMENTS = {
+    "width",
+    "rounds",
+    "head_width",
+    "head_depth",
+    "dropout",
+}  # fields of the config that a network is made of
+
+
+class CompositionConfig(GradientConfig):
+    """A network on element fractions; its target is standardised."""
+
+    width: int = Field(default=128, ge=4, le=4096, multiple_of=4, description="of the vector of an element")
+    rounds: int = Field(default=2, ge=1, le=32, description="of attention between the elements")
+    head_width: int = Field(default=256, ge=1, le=8192, description="of the MLP after pooling")
+    head_depth: int = Field(default=2, ge=0, le=32, description="residual blocks of that MLP")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="probability of dropping a number inside a block")
+    reference: Literal["none", "ridge"] = Field(
+        default="none", description="linear in the element fractions; the network learns what it leaves"
+    )
+
+
+@dataclass(frozen=True)
+class FractionInputs:
+    """Batches of element fractions, shape (n, 94), on a device."""
+
+    fractions: Tensor
+
+    def batch(self, which: np.ndarray) -> Tensor:
+        """Those of the rows at the positions `which`."""
+        return self.fractions.index_select(0, torch.from_numpy(which).to(self.fractions.device))
+
+    def passes(self, which: np.ndarray) -> list[np.ndarray]:
+        """`which` in runs small enough for one pass."""
+        return [which[k : k + ROWS_PER_PASS] for k in range(0, len(which), ROWS_PER_PASS)]
+
+
+class TrainableComposition(nn.Module):
+    """The network as the training loop wants it: `models.train.Trainable`."""
+
+    def __init__(self, arguments: dict[str, Any], seed: int = 0) -> None:
+        """Fresh weights; `arguments` are those of `CompositionNetwork`."""
+        super().__init__()
+        self.network = CompositionNetwork(**arguments, seed=seed)
+
+    def forward(self, fractions: Tensor, mix: Mix | None = None) -> Tensor:
+        """One number a row, shape (n,). A mixture of two compositions is one: mixing happens at the input."""
+        if mix is not None:
+            fractions = torch.lerp(fractions[mix.partner], fractions, mix.share)
+        return self.network(fractions)
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """All parameters, in one group."""
+        return [list(self.network.parameters())]
+
+    def open_groups(self, n_groups: int) -> None:
+        """There is one group, which always trains."""
+
+    def rescale(self, shift: float, scale: float) -> None:
+        """A fresh network has no unit yet, so that there is nothing to keep."""
+
+
+def start_composition(
+    config: CompositionConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu"
+) -> GradientRun:
+    """Make a fresh network ready to train.
+
+    Raises:
+        ValueError: a loss that does not fit the kind of task.
+    """
+    arguments = config.model_dump(include=_ARGUMENTS)
+    network = TrainableComposition(arguments, config.seed).to(device)
+    targets = part.targets[part.train]
+    if part.quantity == "energy_per_cell":
+        targets = targets / rows.n_atoms[part.train]
+    if config.reference == "none":
+        reference = unit_reference(targets, part.kind)
+    else:
+        fit = fit_class_reference if part.kind == "classification" else fit_property_reference
+        reference = fit(rows.fractions[part.train].astype(np.float64), targets)
+
+    def fitted(networks: Sequence[nn.Module], reference: Reference) -> FittedNetwork:
+        return _fitted(networks, reference, part.kind, part.quantity, arguments, device)
+
+    return GradientRun(config, network, reference, rows, part, inputs=_inputs(rows, device), fitted=fitted)
+
+
+def load_composition(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
+    """What `FittedNetwork.content` describes, on a device."""
+    networks = []
+    for state in content["state_dicts"]:
+        network = TrainableComposition(content["arguments"])
+        network.load_state_dict(state)
+        networks.append(network.to(device).eval())
+    return _fitted(
+        networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"], device
+    )
+
+
+COMPOSITION_NETWORK = Model(
+    name="composition_network",
+    config=CompositionConfig,
+    reads="compositions",
+    start=start_composition,
+    load=load_composition,
+)
+
+
+def _inputs(rows: TrainingRows, device: str) -> FractionInputs:
+    return FractionInputs(torch.tensor(rows.fractions, dtype=torch.float32, device=device))
+
+
+def _fitted(
+    networks: Sequence[nn.Module],
+    reference: Reference,
+    kind: Kind,
+    quantity: Quantity,
+    arguments: dict[str, Any],
+    device: str,
+) -> FittedNetwork:
+    return FittedNetwork(
+        networks=networks,
+        reference=reference,
+        kind=kind,
+        quantity=quantity,
+        inputs=lambda rows: _inputs(rows, device),
+        correction=no_correction,
+        arguments=arguments,
+    )

@@ -1,0 +1,235 @@
+"""CHGNet as a model of the registry: network plus elemental reference, trained as deep as the config says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from data.corrections import mp2020_corrections
+from data.task_table import Quantity
+from models.anchors import load_anchors
+from models.augment import moved
+from models.chgnet import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
+from models.config import GradientConfig
+from models.features import FeatureInputs, GraphInputs, Inputs, predict
+from models.fitted_network import FittedNetwork, no_correction
+from models.metrics import Kind
+from models.model import Model, TrainingPart, TrainingRows
+from models.reference import (
+    NO_REFERENCE,
+    Reference,
+    fit_class_reference,
+    fit_energy_reference,
+    fit_property_reference,
+    unit_reference,
+)
+from models.train import GradientRun
+
+FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
+_DEEP = FREEZE_DEPTHS[2:]
+_KEPT = {"weights", "freeze_depth", "undo_mp2020"}  # what a trained network is made of again
+_OF_NO_TRAINING = ("weights", "freeze_depth", "epochs", "loss", "seed", "reference", "undo_mp2020")
+
+
+class CHGNetConfig(GradientConfig):
+    """Fine-tuning of CHGNet.
+
+    Sources: gradual unfreezing and layer-wise rates, Howard & Ruder, arXiv 1801.06146.
+    """
+
+    only_with: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
+        **GradientConfig.only_with,
+        "layer_decay": ("freeze_depth", _DEEP),
+        "unfreeze_every": ("freeze_depth", _DEEP),
+    }
+
+    weights: Weights = Field(default="0.3.0", description="pretrained CHGNet weights, or random initialisation")
+    freeze_depth: FreezeDepth = Field(
+        default="readout",
+        description="what trains, counted from the readout backwards; `none` fits the reference alone",
+    )
+    layer_decay: float = Field(
+        default=1.0, gt=0, le=1, description="factor of the learning rate from one freeze depth to the next deeper one"
+    )
+    unfreeze_every: int = Field(
+        default=0, ge=0, description="epochs until one more depth begins to train, from the readout on; 0: all at once"
+    )
+    reference: Literal["robust", "ridge", "none"] = Field(
+        default="robust",
+        description="what the composition explains: robust (least absolute deviations, drawn to CHGNet's elemental "
+        "energies; for what is no energy the same as ridge), ridge on the element fractions, or none",
+    )
+    refit_reference: bool = Field(default=False, description="fit the reference anew to the network after every epoch")
+    undo_mp2020: bool = Field(
+        default=False,
+        description="take the Materials Project's corrections of 2020, which CHGNet has learnt, out of its energy",
+    )
+    jitter: float = Field(default=0.0, ge=0, le=1, description="noise on atoms in training, Angstrom")
+    strain: float = Field(default=0.0, ge=0, le=0.5, description="noise on cells in training, strain")
+
+    @model_validator(mode="after")
+    def _fits_depth(self) -> Self:
+        if (self.freeze_depth == "none") != (self.epochs == 0):
+            raise ValueError(
+                f"freeze_depth {self.freeze_depth!r} with epochs {self.epochs}: "
+                "`none` trains nothing, so it goes with epochs 0 and no other level does"
+            )
+        if self.freeze_depth == "none":
+            for field, info in type(self).model_fields.items():
+                if field not in _OF_NO_TRAINING and getattr(self, field) != info.default:
+                    raise ValueError(f"{field} {getattr(self, field)!r} changes nothing with freeze_depth none")
+        if self.refit_reference and self.reference == "none":
+            raise ValueError("refit_reference with reference none: there is nothing to fit again")
+        if self.loss == "cross_entropy" and (self.refit_reference or self.undo_mp2020):
+            raise ValueError("refit_reference and undo_mp2020 go with energies or other regressions, not with classes")
+        return self
+
+
+def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu") -> GradientRun:
+    """Fit the reference on the training rows and make everything ready to train.
+
+    Raises:
+        TargetScaleError: an energy target that is not on the declared scale.
+        ValueError: what does not go together.
+    """
+    assert rows.graphs is not None, "CHGNet reads graphs"
+    energies = part.kind == "regression" and part.quantity != "other" and config.weights != "random"
+    if config.undo_mp2020 and not energies:
+        raise ValueError("undo_mp2020 corrects CHGNet's energies; here the network is not asked for energies")
+    network = CHGNetwork(config.weights, seed=config.seed)
+    network.to(device).eval()  # CHGNet has no dropout and no batch norm: eval mode trains the same
+    corrections = _corrections(rows, np.arange(len(part.targets))) if config.undo_mp2020 else None
+    if energies:
+        on_graphs = GraphInputs(rows.graphs, network.bond_graph_cutoff, torch.device(device), rows.collapse)
+        known = rows.outputs
+        outputs = predict(network, on_graphs, part.train) if known is None else known[part.train]
+        # The network's output leaves CHGNet's own composition energies out, and so does the prior.
+        prior = load_anchors(config.weights) - network.composition_energies().double().cpu().numpy()
+        reference = _energy_reference(config, rows, part, corrections, prior, outputs)
+    else:
+        prior = None
+        reference = _property_reference(config, rows, part)
+        network.reset_readout(config.seed)
+    network.freeze(config.freeze_depth)
+
+    def refit(outputs: np.ndarray, now: Reference) -> Reference:
+        """The composition's part anew; what a unit of output is worth stays."""
+        worth = now.scale * outputs + now.intercept
+        if prior is not None:
+            new = _energy_reference(config, rows, part, corrections, prior, worth)
+            return Reference(new.coefficients, new.intercept + now.intercept, now.scale)
+        new = fit_property_reference(_fractions(rows, part), _per_atom(rows, part) - now.scale * outputs)
+        return Reference(new.coefficients, new.intercept, now.scale)
+
+    def moved_inputs(epoch: int) -> Inputs:
+        assert rows.graphs is not None
+        noisy = moved(rows.graphs, config.jitter, config.strain, [config.seed, epoch])
+        # Noise leaves no symmetry to compute with.
+        return GraphInputs(noisy, network.bond_graph_cutoff, torch.device(device), collapse=False)
+
+    def fitted(networks: Sequence[nn.Module], reference: Reference) -> FittedNetwork:
+        return _fitted(networks, reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
+
+    return GradientRun(
+        config,
+        network,
+        reference,
+        rows,
+        part,
+        inputs=_inputs(network, config.freeze_depth, rows),
+        fitted=fitted,
+        corrections=corrections,
+        moved_inputs=moved_inputs if config.jitter or config.strain else None,
+        refit=refit if config.refit_reference else None,
+        layer_decay=config.layer_decay,
+        unfreeze_every=config.unfreeze_every,
+    )
+
+
+def load_chgnet(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
+    """What `FittedNetwork.content` describes, on a device."""
+    networks = []
+    for state in content["state_dicts"]:
+        network = CHGNetwork(content["arguments"]["weights"])
+        network.load_state_dict(state)
+        networks.append(network.to(device).eval())
+    if not networks:
+        raise ValueError("no network in it")
+    return _fitted(
+        networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"]
+    )
+
+
+CHGNET = Model(name="chgnet", config=CHGNetConfig, reads="structures", start=start_chgnet, load=load_chgnet)
+
+
+def _fitted(
+    networks: Sequence[nn.Module], reference: Reference, kind: Kind, quantity: Quantity, arguments: dict[str, Any]
+) -> FittedNetwork:
+    return FittedNetwork(
+        networks=networks,
+        reference=reference,
+        kind=kind,
+        quantity=quantity,
+        inputs=lambda rows: _inputs(networks[0], arguments["freeze_depth"], rows),
+        correction=_corrections if arguments["undo_mp2020"] else no_correction,
+        arguments=arguments,
+    )
+
+
+def _inputs(network: nn.Module, freeze_depth: str, rows: TrainingRows) -> Inputs:
+    """Features where nothing before the readout trains and they are known, graphs otherwise."""
+    assert isinstance(network, CHGNetwork)
+    assert rows.graphs is not None
+    device = next(network.parameters()).device
+    if freeze_depth in FROM_FEATURES and rows.features is not None:
+        return FeatureInputs(rows.features, rows.n_atoms, device)
+    return GraphInputs(rows.graphs, network.bond_graph_cutoff, device, rows.collapse)
+
+
+def _corrections(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+    """eV/atom, shape (len(which),); computed here for crystals that no task holds."""
+    assert rows.graphs is not None
+    return mp2020_corrections(rows.graphs, which) if rows.corrections is None else rows.corrections[which]
+
+
+def _fractions(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
+    return rows.fractions[part.train].astype(np.float64)
+
+
+def _per_atom(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
+    """Targets of the training rows, per atom where they are energies of a cell."""
+    targets = part.targets[part.train]
+    return targets / rows.n_atoms[part.train] if part.quantity == "energy_per_cell" else targets
+
+
+def _energy_reference(
+    config: CHGNetConfig,
+    rows: TrainingRows,
+    part: TrainingPart,
+    corrections: np.ndarray | None,
+    prior: np.ndarray,
+    outputs: np.ndarray,
+) -> Reference:
+    """From the network's outputs for the training rows, eV/atom."""
+    energies = outputs if corrections is None else outputs - corrections[part.train]
+    fractions, targets = _fractions(rows, part), _per_atom(rows, part)
+    if config.reference == "none":
+        return NO_REFERENCE
+    if config.reference == "ridge":
+        ridge = fit_property_reference(fractions, targets - energies)
+        return Reference(ridge.coefficients, ridge.intercept, 1.0)
+    return fit_energy_reference(fractions, energies, targets, prior)
+
+
+def _property_reference(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart) -> Reference:
+    fractions, targets = _fractions(rows, part), _per_atom(rows, part)
+    if config.reference == "none":
+        return unit_reference(targets, part.kind)
+    fit = fit_class_reference if part.kind == "classification" else fit_property_reference
+    return fit(fractions, targets)

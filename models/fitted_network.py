@@ -1,0 +1,96 @@
+"""A trained network with its reference: what gradient descent leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+from torch import nn
+
+from data.task_table import Quantity
+from models.features import Inputs, predict
+from models.metrics import Kind
+from models.model import Prediction, TrainingRows
+from models.reference import Reference
+
+
+@dataclass
+class FittedNetwork:
+    """prediction = reference(composition) + scale x network(row) - correction.
+
+    A sigmoid follows for a classification, and a factor n_atoms for an energy per cell.
+
+    Attributes:
+        networks: their outputs are averaged; one, unless training kept snapshots.
+        reference: fitted on the training rows.
+        kind: of the task.
+        quantity: what the target is to an energy model.
+        inputs: batches of rows for a network.
+        correction: of rows at some positions, per atom, shape (n,).
+        arguments: what a network is made of again, plain values.
+    """
+
+    networks: Sequence[nn.Module]
+    reference: Reference
+    kind: Kind
+    quantity: Quantity
+    inputs: Callable[[TrainingRows], Inputs]
+    correction: Callable[[TrainingRows, np.ndarray], np.ndarray]
+    arguments: dict[str, Any]
+
+    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+        """Predictions of the rows at the positions `which`."""
+        inputs = self.inputs(rows)
+        outputs = np.mean([predict(network, inputs, which) for network in self.networks], axis=0)
+        fractions = rows.fractions[which].astype(np.float64)
+        correction = self.correction(rows, which)
+        return Prediction(
+            combine(self.reference, outputs, fractions, rows.n_atoms[which], correction, self.kind, self.quantity)
+        )
+
+    def content(self) -> dict[str, Any]:
+        """Everything `loaded` needs, tensors and plain values only."""
+        return {
+            "state_dicts": [
+                {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+                for network in self.networks
+            ],
+            "reference": self.reference.content(),
+            "kind": self.kind,
+            "quantity": self.quantity,
+            "arguments": self.arguments,
+        }
+
+
+def no_correction(_rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+    """`FittedNetwork.correction` of a network that needs none."""
+    return np.zeros(len(which))
+
+
+def combine(
+    reference: Reference,
+    outputs: np.ndarray,
+    fractions: np.ndarray,
+    n_atoms: np.ndarray,
+    correction: np.ndarray,
+    kind: Kind,
+    quantity: Quantity,
+) -> np.ndarray:
+    """Predictions from network outputs, in the task's unit (probabilities for a classification).
+
+    Args:
+        reference: of the network.
+        outputs: shape (n,).
+        fractions: element fractions, shape (n, 94).
+        n_atoms: shape (n,).
+        correction: to subtract, per atom, shape (n,).
+        kind: of the task.
+        quantity: of the target.
+    """
+    values = reference.predict(fractions) + reference.scale * outputs - correction
+    if kind == "classification":
+        return expit(values)
+    return values * n_atoms if quantity == "energy_per_cell" else values

@@ -1,0 +1,268 @@
+"""A Gaussian process on the pretrained backbone's output: no epochs, and an uncertainty for every prediction.
+
+It learns what CHGNet's energy with its elemental reference (for a target that is no energy: a linear model of the
+composition) leaves over. The covariance of two crystals is a kernel of their pooled atom features plus, unless it is
+left out, one of their element fractions. Strengths, lengths and noise that the config leaves open maximise the marginal
+likelihood of (some of) the training rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+
+from data.corrections import mp2020_minus_legacy
+from data.task_table import Quantity
+from models.anchors import load_anchors
+from models.chgnet import CHGNetwork
+from models.config import ModelConfig
+from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
+from models.posterior import Composition, Kernel, Points, Posterior, likely_strengths, posterior, projected_posterior
+from models.reference import Reference, fit_energy_reference, fit_property_reference
+
+ROWS_AT_ONCE = 4096  # of what pooling is computed for
+ROWS_OF_LIKELIHOOD = 1000  # training rows, drawn at random, whose marginal likelihood is maximised
+
+
+class GaussianProcessConfig(ModelConfig):
+    """Which kernel, and what is fixed beforehand."""
+
+    weights: Literal["0.3.0", "0.2.0", "r2scan"] = Field(default="0.3.0", description="pretrained CHGNet weights")
+    features: Literal["mean", "mean_and_spread"] = Field(
+        default="mean_and_spread", description="of the atom features of a crystal: mean, or also standard deviation"
+    )
+    kernel: Kernel = Field(default="matern52", description="of the pooled features, each standardised")
+    length_scale: float | None = Field(
+        default=None, gt=0, description="root mean square difference of standardised features; fitted unless given"
+    )
+    noise: float | None = Field(
+        default=None, gt=0, description="standard deviation in the task's unit (a cell's energy: per atom), or fitted"
+    )
+    composition: Composition = Field(
+        default="kernel",
+        description="a further term, of the element fractions: a kernel as that of the features with a length of its "
+        "own; linear; linear in the products of the fractions of each two elements (pairs); or none",
+    )
+    reference: Literal["robust", "ridge"] = Field(
+        default="robust",
+        description="what the composition explains beforehand: robust (least absolute deviations, drawn to CHGNet's "
+        "elemental energies; for what is no energy the same as ridge), or ridge on the element fractions",
+    )
+    undo_mp2020: bool = Field(
+        default=False,
+        description="put CHGNet's energies, which hold the Materials Project's corrections of 2020, on the scale of "
+        "those before, which Matbench's formation energies hold",
+    )
+    exact_up_to: int = Field(
+        default=8000, ge=1, le=30_000, description="training rows; of more, inducing ones stand in"
+    )
+    inducing_rows: int = Field(default=2000, ge=1, le=10_000, description="training rows that stand in for all")
+
+    @model_validator(mode="after")
+    def _fits_weights(self) -> Self:
+        if self.undo_mp2020 and self.weights == "r2scan":
+            raise ValueError("undo_mp2020 with weights 'r2scan': these were trained on energies without corrections")
+        return self
+
+
+@dataclass(frozen=True)
+class FittedGaussianProcess:
+    """prediction = energy - correction + reference(composition) + posterior mean, each where there is one.
+
+    Attributes:
+        config: fields of the config that say what is read of a crystal.
+        quantity: of the target.
+        reference: linear in the fractions.
+        reference_covariance: of its coefficients, float64, shape (94, 94): what is not known of rare elements.
+        shift, scale: of each pooled feature before the kernel, float64, shape (64 or 128,).
+        posterior: of what is left over, per atom where the target is an energy.
+        device: to run the backbone on, for crystals whose features are not known.
+    """
+
+    config: GaussianProcessConfig
+    quantity: Quantity
+    reference: Reference
+    reference_covariance: np.ndarray
+    shift: np.ndarray
+    scale: np.ndarray
+    posterior: Posterior
+    device: str = "cpu"
+
+    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+        """Predictions of the rows at the positions `which`, with standard deviations of labels."""
+        base, features, fractions = _seen(self.config, self.quantity, rows, which, self.device)
+        mean, std = self.posterior.at(_points((features - self.shift) / self.scale, fractions))
+        std = np.sqrt(std**2 + ((fractions @ self.reference_covariance) * fractions).sum(axis=1))
+        values = base + self.reference.predict(fractions) + mean
+        per_cell = rows.n_atoms[which] if self.quantity == "energy_per_cell" else 1.0
+        return Prediction(values * per_cell, std * per_cell)
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values, from which `load_gaussian_process` makes it again."""
+        through = self.posterior.through
+        return {
+            "config": self.config.model_dump(),
+            "quantity": self.quantity,
+            "reference_coefficients": torch.from_numpy(self.reference.coefficients),
+            "reference_intercept": self.reference.intercept,
+            "reference_covariance": torch.from_numpy(self.reference_covariance),
+            "shift": torch.from_numpy(self.shift),
+            "scale": torch.from_numpy(self.scale),
+            "strengths": self.posterior.strengths,
+            "features": self.posterior.points.features,
+            "fractions": self.posterior.points.fractions,
+            "weights": torch.from_numpy(self.posterior.weights),
+            "through": None if through is None else torch.from_numpy(through),
+        }
+
+
+def load_gaussian_process(content: dict[str, Any], device: str = "cpu") -> FittedGaussianProcess:
+    """What `FittedGaussianProcess.content` describes; the device runs the backbone."""
+    config, through = GaussianProcessConfig(**content["config"]), content["through"]
+    points = Points(content["features"], content["fractions"])
+    return FittedGaussianProcess(
+        config=config,
+        quantity=content["quantity"],
+        reference=Reference(content["reference_coefficients"].numpy(), content["reference_intercept"], 1.0),
+        reference_covariance=content["reference_covariance"].numpy(),
+        shift=content["shift"].numpy(),
+        scale=content["scale"].numpy(),
+        posterior=Posterior(
+            config.kernel,
+            config.composition,
+            content["strengths"],
+            points,
+            content["weights"].numpy(),
+            None if through is None else through.numpy(),
+        ),
+        device=device,
+    )
+
+
+def fit_gaussian_process(
+    config: GaussianProcessConfig, rows: TrainingRows, part: TrainingPart
+) -> FittedGaussianProcess:
+    """Fit reference, strengths and posterior on the training rows.
+
+    Raises:
+        ValueError: a classification, or corrections for a target that is no energy.
+        TargetScaleError: an energy target that is not on the declared scale.
+    """
+    if part.kind == "classification":
+        raise ValueError("model gaussian_process predicts numbers; for a classification choose another model")
+    if config.undo_mp2020 and part.quantity == "other":
+        raise ValueError("undo_mp2020 corrects CHGNet's energies; this target is not declared to be an energy")
+    train = part.train
+    base, features, fractions = _seen(config, part.quantity, rows, train, "cpu")
+    targets = part.targets[train] / (rows.n_atoms[train] if part.quantity == "energy_per_cell" else 1.0)
+    prior = np.zeros(94)
+    if part.quantity != "other":  # the network's output leaves CHGNet's own composition energies out, so does the prior
+        prior = CHGNetwork(config.weights).composition_energies().double().numpy() - load_anchors(config.weights)
+    if part.quantity == "other" or config.reference == "ridge":
+        reference = fit_property_reference(fractions, targets - base)
+    else:
+        reference = fit_energy_reference(fractions, base, targets, -prior)
+    left_over = targets - base - reference.predict(fractions)
+    unsure = _reference_covariance(fractions, left_over, reference.coefficients - prior)
+
+    shift, scale = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(scale > 1e-6, scale, 1.0)
+    points = _points((features - shift) / scale, fractions)
+    order = np.random.default_rng(config.seed).permutation(len(train))
+    drawn = np.sort(order[:ROWS_OF_LIKELIHOOD])
+    fixed = _without_use(config.composition)
+    fixed |= {k: value for k, value in ((1, config.length_scale), (4, config.noise)) if value is not None}
+    kernels = config.kernel, config.composition
+    strengths = likely_strengths(*kernels, points.at(drawn), left_over[drawn], fixed)
+    if len(train) <= config.exact_up_to:
+        found = posterior(*kernels, strengths, points, left_over)
+    else:
+        inducing = np.sort(order[: config.inducing_rows])
+        found = projected_posterior(*kernels, strengths, points, left_over, inducing)
+    return FittedGaussianProcess(config, part.quantity, reference, unsure, shift, scale, found)
+
+
+GAUSSIAN_PROCESS = Model(
+    name="gaussian_process",
+    config=GaussianProcessConfig,
+    reads="features",
+    start=fitted_once(fit_gaussian_process),
+    load=load_gaussian_process,
+)
+
+
+def _reference_covariance(fractions: np.ndarray, left_over: np.ndarray, departures: np.ndarray) -> np.ndarray:
+    """Of coefficients whose departures from the prior are as spread as those of the elements that training shows.
+
+    Bayesian linear regression with what is left over as the noise (Rasmussen & Williams, equation 2.8). An element that
+    training does not show is as uncertain as that spread; the kernels, which explain what is left over, know nothing
+    of it.
+    """
+    shown = departures[fractions.any(axis=0)]
+    spread, noise = max(float(shown.std()), 1e-12), max(float(left_over.std()), 1e-12)
+    return np.linalg.inv(fractions.T @ fractions / noise**2 + np.eye(94) / spread**2)
+
+
+def _without_use(composition: Composition) -> dict[int, float]:
+    """What `covariance` takes and does not use: strength and length of the composition's term."""
+    unused: dict[Composition, dict[int, float]] = {"none": {2: 0.0, 3: 1.0}, "linear": {3: 1.0}, "pairs": {3: 1.0}}
+    return unused.get(composition, {})
+
+
+def _points(features: np.ndarray, fractions: np.ndarray) -> Points:
+    return Points(torch.from_numpy(features), torch.from_numpy(fractions))
+
+
+def _seen(
+    config: GaussianProcessConfig, quantity: Quantity, rows: TrainingRows, which: np.ndarray, device: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Energy per atom less its correction (0 for another quantity), pooled features and fractions of some rows."""
+    assert rows.graphs is not None, "a Gaussian process on CHGNet's features reads graphs"
+    features, outputs = rows.features, rows.outputs
+    start = which
+    if features is None or (outputs is None and quantity != "other"):
+        network = CHGNetwork(config.weights).to(device).eval()
+        inputs = GraphInputs(rows.graphs, network.bond_graph_cutoff, torch.device(device), rows.collapse)
+        features, start = backbone_features(network, inputs, which), np.arange(len(which))
+        outputs = None
+        if quantity != "other":
+            known = FeatureInputs(features, rows.graphs.atoms_per_graph[which], torch.device(device))
+            outputs = predict(network, known, start)
+    base = np.zeros(len(which))
+    if quantity != "other":
+        assert outputs is not None
+        base = outputs[start].astype(np.float64)
+    if config.undo_mp2020:
+        known_ones = rows.corrections
+        base = base - (mp2020_minus_legacy(rows.graphs, which) if known_ones is None else known_ones[which])
+    pooled = pooled_features(features, start, spread=config.features == "mean_and_spread")
+    return base, pooled, rows.fractions[which].astype(np.float64)
+
+
+def pooled_features(features: AtomFeatures, which: np.ndarray, *, spread: bool) -> np.ndarray:
+    """Mean over the atoms of each crystal at the positions `which` and, if asked for, standard deviation.
+
+    Returns:
+        float64, shape (len(which), 64), or 128 with the standard deviations behind the means.
+    """
+    first = np.concatenate([[0], np.cumsum(features.rows_per_graph, dtype=np.int64)])
+    pooled = np.empty((len(which), 128 if spread else 64))
+    for k in range(0, len(which), ROWS_AT_ONCE):
+        some = which[k : k + ROWS_AT_ONCE]
+        lengths = features.rows_per_graph[some].astype(np.int64)
+        ends = np.cumsum(lengths)
+        rows = np.repeat(first[some] - (ends - lengths), lengths) + np.arange(ends[-1])
+        count = features.atom_count[rows].astype(np.float64)
+        values = features.values[rows].astype(np.float64)
+        share = (count / np.repeat(np.add.reduceat(count, ends - lengths), lengths))[:, None]
+        mean = np.add.reduceat(values * share, ends - lengths)
+        pooled[k : k + len(some), :64] = mean
+        if spread:
+            deviation = values - np.repeat(mean, lengths, axis=0)
+            pooled[k : k + len(some), 64:] = np.sqrt(np.add.reduceat(deviation**2 * share, ends - lengths))
+    return pooled

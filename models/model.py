@@ -1,0 +1,250 @@
+"""What a sweep asks of a model: a config, a run on the part of a fold it may see, and what that leaves.
+
+A model is one `Model` entry of `models/registry.py`, or the constant `MODEL` of a file of your own. What is
+fitted in one go needs a function and `fitted_once`; what trains epoch by epoch is a `Run` of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from data.graphs import Graphs
+from data.task_table import Quantity
+from models.config import ModelConfig
+from models.features import AtomFeatures
+from models.metrics import Kind, Metric, metric_of
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """All rows of a task as training sees them; shared between trials, never written to.
+
+    Attributes:
+        fractions: element fractions, float32, shape (n_rows, 94); zero for a rejected row.
+        n_atoms: of the crystal, or of the formula where there are no structures; int32, shape (n_rows,).
+        graphs: one a row; None for a task of compositions.
+        features: output of the pretrained backbone, or None where it is not known.
+        outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
+        corrections: energy corrections of the Materials Project 2020, eV/atom, float64, shape (n_rows,), or None
+            where no config asks for them.
+        collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
+    """
+
+    fractions: np.ndarray
+    n_atoms: np.ndarray
+    graphs: Graphs | None = None
+    features: AtomFeatures | None = None
+    outputs: np.ndarray | None = None
+    corrections: np.ndarray | None = None
+    collapse: bool = True
+
+    def select(self, which: np.ndarray) -> TrainingRows:
+        """The rows at the positions `which`, int64, in that order."""
+
+        def of(values: np.ndarray | None) -> np.ndarray | None:
+            return None if values is None else values[which]
+
+        return TrainingRows(
+            fractions=self.fractions[which],
+            n_atoms=self.n_atoms[which],
+            graphs=None if self.graphs is None else self.graphs.select(which),
+            features=None if self.features is None else self.features.select(which),
+            outputs=of(self.outputs),
+            corrections=of(self.corrections),
+            collapse=self.collapse,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """What a model may see of a fold: no label of its test part is in it.
+
+    Attributes:
+        targets: in the task's unit, float64, shape (n_rows,), NaN for every row but those of `train` and `val`.
+        train, val: row positions, int64. What is fitted is fitted on `train`; `val` is for choices.
+        kind: regression or classification; the targets of the latter are 0 and 1.
+        quantity: what the target is to an energy model.
+    """
+
+    targets: np.ndarray
+    train: np.ndarray
+    val: np.ndarray
+    kind: Kind
+    quantity: Quantity
+
+    @property
+    def metric(self) -> Metric:
+        """What validation is judged by."""
+        return metric_of(self.kind)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Values in the task's unit (probabilities for a classification), float64, shape (n,).
+
+    `std` is the model's own uncertainty of each, same unit and shape, or None where it has none.
+    """
+
+    values: np.ndarray
+    std: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch tells. Epoch 0 is the model before training: pretrained network and reference.
+
+    Attributes:
+        epoch: counted from 1; 0 is before training.
+        train_loss: mean over the training rows while they were trained on (before training: as it is).
+        val_loss: mean over the validation rows after the epoch.
+        val_metric: MAE in the task's unit, or ROC-AUC, over the validation rows.
+        val_metric_current: the same of the weights as they are, where `val_metric` is of averaged ones.
+        lr: learning rate at the end of the epoch; 0 for what has none.
+        seconds: that the epoch took.
+        fingerprint: first digits of the SHA-256 of the validation predictions: two runs that share it are the same.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    val_metric: float
+    val_metric_current: float
+    lr: float
+    seconds: float
+    fingerprint: str
+
+
+def fingerprint(predictions: np.ndarray) -> str:
+    """Twelve hexadecimal digits that tell predictions apart to the last bit."""
+    return hashlib.sha256(np.ascontiguousarray(predictions, dtype=np.float64).tobytes()).hexdigest()[:12]
+
+
+class Fitted(Protocol):
+    """What training leaves: it predicts rows, and can be written to a file."""
+
+    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+        """Predictions of the rows at the positions `which`; `features` and `outputs` of the rows may be None."""
+        ...
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values from which the model's `load` makes it again."""
+        ...
+
+
+class Run(Protocol):
+    """One training run on one fold, epoch by epoch."""
+
+    history: list[EpochResult]
+    trained_parameters: list[str]
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose model is kept so far: the best on validation unless the config says otherwise."""
+        ...
+
+    @property
+    def val_predictions(self) -> np.ndarray:
+        """Of the kept epoch, float64, shape (n_val,)."""
+        ...
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train, yielding after every epoch not done yet."""
+        ...
+
+    def fitted(self) -> Fitted:
+        """The model of the kept epoch; training cannot go on after this."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that changes while training, as tensors and plain values; a resumed run equals this one."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state()`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """An entry of the registry.
+
+    Attributes:
+        name: as a search space calls it.
+        config: its fields are what a space may set and search.
+        reads: `structures` needs graphs; `features` also the pretrained backbone's output of each crystal (its
+            config has a field `weights`); `compositions` runs on any task.
+        start: begin a run on a device, from what a trial sees; raises ValueError for what does not go together.
+        load: make what `Fitted.content` describes, on a device.
+    """
+
+    name: str
+    config: type[ModelConfig]
+    reads: Literal["structures", "features", "compositions"]
+    start: Callable[[Any, TrainingRows, TrainingPart, str], Run]
+    load: Callable[[dict[str, Any], str], Fitted]
+
+
+Fit = Callable[[Any, TrainingRows, TrainingPart], Fitted]
+
+
+def fitted_once(fit: Fit) -> Callable[[Any, TrainingRows, TrainingPart, str], Run]:
+    """`Model.start` of what has no epochs: the function fits a config on the training rows of a part."""
+
+    def start(config: ModelConfig, rows: TrainingRows, part: TrainingPart, _device: str) -> Run:
+        return OneFit(fit, config, rows, part)
+
+    return start
+
+
+class OneFit:
+    """A run of one epoch, which is the whole fit."""
+
+    def __init__(self, fit: Fit, config: ModelConfig, rows: TrainingRows, part: TrainingPart) -> None:
+        """Prepare; nothing is fitted yet."""
+        self.fit, self.config, self.rows, self.part = fit, config, rows, part
+        self.history: list[EpochResult] = []
+        self.trained_parameters: list[str] = []
+        self.kept_epoch = 1
+        self.val_predictions = np.empty(0)
+        self._fitted: Fitted | None = None
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Fit, if that is not done."""
+        if self.history:
+            return
+        began = time.perf_counter()
+        self._fitted = self.fit(self.config, self.rows, self.part)
+        metric = self.part.metric
+        train, val = self.part.train, self.part.val
+        self.val_predictions = self._fitted.predict_rows(self.rows, val).values
+        on_train = metric.value(self.part.targets[train], self._fitted.predict_rows(self.rows, train).values)
+        on_val = metric.value(self.part.targets[val], self.val_predictions)
+        took = time.perf_counter() - began
+        told = fingerprint(self.val_predictions)
+        self.history.append(EpochResult(1, on_train, on_val, on_val, on_val, 0.0, took, told))
+        yield self.history[0]
+
+    def fitted(self) -> Fitted:
+        """What was fitted; fitted again in a run that was restored."""
+        return self._fitted or self.fit(self.config, self.rows, self.part)
+
+    def state(self) -> dict[str, Any]:
+        """That it was fitted, and how well."""
+        return {
+            "config": self.config.model_dump(),
+            "history": [asdict(result) for result in self.history],
+            "kept_epoch": self.kept_epoch,
+            "val_predictions": torch.from_numpy(self.val_predictions),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over the history; fitting again, which is deterministic, is left to `fitted`."""
+        self.history = [EpochResult(**result) for result in state["history"]]
+        self.val_predictions = state["val_predictions"].numpy()

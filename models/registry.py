@@ -1,0 +1,58 @@
+"""The models a sweep can train, by name; or one in a file of the user's own.
+
+A file of one's own defines `MODEL = Model(...)`, see `models/model.py`:
+
+    python tune/run_sweep.py --space my_space.yaml     # with the line `model: path/to/my_model.py`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from models.composition_model import COMPOSITION_NETWORK
+from models.finetune import CHGNET
+from models.gaussian_process import GAUSSIAN_PROCESS
+from models.linear import DUMMY, RIDGE
+from models.model import Model
+
+MODELS = {model.name: model for model in (CHGNET, GAUSSIAN_PROCESS, COMPOSITION_NETWORK, RIDGE, DUMMY)}
+
+
+class ModelError(ValueError):
+    """No such model, or a file that does not define one."""
+
+
+def open_model(name: str) -> Model:
+    """A model by its name, or the `MODEL` of a Python file.
+
+    Raises:
+        ModelError: no such model, or a file without a `MODEL`.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if not name.endswith(".py"):
+        raise ModelError(f"no model {name!r}: choose one of {', '.join(MODELS)}, or give a Python file with a MODEL")
+    path = Path(name).expanduser().resolve()
+    try:
+        source = path.read_bytes()
+    except OSError as problem:
+        raise ModelError(f"model {name!r}: {problem}") from None
+    # One module for each content: a file that was changed is read again, one that was not stays what it is.
+    module_name = f"matsweep_model_{path.stem}_{hashlib.sha256(source).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as problem:  # whatever their code raises
+            del sys.modules[module_name]
+            raise ModelError(f"{path} cannot be imported: {type(problem).__name__}: {problem}") from problem
+    model = getattr(sys.modules[module_name], "MODEL", None)
+    if not isinstance(model, Model):
+        raise ModelError(f"{path} defines no MODEL = Model(...); see models/model.py")
+    return model

@@ -1,0 +1,327 @@
+"""Compare two finished sweeps on the crystals that both predicted: is B better than A, and how sure is that?
+
+    python tune/compare.py RUN_A RUN_B
+    python tune/compare.py RUN_A RUN_B --on validation --noise RUN
+
+A run is a name in `ray_results/` or a path; `NAME/seed_1`, `NAME/ensemble` and `NAME/reference` are one member of
+it. A run with several seeds is judged by the mean error of its seeds, not by their ensemble, so that like is
+compared with like. The statistics are `tune/paired.py`. Writes `compare.md`, `differences.csv` and `curves.png`.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
+
+from data.storage import StorageError, open_folder, write_whole
+from tune.paired import (
+    RESAMPLES,
+    Difference,
+    Noise,
+    Pair,
+    abs_errors,
+    difference,
+    fold_scores,
+    judge,
+    pair_up,
+    seed_noise,
+)
+from tune.runs import STORAGE, On, RunError, SweepRun, judged, load_run, predictions, refuse_different
+
+SHOWN = 10  # ids in the report
+COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: told apart by colour-blind people
+_PROTOCOL = ("search_folds", "num_samples", "seed", "every_atom", "tta")  # options that may change a result
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two runs on their common crystals.
+
+    Attributes:
+        a: the first run.
+        b: the second.
+        on: the parts that were compared, test or validation.
+        pair: the predictions on the common ids.
+        difference: A minus B, with its interval.
+        noise: what the seed alone does; None if nothing tells.
+        verdict: of B against A: identical (inert), better, worse, within noise or undecided.
+        sentence: that explains the verdict.
+        warnings: what a reader must know.
+    """
+
+    a: SweepRun
+    b: SweepRun
+    on: On
+    pair: Pair
+    difference: Difference
+    noise: Noise | None
+    verdict: str
+    sentence: str
+    warnings: list[str]
+
+
+def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "test") -> Comparison:
+    """Compare two runs.
+
+    Args:
+        a: the first run.
+        b: the second, which is judged against the first.
+        noise: a run with several seeds that tells what the seed alone does.
+        on: compare predictions of the test parts or of the validation parts.
+
+    Raises:
+        RunError: different tasks, targets or rows, no common ids, no predictions of the validation parts, or a
+            noise run that tells nothing about these.
+    """
+    refuse_different(a, b)
+    tables = {run: [predictions(run, member, on) for member in judged(run)] for run in (a, b)}
+    pair = pair_up(tables[a], tables[b])
+    warnings = []
+    if on == "test":
+        warnings.append(
+            "These are test crystals: report with this page, and do not choose by it. To choose a configuration by "
+            "it is to choose on test data; choose with --on validation."
+        )
+    lacking = [(run, len(tables[run][0]) - len(pair.rows)) for run in (a, b)]
+    if any(n for _, n in lacking):
+        told = ", ".join(f"{run.name} has {n} more" for run, n in lacking if n)
+        folds = sorted(int(fold) for fold in pair.rows["fold"].unique())
+        warnings.append(
+            f"The runs agree only partly in their {on} parts: {len(pair.rows)} ids of fold(s) {folds} are compared; "
+            f"{told}."
+        )
+    if any(judged(run)[0].name == "ensemble" for run in (a, b)):
+        warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
+    other = None if noise is None else _noise_scores(noise, a, pair, on)
+    found = difference(pair, a.metric)
+    of_a, of_b = (
+        fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if trains(run) else np.empty(0)
+        for run, predicted in ((a, pair.a), (b, pair.b))
+    )
+    band = seed_noise(of_a, of_b, other)
+    verdict, sentence = judge(pair, a.metric, found, band)
+    return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
+
+
+def trains(run: SweepRun) -> bool:
+    """Whether what a run is judged by was trained; the reference is not, so that no seed has a part in it."""
+    return judged(run)[0].name != "reference"
+
+
+def _noise_scores(noise: SweepRun, a: SweepRun, pair: Pair, on: On) -> np.ndarray:
+    """Metric by seed of a noise run on the compared ids, as far as it has them; shape (seeds,)."""
+    refuse_different(a, noise)
+    members = judged(noise)
+    if len(members) < 2:
+        raise RunError(f"--noise {noise.name}: it has one seed, at least two are needed (run_sweep.py --seeds)")
+    own = pair_up([predictions(noise, member, on) for member in members], [pair.rows.assign(y_pred=0.0)])
+    lacking = sorted({int(fold) for fold in pair.rows["fold"]} - {int(fold) for fold in own.rows["fold"]})
+    if lacking:
+        raise RunError(f"--noise {noise.name}: it has none of the compared ids of fold(s) {lacking}")
+    return fold_scores(own.rows, own.a, a.metric).mean(axis=1)
+
+
+def differences(comparison: Comparison) -> pd.DataFrame:
+    """One row an id: predictions and absolute errors, means over a run's seeds; the largest difference first."""
+    pair = comparison.pair
+    table = pair.rows.assign(y_pred_a=pair.a.mean(axis=0), y_pred_b=pair.b.mean(axis=0))
+    table["abs_error_a"], table["abs_error_b"] = abs_errors(pair)
+    table["difference"] = table["abs_error_a"] - table["abs_error_b"]
+    return table.sort_values("difference", key=np.abs, ascending=False, kind="stable", ignore_index=True)
+
+
+def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, str]]:
+    """Every field that differs: its name, the folds (`all` if it is the same in all), its value in A and in B."""
+    lines = []
+    folds = [fold for fold in a.configs if fold in b.configs]
+    fields = dict.fromkeys(field for run in (a, b) for fold in folds for field in run.configs[fold])
+    fields.pop("seed", None)  # each training has its own, listed below
+    for field in fields:
+        by_value: dict[tuple[str, str], list[int]] = {}
+        for fold in folds:
+            values = _shown(a.configs[fold].get(field)), _shown(b.configs[fold].get(field))
+            if values[0] != values[1]:
+                by_value.setdefault(values, []).append(fold)
+        for values, where in by_value.items():
+            lines.append((field, "all" if len(where) == len(folds) else ", ".join(map(str, where)), *values))
+    spaces = [run.results["options"].get("space", {}) for run in (a, b)]  # an average has none
+    for what, value_a, value_b in (
+        ("model", *(space.get("model") for space in spaces)),
+        ("trained", _judged_by(a), _judged_by(b)),
+        *(
+            (f"--{name.replace('_', '-')}", *(run.results["options"][name] for run in (a, b)))
+            for name in _PROTOCOL
+            if all(name in run.results["options"] for run in (a, b))
+        ),
+        ("code", *(run.results["record"].get("git_commit") for run in (a, b))),
+    ):
+        if value_a != value_b:
+            lines.append((what, "all", _shown(value_a), _shown(value_b)))
+    return lines
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not there"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def report(comparison: Comparison) -> str:
+    """The comparison as Markdown."""
+    a, b, pair, found = comparison.a, comparison.b, comparison.pair, comparison.difference
+    task, name = a.task, a.metric.name.upper()
+    unit = f" ({task['unit']})" if task.get("unit") and a.metric.name == "mae" else ""
+    by_fold = [fold_scores(pair.rows, predicted, a.metric).mean(axis=0) for predicted in (pair.a, pair.b)]
+    means = [scores.mean() for scores in by_fold]
+    band = "not known" if comparison.noise is None else f"+- {comparison.noise.band:.5f}"
+    p_value = "" if found.p_value is None else f"{found.p_value:.2g}"
+    about = (
+        f"**{task['name']}**, target `{task['target']}`{unit}, {comparison.on} parts: {len(pair.rows)} ids in common, "
+        f"{found.n_compositions} compositions."
+    )
+    numbers = (f"{means[0]:.5f}", f"{means[1]:.5f}", f"{found.value:+.5f}", f"{found.low:+.5f} to {found.high:+.5f}")
+    explained = (
+        f"Each is the mean over folds of the mean over seeds; A: {_judged_by(a)}; B: {_judged_by(b)}. The interval "
+        f"comes from {RESAMPLES:,} resamples of compositions"
+        + (", p from the mean difference of each composition" if p_value else "")
+        + (f"; the noise from {comparison.noise.source}." if comparison.noise else ".")
+    )
+    lines = [
+        f"# {a.name} (A) against {b.name} (B)",
+        "",
+        about,
+        "",
+        *(f"- {warning}" for warning in comparison.warnings),
+        *([""] if comparison.warnings else []),
+        f"## B is: {comparison.verdict}" if comparison.verdict in ("better", "worse") else f"## {comparison.verdict}",
+        "",
+        comparison.sentence,
+        "",
+        f"| {name}{unit} of A | of B | A - B | its 95 % interval over crystals | noise of the seeds | p (Wilcoxon) |",
+        "|---|---|---|---|---|---|",
+        f"| {' | '.join(numbers)} | {band} | {p_value or 'not for ' + name} |",
+        "",
+        explained,
+        "",
+        f"| {name} by fold | A | B | A - B |",
+        "|---|---|---|---|",
+        *(
+            f"| fold {fold} | {one:.5f} | {two:.5f} | {one - two:+.5f} |"
+            for fold, one, two in zip(np.unique(pair.rows["fold"]), *by_fold, strict=True)
+        ),
+        "",
+        "## What differs between the runs",
+        "",
+    ]
+    fields = config_differences(a, b)
+    for run in (a, b):
+        if not trains(run):
+            lines += [f"{run.name} trains nothing ({run.results['reference']['title']}).", ""]
+    lines += ["| field | folds | A | B |", "|---|---|---|---|"] if fields else ["No field of the configurations."]
+    lines += [f"| {' | '.join(field)} |" for field in fields]
+    lines += [
+        "",
+        f"## The {min(SHOWN, len(pair.rows))} ids that differ most",
+        "",
+        "Predictions and errors are means over a run's seeds; all ids are in differences.csv.",
+        "",
+        "| id | fold | composition | true | A | B | error of A | error of B | A - B |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    columns = ("y_true", "y_pred_a", "y_pred_b", "abs_error_a", "abs_error_b")
+    for row in differences(comparison).head(SHOWN).to_dict("records"):
+        told = " | ".join(f"{row[column]:.4f}" for column in columns)
+        lines.append(f"| {row['id']} | {row['fold']} | {row['composition']} | {told} | {row['difference']:+.4f} |")
+    lines += ["", "![Validation by epoch](curves.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _judged_by(run: SweepRun) -> str:
+    return ", ".join(member.name for member in judged(run))
+
+
+def curves(comparison: Comparison) -> bytes:
+    """The validation metric by epoch as a PNG: a thin line each fold and seed, a thick one their mean."""
+    a, metric = comparison.a, comparison.a.metric
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, run in (("A", comparison.a), ("B", comparison.b)):
+        _draw(
+            axes, run, f"val_{metric.name}", f"{label}: {run.name}", COLOURS[label], set(comparison.pair.rows["fold"])
+        )
+    unit = f" ({a.task['unit']})" if a.task.get("unit") and metric.name == "mae" else ""
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"validation {metric.name.upper()}{unit}")
+    if metric.name == "mae":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_title(f"{a.task['name']}: thin, each fold and seed; thick, their mean while all go on", fontsize=10)
+    axes.grid(visible=True, which="both", linewidth=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _draw(axes: Axes, run: SweepRun, column: str, label: str, colour: str, folds: set[int]) -> None:
+    lines = [
+        of_fold.set_index("epoch")[column].rename(f"{member.name} {fold!s}")
+        for member in judged(run)
+        if column in member.history
+        for fold, of_fold in member.history.groupby("fold")
+        if fold in folds
+    ]
+    if not lines:
+        axes.plot([], [], color=colour, label=f"{label} (no history)")
+        return
+    for line in lines:
+        axes.plot(line.index, line, color=colour, linewidth=0.5, alpha=0.5)
+    mean = pd.concat(lines, axis=1).mean(axis=1, skipna=False).dropna()
+    # Of the untrained reference there is one point, which a line alone would not show.
+    axes.plot(mean.index, mean, color=colour, linewidth=2, label=label, marker="o" if len(mean) == 1 else "")
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    run_a: Annotated[str, typer.Argument(help="A finished sweep: NAME or a path; NAME/seed_1 for one member.")],
+    run_b: Annotated[str, typer.Argument(help="The one that is judged against it.")],
+    noise: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A run with several seeds: measures what the seed alone does.")
+    ] = None,
+    on: Annotated[On, typer.Option(help="Parts to compare: `test` (to report) or `validation` (to choose).")] = "test",
+    out: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: ray_results/compare-A-B.")
+    ] = None,
+) -> None:
+    """Compare two finished sweeps on the crystals that both predicted, and say which is better, if any is."""
+    try:
+        a, b = load_run(run_a), load_run(run_b)
+        comparison = compare(a, b, None if noise is None else load_run(noise), on)
+        folder = out or f"{STORAGE}/compare-{a.name.replace('/', '-')}-{b.name.replace('/', '-')}"
+        filesystem, path = open_folder(folder)
+        text = report(comparison)
+        write_whole(filesystem, f"{path}/differences.csv", differences(comparison).to_csv(index=False).encode())
+        write_whole(filesystem, f"{path}/curves.png", curves(comparison))
+        write_whole(filesystem, f"{path}/compare.md", text.encode())
+    except (RunError, StorageError, OSError) as problem:
+        typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
+        sys.exit(1)
+    typer.echo(text)
+    typer.echo(f"Written to {folder}: compare.md, differences.csv, curves.png")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,299 @@
+"""Average finished sweeps, of any models, into a run of its own that can be compared like any other.
+
+    python tune/ensemble.py RUN RUN ... --name NAME
+    python tune/ensemble.py RUN RUN ... --name NAME --weights validation
+
+Each sweep contributes its ensemble if it has one, else its only seed; `NAME/seed_1` contributes that member. Writes
+`ray_results/NAME` as a sweep does (ray_results/README.md), with predictions in `ensemble/`; nothing is trained.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import typer
+
+from data.storage import StorageError, file_names
+from models.metrics import Metric, all_scores
+from tune.options import Folder, run_record
+from tune.paired import pair_up
+from tune.runs import STORAGE, Member, On, RunError, SweepRun, load_run, predictions, refuse_different
+
+Weights = Literal["equal", "validation"]
+_HOW = {
+    "equal": "equal weights",
+    "validation": "weights by fold in proportion to 1 / MAE^2 on the fold's validation part",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The test parts, or the validation parts, of all folds.
+
+    Attributes:
+        rows: fold, id, composition, y_true; n rows.
+        members: predictions of each member, shape (members, n).
+        mean: their weighted mean, shape (n,).
+    """
+
+    rows: pd.DataFrame
+    members: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """The mean of several runs.
+
+    Attributes:
+        labels: the members' names, such as `NAME/ensemble`.
+        weights: by fold, shape (members,), sum 1.
+        test: the test parts.
+        validation: the validation parts; None where a member has none, or where the folds are split differently.
+        why_no_validation: says which of the two; "" where there is one.
+    """
+
+    labels: list[str]
+    weights: dict[int, np.ndarray]
+    test: Part
+    validation: Part | None
+    why_no_validation: str
+
+
+def contribution(run: SweepRun) -> Member:
+    """What a run adds to an average: its ensemble, else its only seed, else the untrained reference."""
+    seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
+    return run.members.get("ensemble") or (seeds[0] if seeds else run.members["reference"])
+
+
+def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
+    """Average the predictions of several runs.
+
+    Weights by validation are w_k = MAE_k^-2 / sum_j MAE_j^-2, MAE_k being member k's on the fold's validation part:
+    those of least variance for independent members, if a member's variance goes as MAE^2. They have nothing to fit,
+    so that some 80 crystals are enough for them, where a regression on the members' predictions would overfit.
+
+    Args:
+        runs: two or more, of the same task, rows and folds.
+        weights: equal, or by the members' errors on each fold's validation part.
+
+    Raises:
+        RunError: fewer than two runs, the same one twice, runs that do not go together, or weights that cannot
+            be had of them.
+    """
+    if len(runs) < 2:
+        raise RunError(f"{len(runs)} run: an average takes at least two")
+    first = runs[0]
+    for run in runs[1:]:
+        refuse_different(first, run)
+        if set(run.folds) != set(first.folds):
+            raise RunError(
+                f"{first.name} and {run.name} do not go together: folds {sorted(first.folds)} and {sorted(run.folds)}"
+            )
+    members = [contribution(run) for run in runs]
+    labels = [f"{run.name.split('/')[0]}/{member.name}" for run, member in zip(runs, members, strict=True)]
+    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    if repeated:
+        raise RunError(f"{', '.join(repeated)} is given more than once")
+    if weights == "validation" and first.metric.name != "mae":
+        raise RunError("--weights validation goes by the MAE, which a classification has not: take --weights equal")
+
+    test = _aligned(runs, members, "test")
+    validation, why = None, ""
+    try:
+        validation = _aligned(runs, members, "validation")
+    except RunError as problem:
+        if weights == "validation":
+            raise
+        why = str(problem)
+    by_fold = {fold: np.full(len(runs), 1 / len(runs)) for fold in first.folds}
+    if weights == "validation":
+        assert validation is not None
+        rows, predicted = validation
+        for fold in first.folds:
+            here = (rows["fold"] == fold).to_numpy()
+            mae = np.abs(predicted[:, here] - rows["y_true"].to_numpy()[here]).mean(axis=1)
+            inverse = 1 / np.maximum(mae, 1e-12) ** 2  # a member without any error gets all the weight
+            by_fold[fold] = inverse / inverse.sum()
+    return Average(
+        labels=labels,
+        weights=by_fold,
+        test=_part(*test, by_fold),
+        validation=None if validation is None else _part(*validation, by_fold),
+        why_no_validation=why,
+    )
+
+
+def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.DataFrame, np.ndarray]:
+    """Rows of all folds, and the members' predictions of them, shape (members, n)."""
+    tables = [predictions(run, member, on) for run, member in zip(runs, members, strict=True)]
+    pair = pair_up(tables[:1], tables[1:])
+    for run, table in zip(runs, tables, strict=True):
+        if len(table) != len(pair.rows):
+            raise RunError(
+                f"the runs do not have the same ids in their {on} parts: {run.name} has {len(table)}, "
+                f"{len(pair.rows)} of them are in all"
+                + ("; split the folds alike (run_sweep.py --seed)" if on == "validation" else "")
+            )
+    return pair.rows, np.concatenate([pair.a, pair.b])
+
+
+def _part(rows: pd.DataFrame, predicted: np.ndarray, weights: dict[int, np.ndarray]) -> Part:
+    of_rows = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
+    return Part(rows, predicted, (of_rows * predicted).sum(axis=0))
+
+
+def tables(part: Part) -> dict[int, pd.DataFrame]:
+    """By fold: id, composition, y_true, y_pred, abs_error and std, the spread (ddof 1) between the members."""
+    table = part.rows.assign(y_pred=part.mean, abs_error=np.abs(part.rows["y_true"] - part.mean))
+    table["std"] = part.members.std(axis=0, ddof=1)
+    return _by_fold(table)
+
+
+def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    return {fold: table[table["fold"] == fold].drop(columns="fold") for fold in sorted(set(table["fold"]))}
+
+
+def scores(part: Part, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
+    """Scores by fold, their mean and their standard deviation over folds, as in a sweep's results.json."""
+    kind: Literal["regression", "classification"] = "regression" if metric.name == "mae" else "classification"
+    by_fold = []
+    for fold in sorted(set(part.rows["fold"])):
+        here = (part.rows["fold"] == fold).to_numpy()
+        of_fold = all_scores(kind, part.rows["y_true"].to_numpy()[here], predicted[here])
+        by_fold.append({"fold": int(fold), "n_test": int(here.sum()), **of_fold})
+    table = pd.DataFrame(by_fold).drop(columns=["fold", "n_test"])
+    result = {"folds": by_fold, "mean": table.mean().to_dict(), "n_folds": len(by_fold)}
+    if len(by_fold) > 1:
+        result["std_over_folds"] = table.std(ddof=1).to_dict()
+    return result
+
+
+def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -> dict[str, Any]:
+    """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
+    first = runs[0]
+    members = []
+    for position, (run, label) in enumerate(zip(runs, found.labels, strict=True)):
+        member = {"member": label, "address": run.address, "notes": run.results["notes"]}
+        member["git_commit"] = run.results["record"]["git_commit"]
+        member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
+        for on, part in (("test", found.test), ("validation", found.validation)):
+            if part is not None:
+                member[on] = scores(part, part.members[position], first.metric)["mean"]
+        members.append(member)
+    notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
+    if found.validation is None:
+        notes.append(f"No predictions of the validation parts: {found.why_no_validation}.")
+    title = f"mean of {len(runs)} runs"
+    results = {
+        "sweep": name,
+        "options": {"name": name, "members": found.labels, "weights": weights},
+        "record": run_record(),
+        "task": first.task,
+        "data": first.results["data"],
+        "notes": notes,
+        "protocol": f"{title}, {_HOW[weights]}; nothing was trained. "
+        + " ".join(f"{run.name}: {run.results['protocol']}" for run in runs),
+        "metric": first.metric.name,
+        "reference": first.results["reference"],
+        "seeds": [],
+        "chosen": [
+            {
+                "fold": fold,
+                "config": {f"weight of {label}": float(w) for label, w in zip(found.labels, of_fold, strict=True)},
+            }
+            for fold, of_fold in found.weights.items()
+        ],
+        "trials": [],
+        "ensemble": {"title": title, **scores(found.test, found.test.mean, first.metric)},
+        "members": members,
+    }
+    if found.validation is not None:
+        results["validation"] = scores(found.validation, found.validation.mean, first.metric)["mean"]
+    return results
+
+
+def report(results: dict[str, Any]) -> str:
+    """RESULTS.md: members, weights and scores."""
+    task, metric = results["task"], results["metric"]
+    unit = f" ({task['unit']})" if task["unit"] and metric == "mae" else ""
+    folds = [entry["fold"] for entry in results["chosen"]]
+    lines = [
+        f"# {results['sweep']}",
+        "",
+        f"**{task['name']}**, target `{task['target']}`{unit}: {results['data']['description']}.",
+        "",
+        *(f"- {note}" for note in results["notes"]),
+        f"- Protocol: {results['protocol']}",
+        "- The test column is for reporting: to choose the members by it is to choose on test data.",
+        "",
+        f"| {metric.upper()}{unit}, mean over folds | validation | test |",
+        "|---|---|---|",
+    ]
+    mean = {"member": f"**{results['ensemble']['title']}**", "test": results["ensemble"]["mean"]}
+    mean |= {"validation": results["validation"]} if "validation" in results else {}
+    for entry in [*results["members"], mean]:
+        cells = [f"{entry[on][metric]:.4f}" if on in entry else "not there" for on in ("validation", "test")]
+        lines.append(f"| {entry['member']} | {' | '.join(cells)} |")
+    lines += ["", "| weight | " + " | ".join(f"fold {fold}" for fold in folds) + " |", "|---" * (len(folds) + 1) + "|"]
+    for member in results["members"]:
+        own = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
+        lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in own) + " |")
+    record = results["record"]
+    lines += ["", f"Code {record['git_commit']}, {record['created']}; data {results['data']['sha256'][:12]}."]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: Folder, runs: list[SweepRun], found: Average, results: dict[str, Any]) -> None:
+    """Write the run; results.json last, for it says that the rest is there."""
+    # Readers of a sweep expect the untrained model beside what is judged; that of the first run.
+    reference = load_run(f"{runs[0].address}/reference").members["reference"]
+    for prefix, part, untrained in (
+        ("preds", found.test, reference.test),
+        ("val", found.validation, reference.validation),
+    ):
+        if part is not None:
+            for fold, table in tables(part).items():
+                folder.write_csv(f"ensemble/{prefix}_fold_{fold}.csv", table)
+        if untrained is not None:
+            for fold, table in _by_fold(untrained).items():
+                folder.write_csv(f"reference/{prefix}_fold_{fold}.csv", table)
+    folder.write("RESULTS.md", report(results))
+    folder.write_json("results.json", results)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    runs: Annotated[list[str], typer.Argument(help="Finished sweeps: NAME or a path; NAME/seed_1 for one member.")],
+    name: Annotated[str, typer.Option(help="Of the new run, in ray_results/.")],
+    weights: Annotated[
+        Weights, typer.Option(help="`equal`, or `validation`: by fold, as 1 / MAE^2 on its validation part.")
+    ] = "equal",
+) -> None:
+    """Average the predictions of finished sweeps into a run of its own."""
+    try:
+        if "/" in name or name in ("", ".", ".."):
+            raise RunError(f"--name {name!r}: expected the name of a folder in {STORAGE}")
+        folder = Folder(f"{STORAGE}/{name}")
+        if {"results.json", "sweep.json"} & set(file_names(folder.filesystem, folder.path)):
+            raise RunError(f"run {name!r} exists in {STORAGE}: choose another --name")
+        loaded = [load_run(run) for run in runs]
+        found = average(loaded, weights)
+        results = collect(name, loaded, found, weights)
+        write(folder, loaded, found, results)
+    except (RunError, StorageError, OSError) as problem:
+        typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
+        sys.exit(1)
+    typer.echo(report(results))
+    typer.echo(f"Written to {STORAGE}/{name}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,201 @@
+"""Proof that levers are on: tiny runs before a sweep spends anything, and a look at its trials afterwards.
+
+A field of a config that no code reads, or whose values give the same predictions, is a placeholder: results "with"
+it are results without it. So each field that a space sets is tried on a few rows, and a sweep with one that does
+nothing is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from pydantic import ValidationError
+
+from models.config import ModelConfig
+from models.model import Model, TrainingPart, TrainingRows
+from models.registry import open_model
+from tune.dataset import Dataset
+from tune.options import SweepError
+from tune.search import Outcome
+from tune.space import SearchSpace, combinations
+from tune.trial import TrialFold
+
+# Training rows of a try; the next is made only where predictions of the last were identical.
+ROWS_WITH_EPOCHS, ROWS_AT_ONCE = (16, 64, 256), (64, 1000, 12_000)
+MOST_EPOCHS = 30  # of a try, but for the lever `epochs`
+BATCH_SIZE = 4  # of a try, but for the lever `batch_size`, so that few rows are many steps
+IDENTICAL = 1e-6  # relative to the spread of the predictions: above the rounding of single precision
+NOT_COMPARED = ("weights",)  # one value a sweep: other graphs and features belong to another
+
+
+@dataclass(frozen=True)
+class LeverCheck:
+    """A lever, two of its values, and how far apart the predictions of two tiny runs are that differ in it alone.
+
+    Attributes:
+        lever: field of the config.
+        values: the two.
+        difference: largest difference of predictions, in the task's unit.
+        rows: that the runs were trained on.
+    """
+
+    lever: str
+    values: list[Any]
+    difference: float
+    rows: int
+
+
+def check_levers(dataset: Dataset, space: SearchSpace, fold: int, seeds: int) -> list[LeverCheck]:
+    """Try every field that a space searches, or sets to another value than the default.
+
+    Args:
+        dataset: of the task.
+        space: to be swept.
+        fold: whose training rows are used.
+        seeds: how many the chosen config will be trained with; with several the seed is a lever too.
+
+    Raises:
+        SweepError: a field that no code reads, or that makes no difference.
+    """
+    if not space.trains:
+        return []
+    model = open_model(space.model)
+    part: TrialFold = ray.get(dataset.trial_folds[fold])
+    rows: TrainingRows = ray.get(dataset.rows_ref)
+    tries = _Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
+    base = combinations(space)[0]
+    pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    for field, value in space.parameters.items():
+        if isinstance(value, dict):
+            first, *others = next(iter(value.values()))
+            pairs += [(field, {**base, field: first}, {**base, field: other}) for other in others]
+        elif field not in NOT_COMPARED and (without := _without(model.config, base, field)) is not None:
+            pairs.append((field, without, base))
+    if seeds > 1:
+        pairs.append(("seed", {**base, "seed": 0}, {**base, "seed": 1}))
+    found = [tries.compare(*pair) for pair in pairs]
+    if unread := sorted(set(space.parameters) - tries.read):
+        raise SweepError(
+            f"space {space.name}: no code of model {model.name} reads {', '.join(unread)}, so that setting it would "
+            "change nothing"
+        )
+    return found
+
+
+def inert_pairs(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Trials of one fold with different configs and identical predictions: what they differ in did nothing.
+
+    Every epoch that both have done is compared; two trials that both keep the untrained model are not the same for it.
+    """
+    found = []
+    for one, other in itertools.combinations(outcomes, 2):
+        differing = sorted(k for k in {*one.config, *other.config} if one.config.get(k) != other.config.get(k))
+        known = [{e["epoch"]: e["fingerprint"] for e in o.history if e["epoch"]} for o in (one, other)]
+        common = known[0].keys() & known[1].keys()
+        if differing and common and all(known[0][epoch] == known[1][epoch] for epoch in common):
+            found.append({"fold": one.fold, "trials": [one.trial_id, other.trial_id], "levers": differing})
+    return found
+
+
+def _without(config: type[ModelConfig], fields: dict[str, Any], field: str) -> dict[str, Any] | None:
+    """The same with the default of a field; None where that is what it has, or where the rest cannot do without."""
+    default = config.model_fields[field].default
+    if fields[field] == default:
+        return None
+    goes_with_it = {one for one, (other, _) in config.only_with.items() if other == field}
+    rest = {key: value for key, value in fields.items() if key != field and key not in goes_with_it}
+    try:
+        config(**rest)
+    except ValidationError:
+        return None
+    return rest
+
+
+class _Tries:
+    """Tiny runs of a model on rows of one fold; remembers which fields of a config were read."""
+
+    def __init__(self, model: Model, rows: TrainingRows, part: TrainingPart) -> None:
+        self.model, self.rows, self.part = model, rows, part
+        self.read: set[str] = set()
+
+    def compare(self, lever: str, one: dict[str, Any], other: dict[str, Any]) -> LeverCheck:
+        """Run both on more and more rows until they differ.
+
+        Raises:
+            SweepError: they do not.
+        """
+        values = [fields.get(lever, self.model.config.model_fields[lever].default) for fields in (one, other)]
+        sizes = ROWS_WITH_EPOCHS if "epochs" in self.model.config.model_fields else ROWS_AT_ONCE
+        if lever == "batch_size":
+            sizes = tuple(max(values) + size for size in sizes)
+        for number, size in enumerate(sizes):
+            rows, part = self._sample(size, number)
+            a, b = (self._predictions(lever, fields, rows, part, number) for fields in (one, other))
+            difference = float(np.abs(a - b).max())
+            if difference > IDENTICAL * max(1e-12, float(np.std(a))):
+                return LeverCheck(lever, values, difference, len(part.train))
+        raise SweepError(
+            f"lever {lever} does nothing: trained on {len(part.train)} rows with {values[0]!r} and with {values[1]!r}, "
+            "all else equal, models give identical predictions. Leave it out, or choose values that differ in effect"
+        )
+
+    def _sample(self, size: int, number: int) -> tuple[TrainingRows, TrainingPart]:
+        """Some training rows, and others of the training part in place of validation; the smaller crystals."""
+        small = np.argsort(self.rows.n_atoms[self.part.train], kind="stable")
+        candidates = self.part.train[small[: max(2 * size, len(small) // 2)]]
+        chosen = np.random.default_rng(number).permutation(candidates)[: size + max(4, size // 4)]
+        train = np.arange(min(size, max(1, len(chosen) - 1)))
+        val = np.arange(len(train), len(chosen))
+        part = replace(self.part, targets=self.part.targets[chosen], train=train, val=val)
+        return self.rows.select(chosen), part
+
+    def _predictions(
+        self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int
+    ) -> np.ndarray:
+        """Of the rows in place of validation, by the model that a run keeps."""
+        config, read = _watched(self._shortened(lever, {"seed": number, **fields}))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        run = self.model.start(config, rows, part, "cpu")
+        for _ in run.epochs():
+            pass
+        values = run.fitted().predict_rows(rows, part.val).values
+        torch.set_num_threads(threads)
+        self.read |= read
+        return values
+
+    def _shortened(self, lever: str, fields: dict[str, Any]) -> ModelConfig:
+        """Fewer epochs and smaller batches, where that is not what is tried and the config goes with it."""
+        shorter = dict(fields)
+        known = self.model.config.model_fields
+        if "epochs" in known and lever != "epochs":
+            shorter["epochs"] = min(MOST_EPOCHS, fields.get("epochs", known["epochs"].default))
+        if "batch_size" in known and lever != "batch_size":
+            shorter["batch_size"] = BATCH_SIZE
+        try:
+            return self.model.config(**shorter)
+        except ValidationError:
+            return self.model.config(**fields)
+
+
+def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
+    """The same config, and a set of the fields that have been read from it; dumping all of it reads none."""
+    kind, read = type(config), set[str]()
+
+    class Watched(kind):  # type: ignore[valid-type,misc]
+        def __getattribute__(self, name: str) -> Any:
+            if name in kind.model_fields:
+                read.add(name)
+            return super().__getattribute__(name)
+
+        def model_dump(self, **options: Any) -> dict[str, Any]:
+            read.update(options.get("include") or ())
+            return super().model_dump(**options)
+
+    return Watched.model_construct(**config.model_dump()), read

@@ -1,0 +1,295 @@
+"""Two runs on the same crystals: how far apart they are, how sure that is, and what another seed would do.
+
+A difference is always A minus B, of the metric (MAE or ROC-AUC): the mean over folds of the mean over a run's
+seeds. Two things can make it without either run being better, and each is measured by itself: which crystals were
+there to be predicted (`difference`), and which seeds were drawn (`seed_noise`). `judge` asks both.
+`tune/compare.py` is the command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t, wilcoxon
+
+from models.metrics import Metric
+from tune.runs import RunError
+
+RESAMPLES = 10_000
+MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
+_AT_ONCE = 4_000_000  # weights in memory
+_NO_FORMULA = ("", "unknown")  # what rows without a graph have for a composition
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Predictions of two runs on the rows that both have.
+
+    Attributes:
+        rows: fold, id, composition, y_true; n rows.
+        a: shape (seeds of A, n), in the task's unit, or probabilities.
+        b: shape (seeds of B, n).
+    """
+
+    rows: pd.DataFrame
+    a: np.ndarray
+    b: np.ndarray
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A minus B.
+
+    Attributes:
+        value: of the metric.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        p_value: of Wilcoxon's signed-rank test; None for a ROC-AUC.
+        n_compositions: that were resampled.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float | None
+    n_compositions: int
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What the seed alone does to a difference.
+
+    Attributes:
+        band: 95 % of differences between equally good runs are less than this, either way.
+        source: what it was estimated from, in words.
+    """
+
+    band: float
+    source: str
+
+
+def pair_up(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> Pair:
+    """Predictions of A and of B, one table a seed, on the (fold, id) that all of them have.
+
+    Raises:
+        RunError: they have none in common, or their labels differ.
+    """
+    tables = [table.set_index(["fold", "id"]) for table in (*a, *b)]
+    common = tables[0].index
+    for table in tables[1:]:
+        common = common.intersection(table.index, sort=False)
+    if not len(common):
+        raise RunError("the runs have no id in a common fold: there is nothing to compare")
+    tables = [table.loc[common] for table in tables]
+    labels = tables[0]["y_true"].to_numpy()
+    for table in tables[1:]:
+        differ = np.flatnonzero(table["y_true"].to_numpy() != labels)
+        if len(differ):
+            first = differ[0]
+            raise RunError(
+                f"the labels of {len(differ)} common ids differ, for example of {common[first][1]!r}: "
+                f"{labels[first]!s} and {table['y_true'].iloc[first]!s}"
+            )
+    rows = tables[0][["composition", "y_true"]].reset_index()[["fold", "id", "composition", "y_true"]]
+    predicted = np.stack([table["y_pred"].to_numpy() for table in tables])
+    return Pair(rows, predicted[: len(a)], predicted[len(a) :])
+
+
+def fold_scores(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np.ndarray:
+    """The metric by seed and fold, shape (seeds, folds); `predicted` has shape (seeds, n)."""
+    y_true, fold = rows["y_true"].to_numpy(), rows["fold"].to_numpy()
+    parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
+    return np.array([[metric.value(y_true[part], one[part]) for part in parts] for one in predicted])
+
+
+def abs_errors(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Absolute errors of A and of B by row, each the mean over its seeds; both of shape (n,)."""
+    y_true = pair.rows["y_true"].to_numpy()
+    return np.abs(pair.a - y_true).mean(axis=0), np.abs(pair.b - y_true).mean(axis=0)
+
+
+def identical(pair: Pair) -> bool:
+    """Whether the runs predict the same to the last digit, seed by seed."""
+    return pair.a.shape == pair.b.shape and bool((pair.a == pair.b).all())
+
+
+def difference(pair: Pair, metric: Metric, n_resamples: int = RESAMPLES, seed: int = 0) -> Difference:
+    """A minus B with a 95 % interval over crystals: what other crystals of the kind would have given.
+
+    The percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13) that draws compositions, not
+    rows (a cluster bootstrap: Davison and Hinkley 1997, section 3.8): polymorphs have like errors, and are drawn
+    together. Compositions are drawn with replacement within each fold, n - 1 of its n, which keeps intervals from
+    being too narrow (McCarthy and Snowden, Vital and Health Statistics 2-95, 1985); one that is in several folds is
+    drawn with the fold that has most of its rows and brings those of the other folds along. A resample's value is
+
+        mean over folds f of  sum_i w_i (e_A,i - e_B,i) / sum_i w_i,  i in f,
+
+    with w_i how often the composition of i was drawn and e the absolute error, mean over a run's seeds; for a
+    ROC-AUC, of the weighted ROC-AUC of A less that of B, each the mean over seeds. Both runs are looked at on the
+    same draws. The p value is that of Wilcoxon's signed-rank test (Biometrics Bulletin 1, 80, 1945) over the mean
+    difference of each composition; it asks about the typical composition, not the mean.
+
+    Args:
+        pair: the predictions.
+        metric: MAE or ROC-AUC.
+        n_resamples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    rows = pair.rows
+    # A row without a formula is like no other row.
+    cluster_name = rows["composition"].where(~rows["composition"].isin(_NO_FORMULA), "id " + rows["id"])
+    cluster, _ = pd.factorize(cluster_name)
+    folds, fold = np.unique(rows["fold"].to_numpy(), return_inverse=True)
+    n_clusters = int(cluster.max()) + 1
+    counts = np.zeros((n_clusters, len(folds)))
+    np.add.at(counts, (cluster, fold), 1)
+    draws = _draw(counts.argmax(axis=1), n_resamples, np.random.default_rng(seed))
+    p_value = None
+    if metric.name == "mae":
+        error_a, error_b = abs_errors(pair)
+        sums = np.zeros_like(counts)
+        np.add.at(sums, (cluster, fold), error_a - error_b)
+        resampled = [_fold_means(weights @ sums, weights @ counts) for weights in draws]
+        by_cluster = sums.sum(axis=1) / counts.sum(axis=1)
+        p_value = float(wilcoxon(by_cluster).pvalue) if by_cluster.any() else 1.0
+    else:
+        y_true = rows["y_true"].to_numpy() > 0.5
+        resampled = []
+        for weights in draws:
+            by_fold = []
+            for position in range(len(folds)):
+                part = np.flatnonzero(fold == position)
+                of_rows = weights[:, cluster[part]]
+                a, b = (
+                    np.mean([weighted_auc(y_true[part], one[part], of_rows) for one in predicted], axis=0)
+                    for predicted in (pair.a, pair.b)
+                )
+                by_fold.append(a - b)
+            resampled.append(np.mean(by_fold, axis=0))
+    low, high = np.quantile(np.concatenate(resampled), [0.025, 0.975])
+    value = fold_scores(rows, pair.a, metric).mean() - fold_scores(rows, pair.b, metric).mean()
+    return Difference(float(value), float(low), float(high), p_value, n_clusters)
+
+
+def weighted_auc(y_true: np.ndarray, y_pred: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """ROC-AUC of weighted rows, ties counted half; of a single class it counts as 0.5, as in `models.metrics`.
+
+    Args:
+        y_true: bool, shape (n,).
+        y_pred: any float that is higher for true, shape (n,).
+        weights: shape (resamples, n).
+
+    Returns:
+        Shape (resamples,).
+    """
+    positive, negative = (np.flatnonzero(y_true == which) for which in (True, False))
+    positive, negative = (rows[np.argsort(y_pred[rows])] for rows in (positive, negative))
+    # The weight of the negatives below each positive, half of those that tie with it: the mean of < and <=.
+    weight = np.zeros((len(weights), len(negative) + 1))
+    weights[:, negative].cumsum(axis=1, out=weight[:, 1:])
+    below, up_to = (np.searchsorted(y_pred[negative], y_pred[positive], side) for side in ("left", "right"))
+    of_positive = weights[:, positive]
+    won = (of_positive * (weight[:, below] + weight[:, up_to])).sum(axis=1) / 2
+    pairs = of_positive.sum(axis=1) * weight[:, -1]
+    return np.divide(won, pairs, out=np.full(len(won), 0.5), where=pairs > 0)
+
+
+def seed_noise(a: np.ndarray, b: np.ndarray, other: np.ndarray | None = None) -> Noise | None:
+    """The band within which a difference says nothing, for the seeds alone make one of that size.
+
+    With several seeds on both sides it is Welch's (Biometrika 34, 28, 1947; degrees of freedom by Satterthwaite,
+    Biometrics Bulletin 2, 110, 1946):
+
+        band = t(0.975, df) sqrt(s_A^2 / n_A + s_B^2 / n_B)
+
+    with s the standard deviation (ddof 1) of a run's metric over its n seeds. Otherwise one standard deviation s,
+    of n seeds of one run, stands for both sides:
+
+        band = t(0.975, n - 1) s sqrt(1 / n_A + 1 / n_B)
+
+    A side that trains nothing has no seed and no term in the sums.
+
+    Args:
+        a: metric of each seed of A, each the mean over folds, shape (n_A,); empty where A trains nothing.
+        b: the same of B.
+        other: the same of a run that was made to measure the noise; used in place of the runs' own.
+
+    Returns:
+        The band, or None where nothing has several seeds.
+    """
+    trained = [side for side in (a, b) if len(side)]
+    if not trained:
+        return Noise(0.0, "neither run trains anything, so that no seed has a part in them")
+    if other is None and all(len(side) > 1 for side in trained):
+        terms = np.array([side.var(ddof=1) / len(side) for side in trained])
+        spare = np.array([len(side) - 1 for side in trained])
+        freedom = terms.sum() ** 2 / (terms**2 / spare).sum() if terms.any() else spare.sum()
+        sizes = " and ".join(str(len(side)) for side in trained)
+        return Noise(float(t.ppf(0.975, freedom) * np.sqrt(terms.sum())), f"the runs' own seeds, {sizes}")
+    source = "the run given as --noise"
+    if other is None:
+        several = [side for side in trained if len(side) > 1]
+        if not several:
+            return None
+        other, source = several[0], "the run that has several seeds, taken for both"
+    spread = other.std(ddof=1) * np.sqrt(sum(1 / len(side) for side in trained))
+    return Noise(float(t.ppf(0.975, len(other) - 1) * spread), f"{source}, {len(other)} seeds")
+
+
+def judge(pair: Pair, metric: Metric, found: Difference, noise: Noise | None) -> tuple[str, str]:
+    """Whether B is better than A, and why, in a sentence.
+
+    Returns:
+        "identical (inert)", "better", "worse", "within noise" or "undecided"; and the sentence.
+    """
+    size, name = abs(found.value), metric.name.upper()
+    if identical(pair):
+        return "identical (inert)", (
+            f"All {len(pair.rows)} predictions are equal to the last digit: whatever differs between the runs did "
+            "nothing."
+        )
+    interval = f"the 95 % interval of the difference, {found.low:.3g} to {found.high:.3g}, over crystals"
+    if found.n_compositions < MIN_COMPOSITIONS:
+        return "undecided", (
+            f"{found.n_compositions} compositions are too few for an interval: at least {MIN_COMPOSITIONS} are needed."
+        )
+    if noise is None:
+        return "undecided", (
+            f"The {name} differs by {size:.3g}; {interval} says nothing of what another seed would have given. "
+            "Measure that: train with --seeds 3, or sweep --space seed_noise once and name that run by --noise."
+        )
+    reasons = [f"{interval} holds 0"] if found.low <= 0 <= found.high else []
+    if size <= noise.band:
+        reasons.append(f"seeds alone make differences up to {noise.band:.3g}")
+    if reasons:
+        return "within noise", f"The runs' {name} differs by {size:.3g}, and {' and '.join(reasons)}."
+    better = metric.better(-found.value, 0.0)  # the metric of B, less that of A
+    return "better" if better else "worse", (
+        f"The {name} of B is {'lower' if found.value > 0 else 'higher'} by {size:.3g}; {interval} leaves out 0, and "
+        f"seeds alone make differences up to {noise.band:.3g} only."
+    )
+
+
+def _draw(home: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each composition is drawn, shape (resamples of this portion, compositions); `home` is its fold."""
+    # n - 1 draws of n; of a single one, that one
+    strata = [np.flatnonzero(home == fold) for fold in np.unique(home)]
+    portion = max(1, _AT_ONCE // len(home))
+    for begin in range(0, n_resamples, portion):
+        size = min(portion, n_resamples - begin)
+        weights = np.zeros((size, len(home)))
+        for stratum in strata:
+            n = len(stratum)
+            drawn = rng.integers(n, size=(size, max(1, n - 1))) + n * np.arange(size)[:, None]
+            weights[:, stratum] = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        yield weights
+
+
+def _fold_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean over folds of sums / counts, both of shape (resamples, folds); a fold that was not drawn is left out."""
+    means = np.full_like(sums, np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return np.nanmean(means, axis=1)

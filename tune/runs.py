@@ -1,0 +1,234 @@
+"""A finished sweep, read back from its folder: predictions, histories, configurations and what they are of.
+
+`tune/compare.py` and `tune/ensemble.py` read runs through `load_run`; it imports neither torch nor Ray.
+ray_results/README.md says what each file of the folder is.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pyarrow import fs
+
+from data.storage import file_names, open_folder, read_whole
+from models.metrics import Metric, metric_of
+
+On = Literal["test", "validation"]
+STORAGE = "ray_results"  # where names are looked up
+_PREFIX = {"test": "preds", "validation": "val"}
+_MEMBER = re.compile(r"reference|ensemble|seed_\d+")
+_LISTED = 20  # runs named in an error
+
+
+class RunError(ValueError):
+    """A run that cannot be read, or runs that do not go together; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a run on every fold: a seed, the ensemble of the seeds, or the untrained reference.
+
+    Attributes:
+        name: its folder: `seed_0`, `ensemble` or `reference`.
+        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), one row a test crystal.
+        validation: the same of the folds' validation parts, or None where a file is missing.
+        history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
+        missing: files that an older version of matsweep did not write.
+    """
+
+    name: str
+    test: pd.DataFrame
+    validation: pd.DataFrame | None
+    history: pd.DataFrame
+    missing: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class SweepRun:
+    """A finished sweep, or one member of it.
+
+    Attributes:
+        name: of the sweep, `NAME`; or of the member, `NAME/seed_1`.
+        address: the sweep's folder, a path or URI.
+        results: all of its results.json.
+        members: by name; one alone where one was asked for.
+        folds: that were trained and tested.
+        configs: the chosen configuration by fold; empty where nothing was trained.
+        metric: that it is judged by.
+        task: facts of the task: name, target, unit, kind and more.
+        data_sha256: of the rows.
+    """
+
+    name: str
+    address: str
+    results: dict[str, Any]
+    members: dict[str, Member]
+    folds: list[int]
+    configs: dict[int, dict[str, Any]]
+    metric: Metric
+    task: dict[str, Any]
+    data_sha256: str
+
+
+def load_run(address: str, storage: str = STORAGE) -> SweepRun:
+    """Read a finished sweep, or one member of it.
+
+    Args:
+        address: `NAME` of a folder in `storage`, or a path or URI of one; with `/seed_1`, `/ensemble` or
+            `/reference` behind it, that member alone.
+        storage: folder or URI where names are looked up.
+
+    Raises:
+        RunError: no such run (the message lists those there are), one that is not finished, one without such a
+            member, or one with missing or damaged files (the message names them).
+    """
+    folder, wanted = _find(address.rstrip("/"), storage)
+    filesystem, path = open_folder(folder)
+    try:
+        results = json.loads(read_whole(filesystem, f"{path}/results.json"))
+        folds = [entry["fold"] for entry in results["reference"]["folds"]]
+        names = ["reference", *(f"seed_{entry['seed']}" for entry in results["seeds"])]
+        configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
+        name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
+        metric = metric_of(task["kind"])
+    except (ValueError, KeyError, TypeError) as problem:
+        raise RunError(
+            f"{folder}/results.json is not that of a sweep, or of another version of matsweep "
+            f"({type(problem).__name__}: {problem})"
+        ) from None
+    names += ["ensemble"] if "ensemble" in results else []
+    if wanted is not None and wanted not in names:
+        raise RunError(f"{folder} has no member {wanted!r}: it has {', '.join(names)}")
+    members = {one: _load_member(filesystem, path, one, folds) for one in names if wanted in (None, one)}
+    trained = bool(results["seeds"] or "ensemble" in results) and wanted != "reference"
+    return SweepRun(
+        name=name if wanted is None else f"{name}/{wanted}",
+        address=folder,
+        results=results,
+        members=members,
+        folds=folds,
+        configs=configs if trained else {},
+        metric=metric,
+        task=task,
+        data_sha256=sha256,
+    )
+
+
+def finished_runs(storage: str = STORAGE) -> list[str]:
+    """Names of the finished sweeps in a folder, sorted; none if there is no such folder."""
+    filesystem, path = open_folder(storage)
+    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    folders = [info.path for info in found if info.type == fs.FileType.Directory]
+    return sorted(one.rsplit("/", 1)[-1] for one in folders if "results.json" in file_names(filesystem, one))
+
+
+def judged(run: SweepRun) -> list[Member]:
+    """The members a run is judged by: all its seeds, else its ensemble, else the untrained reference."""
+    seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
+    return seeds or [run.members.get("ensemble") or run.members["reference"]]
+
+
+def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
+    """Predictions of a member on all test parts, or on all validation parts.
+
+    Raises:
+        RunError: it has no predictions of the validation parts.
+    """
+    if on == "test":
+        return member.test
+    if member.validation is None:
+        raise RunError(
+            f"{run.address} has no predictions of its validation parts ({', '.join(member.missing)} missing): an "
+            "older version of matsweep made it, sweep again to have them"
+        )
+    return member.validation
+
+
+def refuse_different(a: SweepRun, b: SweepRun) -> None:
+    """Raise RunError unless two runs are of the same task, target and rows."""
+    for what in ("name", "target", "unit", "kind"):
+        if a.task.get(what) != b.task.get(what):
+            kind = "task" if what == "name" else what
+            raise RunError(
+                f"{a.name} and {b.name} do not go together: {kind} {a.task.get(what)!r} and {b.task.get(what)!r}"
+            )
+    if a.data_sha256 != b.data_sha256:
+        raise RunError(
+            f"{a.name} and {b.name} do not go together: the rows differ (SHA-256 {a.data_sha256[:12]} and "
+            f"{b.data_sha256[:12]}), by --ids or by another version of the file. Sweep both on the same rows"
+        )
+
+
+def _find(address: str, storage: str) -> tuple[str, str | None]:
+    """Folder of a sweep, and the member that was asked for."""
+    elsewhere = "://" in address or address.startswith(("/", ".", "~"))
+    for folder in [address] if elsewhere else [f"{storage}/{address}", address]:
+        above, _, last = folder.rpartition("/")
+        for candidate, member in ((folder, None), (above, last)):
+            if not candidate or (member is not None and not _MEMBER.fullmatch(member)):
+                continue
+            filesystem, path = open_folder(candidate)
+            files = file_names(filesystem, path)
+            if "results.json" in files:
+                return candidate, member
+            if "sweep.json" in files:
+                raise RunError(
+                    f"{candidate} is not finished (no results.json): go on with "
+                    f"`python tune/run_sweep.py --resume {candidate.rsplit('/', 1)[-1]}`"
+                )
+    there = finished_runs(storage)
+    listed = ", ".join(there[:_LISTED]) + (f" and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
+    raise RunError(f"no run {address!r}. Finished runs in {storage}: {listed or 'none'}")
+
+
+def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
+    have = set(file_names(filesystem, f"{path}/{name}"))
+    lacking = {on: [f"{name}/{prefix}_fold_{fold}.csv" for fold in folds if f"{prefix}_fold_{fold}.csv" not in have]
+               for on, prefix in _PREFIX.items()}  # fmt: skip
+    if lacking["test"]:
+        raise RunError(f"{path} is not whole: {', '.join(lacking['test'])} missing")
+    tables = {
+        on: pd.concat(
+            [_load_predictions(filesystem, f"{path}/{name}/{prefix}_fold_{fold}.csv", fold) for fold in folds],
+            ignore_index=True,
+        )
+        for on, prefix in _PREFIX.items()
+        if not lacking[on]
+    }
+    files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in have}
+    histories = [
+        pd.read_csv(io.BytesIO(read_whole(filesystem, f"{path}/{name}/{file}"))).assign(fold=fold)
+        for fold, file in files.items()
+    ]
+    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["fold", "epoch"])
+    return Member(name, tables["test"], tables.get("validation"), history, lacking["validation"])
+
+
+def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
+    # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
+    text = {"id": str, "composition": str}
+    try:
+        table = pd.read_csv(
+            io.BytesIO(read_whole(filesystem, file)),
+            dtype={**text, "y_true": float, "y_pred": float, "abs_error": float},
+            keep_default_na=False,
+            na_values={"y_true": [""], "y_pred": [""], "abs_error": [""]},
+            float_precision="round_trip",
+        )
+        numbers = table[["y_true", "y_pred", "abs_error"]].to_numpy()
+        table = table[[*text, "y_true", "y_pred", "abs_error", *(["std"] if "std" in table else [])]]
+    except (ValueError, KeyError) as problem:
+        raise RunError(f"{file} is damaged: {problem}") from None
+    if not np.isfinite(numbers).all():
+        raise RunError(f"{file} is damaged: {(~np.isfinite(numbers)).sum()} of its numbers are missing or not finite")
+    if table["id"].duplicated().any():
+        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
+        raise RunError(f"{file} is damaged: id {twice!r} is there more than once")
+    table.insert(0, "fold", fold)
+    return table

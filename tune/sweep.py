@@ -1,0 +1,167 @@
+"""A sweep from task to results: what `tune/run_sweep.py` runs, and `tune/run_queue.py` for each experiment.
+
+Top to bottom: `run` opens the task and makes the dataset (`tune/dataset.py`), proves the levers (`tune/levers.py`),
+searches (`tune/search.py`), trains the chosen configs and scores them (`tune/evaluate.py`), and writes the results
+(`tune/results.py`). A trial is `tune/trial.py`, the training loop `models/train.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+import ray
+
+from data.build_cache import connect, say
+from data.rows import Rows
+from data.tasks import Task
+from models.registry import open_model
+from tune.dataset import Dataset, load_dataset, untrained
+from tune.levers import LeverCheck, check_levers
+from tune.options import Folder, Options, SweepError, check_or_write_record
+from tune.results import collect, write_quarantine
+from tune.search import Outcome, Resources, search_fold, train_chosen
+from tune.space import SearchSpace
+from tune.summary import print_summary, results_markdown
+
+
+def run(options: Options, *, address: str | None = None, resumed: bool = False) -> dict[str, Any]:
+    """Run a sweep, or go on with one, and return its results as written to results.json.
+
+    Raises:
+        SweepError: a lever that does nothing, no trial succeeded, or a chosen config failed on a fold.
+    """
+    began = datetime.now()
+    folder = Folder(f"{options.storage}/{options.name}")
+    task, rows = options.open_task()
+    space = options.space.for_kind(task.kind)
+    refuse_copies(options, task, space)
+    connect(address)
+    if address is None:
+        refuse_impossible(options)
+    check_or_write_record(folder, options, rows.sha256, resumed)
+    say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
+    say(f"  {task.labels}")
+    dataset = open_dataset(options, space, task, rows)
+    write_quarantine(folder, dataset)
+    levers = prove_levers(options, space, dataset, folder)
+    resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
+
+    searches: dict[int, list[Outcome]] = {}
+    for fold in options.search_folds if space.searched else []:
+        outcomes = search_fold(
+            dataset,
+            space,
+            fold,
+            num_samples=options.num_samples,
+            seed=options.seed,
+            resources=resources,
+            folder=f"{folder.address}/search_fold_{fold}",
+        )
+        if outcomes[0].kept_metric is None or outcomes[0].error is not None:
+            reasons = sorted({outcome.error or "no result" for outcome in outcomes})
+            raise SweepError(f"all {len(outcomes)} trials of the search on fold {fold} failed: {'; '.join(reasons)}")
+        searches[fold] = outcomes
+
+    chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
+    seeds = list(range(options.seed, options.seed + options.seeds)) if space.trains else []
+    trained = train(options, space, dataset, folder, chosen, seeds, with_reference=True)
+    results = collect(options, space, dataset, folder, searches, chosen, trained, levers)
+    results["seconds_of_last_session"] = (datetime.now() - began).total_seconds()
+    write_results(folder, results)
+    print_summary(results, folder)
+    return results
+
+
+def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -> Dataset:
+    """Everything trials share, in the object store."""
+    return load_dataset(
+        task,
+        rows,
+        space,
+        options.cache,
+        used_folds={*options.folds, *(options.search_folds if space.searched else [])},
+        seed=options.seed,
+        gpus_per_task=options.gpus_per_trial,
+        collapse=not options.every_atom,
+    )
+
+
+def prove_levers(options: Options, space: SearchSpace, dataset: Dataset, folder: Folder) -> list[LeverCheck]:
+    """Have tiny runs show that every lever of the space does something; a resumed sweep has shown it already."""
+    known = folder.read_json("levers.json")
+    if known is not None:
+        return [LeverCheck(**check) for check in known]
+    fold = options.search_folds[0] if space.searched else options.folds[0]
+    checks = check_levers(dataset, space, fold, options.seeds)
+    for check in checks:
+        one, other = check.values
+        say(f"  lever {check.lever}: {one} and {other} differ by {check.difference:.2g} on {check.rows} rows")
+    folder.write_json("levers.json", [asdict(check) for check in checks])
+    return checks
+
+
+def train(
+    options: Options,
+    space: SearchSpace,
+    dataset: Dataset,
+    folder: Folder,
+    chosen: dict[int, dict[str, Any]],
+    seeds: list[int],
+    *,
+    with_reference: bool,
+) -> list[Outcome]:
+    """Train to the end: on each fold the reference alone, if asked for, then the chosen config with every seed.
+
+    Raises:
+        SweepError: any of them failed.
+    """
+    reference = untrained(space, dataset.task.kind)
+    runs = [(fold, reference) for fold in options.folds] if with_reference else []
+    runs += [(fold, {"model": space.model, **chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
+    trained = train_chosen(
+        dataset,
+        runs,
+        resources=Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent),
+        folder=f"{folder.address}/evaluate",
+        copies=options.copies(),
+    )
+    failed = [outcome for outcome in trained if outcome.error is not None]
+    if failed:
+        told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
+        raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
+    return trained
+
+
+def chosen_config(space: SearchSpace, searches: dict[int, list[Outcome]], fold: int) -> dict[str, Any]:
+    """The config to train on a fold: that of its own search, else of the first search, else the space itself."""
+    if not searches:
+        return space.config(**space.parameters).model_dump()
+    outcomes = searches[fold] if fold in searches else next(iter(searches.values()))
+    return space.config(**outcomes[0].config).model_dump()
+
+
+def write_results(folder: Folder, results: dict[str, Any]) -> None:
+    """For programs and for people."""
+    folder.write_json("results.json", results)
+    folder.write("RESULTS.md", results_markdown(results))
+
+
+def refuse_copies(options: Options, task: Task, space: SearchSpace) -> None:
+    """Copies are moved crystals: only what reads structures can tell them apart."""
+    if options.tta != "none" and (task.inputs == "compositions" or open_model(space.model).reads == "compositions"):
+        raise SweepError(
+            f"--tta {options.tta}: model {space.model} reads compositions, which moving atoms does not change"
+        )
+
+
+def refuse_impossible(options: Options) -> None:
+    """Without a cluster that could grow, Ray would wait for ever for what this machine has not."""
+    have = ray.cluster_resources()
+    for kind, asked in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
+        if asked > have.get(kind, 0):
+            raise SweepError(
+                f"a trial asks for {asked:g} {kind}, this machine has {have.get(kind, 0):g}: "
+                f"lower --{kind.lower()}s-per-trial"
+            )
