@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from data.corrections import mp2020_corrections
+from data.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.augment import moved
@@ -67,7 +67,8 @@ class CHGNetConfig(GradientConfig):
     refit_reference: bool = Field(default=False, description="fit the reference anew to the network after every epoch")
     undo_mp2020: bool = Field(
         default=False,
-        description="take the Materials Project's corrections of 2020, which CHGNet has learnt, out of its energy",
+        description="put CHGNet's energies, which hold the Materials Project's corrections of 2020, on the scale of "
+        "those before, which Matbench's formation energies hold",
     )
     jitter: float = Field(default=0.0, ge=0, le=1, description="noise on atoms in training, Angstrom")
     strain: float = Field(default=0.0, ge=0, le=0.5, description="noise on cells in training, strain")
@@ -85,6 +86,10 @@ class CHGNetConfig(GradientConfig):
                     raise ValueError(f"{field} {getattr(self, field)!r} changes nothing with freeze_depth none")
         if self.refit_reference and self.reference == "none":
             raise ValueError("refit_reference with reference none: there is nothing to fit again")
+        if self.undo_mp2020 and self.weights in ("r2scan", "random"):
+            raise ValueError(
+                f"undo_mp2020 with weights {self.weights!r}: these have not learnt the corrections of 2020"
+            )
         if self.loss == "cross_entropy" and (self.refit_reference or self.undo_mp2020):
             raise ValueError("refit_reference and undo_mp2020 go with energies or other regressions, not with classes")
         return self
@@ -195,7 +200,7 @@ def _inputs(network: nn.Module, freeze_depth: str, rows: TrainingRows) -> Inputs
 def _corrections(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
     """eV/atom, shape (len(which),); computed here for crystals that no task holds."""
     assert rows.graphs is not None
-    return mp2020_corrections(rows.graphs, which) if rows.corrections is None else rows.corrections[which]
+    return mp2020_minus_legacy(rows.graphs, which) if rows.corrections is None else rows.corrections[which]
 
 
 def _fractions(rows: TrainingRows, part: TrainingPart) -> np.ndarray:

@@ -9,7 +9,7 @@ likelihood of (some of) the training rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -37,11 +37,11 @@ class GaussianProcessConfig(ModelConfig):
         default="mean_and_spread", description="of the atom features of a crystal: mean, or also standard deviation"
     )
     kernel: Kernel = Field(default="matern52", description="of the pooled features, each standardised")
-    length_scale: float | None = Field(
-        default=None, gt=0, description="root mean square difference of standardised features; fitted unless given"
+    length_scale: Annotated[float, Field(gt=0)] | Literal["fitted"] = Field(
+        default="fitted", description="root mean square difference of standardised features"
     )
-    noise: float | None = Field(
-        default=None, gt=0, description="standard deviation in the task's unit (a cell's energy: per atom), or fitted"
+    noise: Annotated[float, Field(gt=0)] | Literal["fitted"] = Field(
+        default="fitted", description="standard deviation in the task's unit (a cell's energy: per atom)"
     )
     composition: Composition = Field(
         default="kernel",
@@ -176,7 +176,7 @@ def fit_gaussian_process(
     order = np.random.default_rng(config.seed).permutation(len(train))
     drawn = np.sort(order[:ROWS_OF_LIKELIHOOD])
     fixed = _without_use(config.composition)
-    fixed |= {k: value for k, value in ((1, config.length_scale), (4, config.noise)) if value is not None}
+    fixed |= {k: value for k, value in ((1, config.length_scale), (4, config.noise)) if value != "fitted"}
     kernels = config.kernel, config.composition
     strengths = likely_strengths(*kernels, points.at(drawn), left_over[drawn], fixed)
     if len(train) <= config.exact_up_to:

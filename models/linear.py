@@ -6,7 +6,7 @@ What a model learns from structures is what it does better than these.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,11 +28,10 @@ class DummyConfig(ModelConfig):
 class RidgeConfig(ModelConfig):
     """Ridge regression on the element fractions."""
 
-    alpha: float | None = Field(
-        default=None,
-        gt=0,
-        description="penalty on the squared coefficients, of a classification on those of the logits; unless given, "
-        "chosen by leave-one-out on the training rows (a classification: 1)",
+    alpha: Annotated[float, Field(gt=0)] | Literal["leave_one_out"] = Field(
+        default="leave_one_out",
+        description="penalty on the squared coefficients, of a classification on those of the logits; or chosen by "
+        "leave-one-out on the training rows (a classification: 1)",
     )
 
 
@@ -83,7 +82,7 @@ def fit_ridge(config: RidgeConfig, rows: TrainingRows, part: TrainingPart) -> Fi
     fractions, targets = rows.fractions[part.train].astype(np.float64), _targets(rows, part)
     if part.kind == "classification":
         reference = _fit_logistic(fractions, targets, config.alpha)
-    elif config.alpha is None:
+    elif config.alpha == "leave_one_out":
         reference = fit_property_reference(fractions, targets)
     else:
         model = Ridge(alpha=config.alpha).fit(fractions, targets)
@@ -91,8 +90,8 @@ def fit_ridge(config: RidgeConfig, rows: TrainingRows, part: TrainingPart) -> Fi
     return FittedLinear(reference, part.kind, part.quantity)
 
 
-def _fit_logistic(fractions: np.ndarray, targets: np.ndarray, alpha: float | None) -> Reference:
-    if alpha is None or len(np.unique(targets)) < 2:
+def _fit_logistic(fractions: np.ndarray, targets: np.ndarray, alpha: float | str) -> Reference:
+    if isinstance(alpha, str) or len(np.unique(targets)) < 2:
         return fit_class_reference(fractions, targets)
     from sklearn.linear_model import LogisticRegression
 

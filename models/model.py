@@ -32,8 +32,8 @@ class TrainingRows:
         graphs: one a row; None for a task of compositions.
         features: output of the pretrained backbone, or None where it is not known.
         outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
-        corrections: energy corrections of the Materials Project 2020, eV/atom, float64, shape (n_rows,), or None
-            where no config asks for them.
+        corrections: what the Materials Project's energy corrections of 2020 add beyond those before, eV/atom, float64,
+            shape (n_rows,), or None where no config asks for them.
         collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
     """
 

@@ -48,18 +48,22 @@ def a_dataset(labels=LABELS, test=TEST, quarantine=None, unscored=(), ids=None, 
 
 @pytest.fixture
 def an_outcome(tmp_path):
-    def written(predictions: np.ndarray) -> Outcome:
+    def written(predictions, validation=(0.0, 0.0), **uncertainty) -> Outcome:
         file = io.BytesIO()
-        np.save(file, np.asarray(predictions, dtype=np.float64))
+        arrays = {"test": predictions, "val": validation, **uncertainty}
+        np.savez(file, **{name: np.asarray(values, dtype=np.float64) for name, values in arrays.items()})
         (tmp_path / PREDICTIONS_FILE).write_bytes(file.getvalue())
         return Outcome(
             trial_id="a",
             fold=2,
+            model="chgnet",
             config={},
             history=[],
             kept_metric=0.1,
             kept_epoch=0,
             trained_parameters=[],
+            val_predictions=np.asarray(validation),
+            tta=None,
             device="cpu",
             error=None,
             folder=(fs.LocalFileSystem(), str(tmp_path)),
@@ -142,6 +146,29 @@ def test_other_than_one_finite_prediction_a_row_is_refused(an_outcome, predictio
         score_fold(a_dataset(), an_outcome(predictions))
 
 
+@pytest.mark.parametrize("validation", [[0.5], [0.5, np.nan]])
+def test_the_same_goes_for_validation_rows(an_outcome, validation):
+    with pytest.raises(PredictionError, match=r"fold 2: \d predictions, 1 of them finite, for 2 val rows"):
+        score_fold(a_dataset(), an_outcome(np.zeros(4), validation))
+
+
+def test_validation_predictions_meet_the_labels_of_their_own_rows(an_outcome):
+    score = score_fold(a_dataset(), an_outcome(np.zeros(4), [-1.5, -4.0]))
+    assert score.validation.set_index("id").to_dict("index") == {
+        "row-1": {"composition": "A1B", "y_true": -1.0, "y_pred": -1.5, "abs_error": 0.5},
+        "row-8": {"composition": "A8B", "y_true": -4.0, "y_pred": -4.0, "abs_error": 0.0},
+    }
+
+
+def test_the_uncertainty_of_a_model_is_kept(an_outcome):
+    told = an_outcome([1.0, -3.0, -0.5, 2.0], test_std=[0.1, 0.2, 0.3, 0.4], val_std=[0.5, 0.6])
+    score = score_fold(a_dataset(), told)
+    rows = by_id(score)
+    assert [rows[f"row-{k}"]["std"] for k in TEST] == [0.1, 0.2, 0.3, 0.4]
+    assert rows["row-9"]["std"] == LABELS[[0, 1, 2, 5, 8]].std()  # without a graph nothing is known but the labels
+    assert score.validation["std"].tolist() == [0.5, 0.6]
+
+
 @pytest.mark.parametrize(
     "test",
     [
@@ -179,6 +206,8 @@ def test_an_ensemble_is_the_mean_of_its_members_with_their_spread(an_outcome):
     assert together.n_fallback == 1
     assert together.scores["mae"] == pytest.approx(together.predictions["abs_error"].mean())
     assert "std" not in members[0].predictions  # the members are left as they were
+    assert together.validation["id"].tolist() == ["row-1", "row-8"]
+    assert together.validation["y_pred"].tolist() == [0.0, 0.0]
 
 
 def test_the_model_file_is_read_as_it_was_written(an_outcome, tmp_path):
@@ -189,11 +218,12 @@ def test_the_model_file_is_read_as_it_was_written(an_outcome, tmp_path):
 # Labels and targets: who may touch them.
 #
 # `Dataset.labels` holds the labels of the test parts, and `Rows.targets` is where they come from. `Task.labels`
-# (a sentence on their origin), the targets of a `TrialFold` (NaN outside training and validation) and what a
-# training run keeps of them are other things of the same name, and named here by their owners.
+# (a sentence on their origin), the names of an ensemble's runs, the targets of a `TrialFold` or `TrainingPart` (NaN
+# outside training and validation) and what a training run keeps of them are other things of the same name, and named
+# here by their owners.
 HARMLESS_OWNERS = {
-    "labels": {"task", "facts"},
-    "targets": {"self", "part"},
+    "labels": {"task", "facts", "found"},
+    "targets": {"self", "part", "fold"},
 }
 # A plan trains on a sample to see how long that takes: seconds and bytes leave tune/measure.py, nothing of the labels.
 MAY_READ = {"labels": {"tune/evaluate.py"}, "targets": {"tune/dataset.py", "tune/measure.py"}}

@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler
 from typer.testing import CliRunner
 
 from data.tasks import open_task
-from models.train import TrainingRows
+from models.model import TrainingRows
 from tune.dataset import load_dataset
 from tune.forecast import Rungs, TrialCost, forecast, known_configs, simulate
 from tune.measure import n_bytes, sample_positions
@@ -34,6 +34,7 @@ def options(space: SearchSpace, folder: Path = Path("nowhere"), **changed) -> Op
         "search_folds": [0], "folds": [0, 1, 2, 3, 4], "num_samples": 6, "seed": 0, "seeds": 1,
         "storage": f"{folder}/results", "cache": f"{folder}/graphs", "downloads": f"{folder}/downloads",
         "cpus_per_trial": 1, "gpus_per_trial": 0, "max_concurrent": None, "every_atom": False,
+        "tta": "none",
     }  # fmt: skip
     return Options(**(fields | changed))
 
@@ -159,9 +160,7 @@ def test_what_the_cache_holds_costs_nothing_and_has_its_true_size(ray_session, f
     space = load_space("pretrained")
     planned = options(space, folder, ids=f"{folder}/ids.txt")
     task, rows = open_task("demo", ids_file=folder / "ids.txt", download_dir=folder)
-    dataset = load_dataset(
-        task, rows, space.weights, planned.cache, used_folds={0}, seed=0, gpus_per_task=0, collapse=True
-    )
+    dataset = load_dataset(task, rows, space, planned.cache, used_folds={0}, seed=0, gpus_per_task=0, collapse=True)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     found = plan(planned)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

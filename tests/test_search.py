@@ -20,8 +20,9 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
         log.write_text((log.read_text() if log.exists() else "") + "x")
         if config["x"] == 1 and not Path(folder, "needed").exists():
             raise FileNotFoundError("the disk is full")
-        values = {"train_loss": 1.0, "val_loss": 1.0, "val_mae": 1.0, "kept_val_mae": 1.0, "lr": 0.1, "seconds": 0.0}
-        ray.tune.report({"epoch": 1, "kept_epoch": 1, **values})
+        losses = {"train_loss": 1.0, "val_loss": 1.0, "lr": 0.1, "seconds": 0.0}
+        metrics = {"val_mae": 1.0, "val_mae_current": 1.0, "kept_val_mae": 1.0}
+        ray.tune.report({"epoch": 1, "kept_epoch": 1, **losses, **metrics})
 
     def run():
         metric = metric_of("regression")

@@ -16,6 +16,7 @@ import numpy as np
 import ray
 import torch
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from models.config import ModelConfig
 from models.model import Model, TrainingPart, TrainingRows
@@ -51,26 +52,19 @@ class LeverCheck:
     rows: int
 
 
-def check_levers(dataset: Dataset, space: SearchSpace, fold: int, seeds: int) -> list[LeverCheck]:
-    """Try every field that a space searches, or sets to another value than the default.
+Pair = tuple[str, dict[str, Any], dict[str, Any]]  # what is tried, and fields of two configs that differ in it alone
+
+
+def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
+    """What to try of a space: every field that it searches, or sets to another value than the default.
 
     Args:
-        dataset: of the task.
         space: to be swept.
-        fold: whose training rows are used.
         seeds: how many the chosen config will be trained with; with several the seed is a lever too.
-
-    Raises:
-        SweepError: a field that no code reads, or that makes no difference.
     """
-    if not space.trains:
-        return []
     model = open_model(space.model)
-    part: TrialFold = ray.get(dataset.trial_folds[fold])
-    rows: TrainingRows = ray.get(dataset.rows_ref)
-    tries = _Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
     base = combinations(space)[0]
-    pairs: list[tuple[str, dict[str, Any], dict[str, Any]]] = []
+    pairs: list[Pair] = []
     for field, value in space.parameters.items():
         if isinstance(value, dict):
             first, *others = next(iter(value.values()))
@@ -79,7 +73,30 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, seeds: int) ->
             pairs.append((field, without, base))
     if seeds > 1:
         pairs.append(("seed", {**base, "seed": 0}, {**base, "seed": 1}))
+    return pairs
+
+
+def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequence[Pair]) -> list[LeverCheck]:
+    """Run both configs of each pair on a few rows.
+
+    Args:
+        dataset: of the task.
+        space: to be swept; the pairs are of its model.
+        fold: whose training rows are used.
+        pairs: to try.
+
+    Raises:
+        SweepError: a field of the space that no code reads, or a pair without a difference.
+    """
+    if not space.trains:
+        return []
+    model = open_model(space.model)
+    part: TrialFold = ray.get(dataset.trial_folds[fold])
+    rows: TrainingRows = ray.get(dataset.rows_ref)
+    tries = _Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
     found = [tries.compare(*pair) for pair in pairs]
+    if not pairs:  # what it reads is to be seen all the same
+        tries.run(combinations(space)[0])
     if unread := sorted(set(space.parameters) - tries.read):
         raise SweepError(
             f"space {space.name}: no code of model {model.name} reads {', '.join(unread)}, so that setting it would "
@@ -130,13 +147,14 @@ class _Tries:
         Raises:
             SweepError: they do not.
         """
-        values = [fields.get(lever, self.model.config.model_fields[lever].default) for fields in (one, other)]
-        sizes = ROWS_WITH_EPOCHS if "epochs" in self.model.config.model_fields else ROWS_AT_ONCE
+        fields = self.model.config.model_fields
+        sizes = ROWS_WITH_EPOCHS if "epochs" in fields else ROWS_AT_ONCE
+        values = [_value(config, lever, fields) for config in (one, other)]
         if lever == "batch_size":
             sizes = tuple(max(values) + size for size in sizes)
         for number, size in enumerate(sizes):
             rows, part = self._sample(size, number)
-            a, b = (self._predictions(lever, fields, rows, part, number) for fields in (one, other))
+            a, b = (self._predictions(lever, config, rows, part, number) for config in (one, other))
             difference = float(np.abs(a - b).max())
             if difference > IDENTICAL * max(1e-12, float(np.std(a))):
                 return LeverCheck(lever, values, difference, len(part.train))
@@ -144,6 +162,11 @@ class _Tries:
             f"lever {lever} does nothing: trained on {len(part.train)} rows with {values[0]!r} and with {values[1]!r}, "
             "all else equal, models give identical predictions. Leave it out, or choose values that differ in effect"
         )
+
+    def run(self, fields: dict[str, Any]) -> None:
+        """One tiny run."""
+        rows, part = self._sample(ROWS_WITH_EPOCHS[0], 0)
+        self._predictions("", fields, rows, part, 0)
 
     def _sample(self, size: int, number: int) -> tuple[TrainingRows, TrainingPart]:
         """Some training rows, and others of the training part in place of validation; the smaller crystals."""
@@ -182,6 +205,11 @@ class _Tries:
             return self.model.config(**shorter)
         except ValidationError:
             return self.model.config(**fields)
+
+
+def _value(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -> Any:
+    """Of a lever in a config; of several levers at once, which no single field has, all of them."""
+    return config.get(lever, fields[lever].default) if lever in fields else config
 
 
 def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:

@@ -107,6 +107,10 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def write_plain_json(self, name: str, content: Any) -> None:
+        """Write a JSON file in which an option that was not given is null."""
+        self.write(name, json.dumps(content, indent=1))
+
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file without a null in it.
 
@@ -121,7 +125,7 @@ def check_or_write_record(folder: Folder, options: Options, data_sha256: str, re
     """Keep what defines the sweep; of a resumed one raise SweepError if its data changed."""
     if not resumed:
         record = {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()}
-        folder.write("sweep.json", json.dumps(record, indent=1))
+        folder.write_plain_json("sweep.json", record)
         return
     before = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))["data_sha256"]
     if before != data_sha256:

@@ -48,8 +48,8 @@ USER_ERRORS = (
 )
 
 
-def _folds(text: str, option: str) -> list[int]:
-    """`all`, or indices separated by commas."""
+def parse_folds(text: str, option: str) -> list[int]:
+    """`all`, or indices separated by commas; SweepError for anything else."""
     if text == "all":
         return list(range(N_FOLDS))
     try:
@@ -187,7 +187,7 @@ def main(
     ray_results/README.md says what each file is.
     """
     try:
-        place = _anywhere(storage)
+        place = anywhere(storage)
         if plan_only and (resume or address):
             raise SweepError(
                 "--plan measures a sweep that is not begun yet, on this machine: leave out --resume and --address"
@@ -208,19 +208,19 @@ def main(
                 target=target,
                 quantity=quantity,
                 ids=str(ids.expanduser().resolve()) if ids else None,
-                search_folds=_folds(search_folds, "--search-folds"),
-                folds=_folds(folds, "--folds"),
+                search_folds=parse_folds(search_folds, "--search-folds"),
+                folds=parse_folds(folds, "--folds"),
                 num_samples=num_samples or loaded.num_samples,
                 seed=seed,
                 seeds=seeds,
                 storage=place,
-                cache=_anywhere(cache or str(default_cache() / "graphs")),
-                downloads=_anywhere(str(downloads or default_cache() / "downloads")),
+                cache=anywhere(cache or str(default_cache() / "graphs")),
+                downloads=anywhere(str(downloads or default_cache() / "downloads")),
                 cpus_per_trial=cpus_per_trial,
                 gpus_per_trial=gpus_per_trial,
                 max_concurrent=max_concurrent,
                 every_atom=every_atom,
-                tta=_copies(tta),
+                tta=copies(tta),
             )
             refuse_taken(options)
             if plan_only:
@@ -236,14 +236,14 @@ def main(
         sys.exit(1)
 
 
-def _copies(text: str) -> str:
-    """`none`, `auto`, or a number of copies of two or more."""
+def copies(text: str) -> str:
+    """`none`, `auto`, or a number of copies of two or more; SweepError for anything else."""
     if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
         raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
     return text
 
 
-def _anywhere(place: str) -> str:
+def anywhere(place: str) -> str:
     """A URI as it is, a path made absolute: a sweep may be resumed from another folder."""
     return place if "://" in place else str(Path(place).expanduser().resolve())
 

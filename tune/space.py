@@ -160,7 +160,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         if key not in known:
             raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
     try:
-        content["model"] = _model_name(content.get("model", "chgnet"), path)
+        content["model"] = model_file(content.get("model", "chgnet"), path)
         config = open_model(content["model"]).config
     except ModelError as problem:
         raise refuse(("model",), str(problem)) from None
@@ -179,7 +179,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     return space
 
 
-def _model_name(name: object, space_file: Path) -> str:
+def model_file(name: object, space_file: Path) -> str:
     """A file of one's own is looked for beside the space, then here; made absolute, for workers run elsewhere."""
     if not isinstance(name, str) or not name.endswith(".py"):
         return str(name)

@@ -18,7 +18,7 @@ from data.rows import Rows
 from data.tasks import Task
 from models.registry import open_model
 from tune.dataset import Dataset, load_dataset, untrained
-from tune.levers import LeverCheck, check_levers
+from tune.levers import LeverCheck, Pair, check_levers, lever_pairs
 from tune.options import Folder, Options, SweepError, check_or_write_record
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
@@ -88,13 +88,19 @@ def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -
     )
 
 
-def prove_levers(options: Options, space: SearchSpace, dataset: Dataset, folder: Folder) -> list[LeverCheck]:
-    """Have tiny runs show that every lever of the space does something; a resumed sweep has shown it already."""
+def prove_levers(
+    options: Options, space: SearchSpace, dataset: Dataset, folder: Folder, pairs: list[Pair] | None = None
+) -> list[LeverCheck]:
+    """Have tiny runs show that every lever of the space does something, or that of the given pairs.
+
+    A sweep that goes on has shown it already.
+    """
     known = folder.read_json("levers.json")
     if known is not None:
         return [LeverCheck(**check) for check in known]
     fold = options.search_folds[0] if space.searched else options.folds[0]
-    checks = check_levers(dataset, space, fold, options.seeds)
+    pairs = lever_pairs(space, options.seeds) if pairs is None else pairs
+    checks = check_levers(dataset, space, fold, pairs)
     for check in checks:
         one, other = check.values
         say(f"  lever {check.lever}: {one} and {other} differ by {check.difference:.2g} on {check.rows} rows")

@@ -1,0 +1,272 @@
+"""Run a queue of experiments: each changes one field of a baseline, and gets a verdict against it.
+
+    python tune/run_queue.py --queue daily --task matbench_mp_e_form
+
+An experiment is a sweep without a search, in `ray_results/NAME/EXPERIMENT`; the same command goes on where a killed
+one was. Verdicts and ranks are by validation parts (`tune/paired.py`): choosing by them looks at no test crystal. The
+difference on the test parts stands beside them, to report.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from data.build_cache import connect, default_cache, say
+from data.rows import Rows
+from data.tasks import Task
+from models.metrics import metric_of
+from tune.compare import compare
+from tune.dataset import Dataset
+from tune.options import Folder, Options, SweepError
+from tune.paired import fold_scores, pair_up
+from tune.queue_file import BASELINE, Experiment, Queue, load_queue
+from tune.results import collect, write_quarantine
+from tune.run_sweep import USER_ERRORS, anywhere, copies, parse_folds
+from tune.runs import RunError, judged, load_run, predictions
+from tune.search import Outcome
+from tune.sweep import open_dataset, prove_levers, refuse_impossible, train, write_results
+
+ORDER = ("better", BASELINE, "identical (inert)", "within noise", "undecided", "worse")
+
+
+def run_queue(queue: Queue, options: Options, *, address: str | None = None) -> dict[str, Any]:
+    """Run what is not done yet of a queue, in order, and rank it.
+
+    Args:
+        queue: of experiments.
+        options: of all of them; `name` is the queue's folder, `space` is not used.
+        address: of a Ray cluster to join.
+
+    Returns:
+        The ranking as written to queue.json.
+
+    Raises:
+        SweepError: an experiment that differs in nothing, failed, or is there with other options.
+    """
+    top = Folder(f"{options.storage}/{options.name}")
+    task, rows = options.open_task()
+    connect(address)
+    if address is None:
+        refuse_impossible(options)
+    say(f"{options.name}: {task.name}, {len(rows)} rows, queue {queue.name}. {queue.description}", style="bold")
+    datasets: dict[str, Dataset] = {}
+    entries: list[dict[str, Any]] = []
+    for experiment in queue.experiments:
+        results = _run_experiment(queue, experiment, options, task, rows, datasets)
+        entries.append(_entry(options, experiment, results))
+        entry = entries[-1]
+        say(f"{experiment.name}: validation {results['metric']} {entry['val']:.4f}, {entry['verdict']}", style="bold")
+        ranked = sorted(entries, key=lambda entry: (ORDER.index(entry["verdict"]), -entry.get("gain", 0.0)))
+        stopped = _worse_than(queue.gate.stop_above, results["first_seed_val"], results["metric"])
+        ranking = {"queue": queue.name, "metric": results["metric"], "unit": task.unit, "experiments": ranked}
+        if stopped and experiment is not queue.experiments[-1]:
+            ranking["stopped"] = (
+                f"after {experiment.name}: its first seed's {results['first_seed_val']:.4g} is worse than stop_above "
+                f"{queue.gate.stop_above}"
+            )
+        top.write_json("queue.json", ranking)
+        top.write("QUEUE.md", report(ranking, results["data"]["description"]))
+        if "stopped" in ranking:
+            say(f"The queue ends {ranking['stopped']}.", style="yellow")
+            break
+    say(f"Ranking: {top.address}/QUEUE.md")
+    return ranking
+
+
+def _run_experiment(
+    queue: Queue, experiment: Experiment, options: Options, task: Task, rows: Rows, datasets: dict[str, Dataset]
+) -> dict[str, Any]:
+    """Results of one experiment, which is run unless they are there."""
+    space = experiment.space.for_kind(task.kind)
+    name = f"{options.name}/{experiment.name}"
+    own = options.model_copy(update={"name": name, "space": experiment.space, "seeds": space.seeds})
+    folder = Folder(f"{own.storage}/{name}")
+    record = own.model_dump(mode="json")
+    if (before := folder.read_json("sweep.json")) is not None:
+        same = before["options"] == record and before["data_sha256"] == rows.sha256
+        if not same or before["gate"] != queue.gate.model_dump():
+            raise SweepError(f"{folder.address} is of another queue or of other options: choose another --name")
+        if (results := folder.read_json("results.json")) is not None:
+            return results
+    folder.write_plain_json(
+        "sweep.json", {"options": record, "data_sha256": rows.sha256, "gate": queue.gate.model_dump()}
+    )
+    key = f"{space.model} {space.weights} {space.undoes_corrections}"
+    if key not in datasets:
+        datasets.clear()  # one at a time: they are large
+        datasets[key] = open_dataset(own, space, task, rows)
+    dataset = datasets[key]
+    write_quarantine(folder, dataset)
+
+    base = queue.experiments[0].space.for_kind(task.kind)
+    pairs = []
+    if space.model == base.model and experiment.name != BASELINE:
+        lever = next(iter(experiment.change)) if len(experiment.change) == 1 else " and ".join(experiment.change)
+        pairs = [(lever, base.parameters, space.parameters)]
+    levers = prove_levers(own, space, dataset, folder, pairs)
+
+    config = {fold: space.config(**space.parameters).model_dump() for fold in own.folds}
+    seeds = list(range(own.seed, own.seed + space.seeds)) if space.trains else []
+    at_first = seeds if queue.gate.continue_below is None else seeds[:1]
+    trained = train(own, space, dataset, folder, config, at_first, with_reference=True)
+    n = len(own.folds)
+    first = _mean_val(trained[n : 2 * n] or trained)  # of what trains nothing the reference itself
+    gated = _worse_than(queue.gate.continue_below, first, metric_of(task.kind).name)
+    if gated:
+        say(f"{experiment.name}: first seed {first:.4g}, not better than {queue.gate.continue_below}: no other seed")
+    elif at_first != seeds:
+        trained += train(own, space, dataset, folder, config, seeds[1:], with_reference=False)
+    used = own.model_copy(update={"seeds": max(1, len(seeds[:1] if gated else seeds))})
+    results = collect(used, space, dataset, folder, {}, config, trained, levers)
+    results["first_seed_val"] = first
+    write_results(folder, results)
+    return results
+
+
+def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
+    """One line of the ranking: scores, and what the paired comparisons with the baseline say."""
+    metric, trained = results["metric"], results["seeds"] or [results["reference"]]
+    name = f"{options.storage}/{options.name}/{experiment.name}"
+    entry: dict[str, Any] = {
+        "experiment": experiment.name,
+        "change": experiment.change,
+        "seeds": len(trained),
+        "test": float(np.mean([one["mean"][metric] for one in trained])),
+        "verdict": BASELINE,
+    }
+    run = load_run(name)
+    tables = [predictions(run, member, "validation") for member in judged(run)]
+    pair = pair_up(tables, tables[:1])
+    entry["val"] = float(fold_scores(pair.rows, pair.a, run.metric).mean())
+    if "ensemble" in results:
+        entry["test_ensemble"] = results["ensemble"]["mean"][metric]
+    if experiment.name != BASELINE:
+        base = load_run(f"{options.storage}/{options.name}/{BASELINE}")
+        by_val, by_test = compare(base, run, on="validation"), compare(base, run, on="test")
+        sign = 1 if metric_of(results["task"]["kind"]).mode == "min" else -1
+        entry |= {
+            "verdict": by_val.verdict,
+            "sentence": by_val.sentence,
+            "gain": sign * by_val.difference.value,
+            "gain_interval": sorted([sign * by_val.difference.low, sign * by_val.difference.high]),
+            "test_gain": sign * by_test.difference.value,
+            "test_gain_interval": sorted([sign * by_test.difference.low, sign * by_test.difference.high]),
+            "test_verdict": by_test.verdict,
+        }
+    return entry
+
+
+def _mean_val(outcomes: list[Outcome]) -> float:
+    return float(np.mean([outcome.kept_metric for outcome in outcomes]))
+
+
+def _worse_than(limit: float | None, value: float, metric: str) -> bool:
+    if limit is None:
+        return False
+    return value > limit if metric == "mae" else value < limit
+
+
+def report(ranking: dict[str, Any], data: str) -> str:
+    """The ranking for people."""
+    metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
+    explained = (
+        f"{data}; {metric.upper()}{unit}, mean over folds and seeds. A gain is positive where the experiment is better "
+        "than the baseline; in brackets its 95 % interval over crystals, paired and grouped by composition. Verdict "
+        "and order are by validation, and need a gain beyond what seeds alone do."
+    )
+    lines = [
+        f"# Queue {ranking['queue']}",
+        "",
+        explained,
+        "",
+        "| experiment | change | seeds | validation | gain on validation | verdict | test | gain on test | ensemble |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in ranking["experiments"]:
+        change = ", ".join(f"{field} {value}" for field, value in entry["change"].items()) or "none"
+        gains = [
+            f"{entry[name]:+.4f} ({entry[f'{name}_interval'][0]:+.4f} to {entry[f'{name}_interval'][1]:+.4f})"
+            if name in entry
+            else ""
+            for name in ("gain", "test_gain")
+        ]
+        ensemble = f"{entry['test_ensemble']:.4f}" if "test_ensemble" in entry else ""
+        lines.append(
+            f"| {entry['experiment']} | {change} | {entry['seeds']} | {entry['val']:.4f} | {gains[0]} "
+            f"| {entry['verdict']} | {entry['test']:.4f} | {gains[1]} | {ensemble} |"
+        )
+    if "stopped" in ranking:
+        lines += ["", f"The queue ended {ranking['stopped']}."]
+    return "\n".join(lines) + "\n"
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    queue: Annotated[str, typer.Option(help="A queue: a file of search_spaces/ without .yaml, or a path.")] = "daily",
+    task: Annotated[str, typer.Option(help="As of run_sweep.py.")] = "demo",
+    ids: Annotated[Path | None, typer.Option(help="Text file of ids, one a line: use these rows only.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column of the targets, where your own file has several.")] = None,
+    quantity: Annotated[str | None, typer.Option(help="What your own target is to an energy model.")] = None,
+    folds: Annotated[str, typer.Option(help="Folds to train and test on: `all`, or indices such as 0,2.")] = "all",
+    seed: Annotated[int, typer.Option(min=0, help="The first one, and of validation splits.")] = 0,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation, as of run_sweep.py.")] = "none",
+    name: Annotated[str | None, typer.Option(help="Of the queue's folder. Default: task and queue.")] = None,
+    storage: Annotated[str, typer.Option(help="Where results are kept: a folder, s3://..., gs://...")] = "ray_results",
+    cache: Annotated[
+        str | None, typer.Option(help="Where graphs are kept. [default: ~/.cache/matsweep/graphs]")
+    ] = None,
+    downloads: Annotated[
+        Path | None, typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster to join; `auto` on one of its nodes.")] = None,
+    gpus_per_trial: Annotated[float, typer.Option(min=0, help="Share of a GPU a training gets; 0: CPU only.")] = 0,
+    cpus_per_trial: Annotated[int, typer.Option(min=1, help="Threads of a training.")] = 1,
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at once. Default: as many as fit.")
+    ] = None,
+    every_atom: Annotated[bool, typer.Option("--every-atom", help="Compute every atom of a crystal.")] = False,
+) -> None:
+    """Run a queue of one-variable experiments and rank them by verdict; run again to go on with a killed one."""
+    try:
+        loaded = load_queue(queue)
+        options = Options(
+            name=name or f"{Path(task).name.split('.')[0]}-{loaded.name}",
+            space=loaded.experiments[0].space,
+            task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
+            target=target,
+            quantity=quantity,
+            ids=str(ids.expanduser().resolve()) if ids else None,
+            search_folds=[],
+            folds=parse_folds(folds, "--folds"),
+            num_samples=1,
+            seed=seed,
+            seeds=1,
+            storage=anywhere(storage),
+            cache=anywhere(cache or str(default_cache() / "graphs")),
+            downloads=anywhere(str(downloads or default_cache() / "downloads")),
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            max_concurrent=max_concurrent,
+            every_atom=every_atom,
+            tta=copies(tta),
+        )
+        try:
+            run_queue(loaded, options, address=address)
+        except KeyboardInterrupt:
+            say("interrupted: the same command goes on")
+            sys.exit(130)
+    except (*USER_ERRORS, RunError) as problem:
+        say(f"{type(problem).__name__}: {problem}", style="red")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()
