@@ -180,3 +180,19 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     assert "not begun yet, on this machine: leave out --resume and --address" in " ".join(
         (done.output + capsys.readouterr().err).split()
     )
+
+
+@pytest.mark.parametrize("space", ["ridge", "dummy", "composition"])
+def test_a_plan_of_another_model_is_refused(space, capsys):
+    done = CliRunner().invoke(app, ["--plan", f"--space={space}"])
+    assert done.exit_code == 1
+    printed = " ".join((done.output + capsys.readouterr().err).split())
+    assert f"SweepError: --plan measures CHGNet sweeps: of model {load_space(space).model}" in printed
+
+
+def test_a_plan_of_compositions_is_refused(tmp_path, capsys):
+    (tmp_path / "salts.csv").write_text("formula,y\n" + "".join(f"Na{k}Cl,{k}\n" for k in range(1, 30)))
+    done = CliRunner().invoke(app, ["--plan", f"--task={tmp_path}/salts.csv", f"--storage={tmp_path}/results"])
+    assert done.exit_code == 1
+    printed = " ".join((done.output + capsys.readouterr().err).split())
+    assert "SweepError: --plan measures CHGNet sweeps, which read structures" in printed

@@ -23,7 +23,7 @@ from data.rows import Rows
 from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.storage import open_folder
 from models.chgnet import cutoffs
-from models.finetune import CHGNetConfig
+from models.finetune import CHGNET, CHGNetConfig
 from tune.dataset import VALIDATION_FRACTION
 from tune.features import ROWS_PER_PART, feature_prefix, n_parts, parts_present
 from tune.forecast import Phase, TrialCost, forecast
@@ -43,12 +43,21 @@ def plan(options: Options) -> Plan:
     """Measure a little and say what a sweep will take.
 
     Raises:
-        SweepError: no trial fits this machine, or the sample could not be trained on.
+        SweepError: a sweep of another model than CHGNet, no trial fits this machine, or the sample could not be trained
+            on.
         TaskError: as the sweep itself would, and so do DownloadError, SplitError and TargetScaleError.
     """
     imports = _age_of_process()
     began = time.perf_counter()
+    if options.space.model != CHGNET.name:
+        raise SweepError(
+            f"--plan measures CHGNet sweeps: of model {options.space.model} it could say nothing. Leave --plan out"
+        )
     task, rows = options.open_task()
+    if task.inputs == "compositions":
+        raise SweepError(
+            f"--plan measures CHGNet sweeps, which read structures, and {task.name} as given has compositions only"
+        )
     n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
     driver_now, driver_most = own_memory(os.getpid(), now=True), own_memory(os.getpid())
     space = options.space.for_kind(task.kind)
