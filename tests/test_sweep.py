@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "lr", "seconds"]
+COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "val_mae_current", "lr", "seconds", "fingerprint"]
 SPACE = """\
 description: small, for tests
 num_samples: 4

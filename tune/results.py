@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from models.metrics import metric_of
+from models.registry import open_model
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.levers import LeverCheck, inert_pairs
@@ -66,7 +67,8 @@ def collect(
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
     notes += [task.notes] if task.notes else []
-    pretrained = "weights" in space.config.model_fields and space.weights != "random"
+    reads_structures = open_model(space.model).reads != "compositions"
+    pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
     notes += [OVERLAP] if task.pretraining_overlap and pretrained else []
     n_fallback = sum(score.n_fallback for score in scores[:n])
     if dataset.quarantine:

@@ -69,7 +69,7 @@ class SearchSpace(BaseModel):
     @property
     def weights(self) -> str:
         """The CHGNet weights all trials start from, and graphs are made for."""
-        return self.default("weights", "0.3.0")
+        return "0.3.0" if open_model(self.model).reads == "compositions" else self.default("weights", "0.3.0")
 
     @property
     def trains(self) -> bool:

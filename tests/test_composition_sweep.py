@@ -1,0 +1,141 @@
+"""Sweeps on formulas alone: the real command on a table of compositions, and what a model of structures says to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pymatgen.core import Composition
+from typer.testing import CliRunner
+
+from models.fitted import load_model
+from tune.run_sweep import app
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+WEIGHTS = {"Li": -1.0, "Na": -1.5, "Mg": -2.0, "Al": 0.5, "Si": 1.0, "O": -3.0, "S": 2.0, "Cl": 0.0}
+SPACE = """\
+description: small, for tests
+model: composition_network
+parameters: {epochs: 4, batch_size: 16, lr: 0.003, width: 16, rounds: 1, head_width: 16, head_depth: 1}
+"""
+
+
+def target_of(formula: str) -> float:
+    """Linear in the fractions of the elements."""
+    return sum(share * WEIGHTS[str(element)] for element, share in Composition(formula).fractional_composition.items())
+
+
+def command(folder, *arguments):
+    """Arguments of a sweep of two folds that keeps everything under a folder."""
+    return [f"--task={folder}/salts.csv", f"--storage={folder}/results", "--folds=0,3", *arguments]
+
+
+def results_of(folder, name):
+    return json.loads((folder / "results" / name / "results.json").read_text())
+
+
+def printed(done, capsys):
+    return " ".join((done.output + capsys.readouterr().err).split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with 84 formulas in a table; one cannot be read."""
+    folder = tmp_path_factory.mktemp("compositions")
+    metals, others = ["Li", "Na", "Mg", "Al", "Si"], ["O", "S", "Cl"]
+    formulas = [f"{a}{n}{b}{m}" for a in metals for b in others for n, m in ((1, 1), (1, 2), (2, 3), (3, 1), (4, 3))]
+    formulas += ["LiAlO2", "NaAlO2", "Mg2SiO4", "Al2SiO5", "NaAlSi3O8", "LiMgCl3", "Na2SiO3", "MgAl2S4"]
+    table = pd.DataFrame({"composition": formulas, "y": [target_of(formula) for formula in formulas]})
+    table.loc[len(table)] = ["Qq3", 1.0]
+    table.to_csv(folder / "salts.csv", index=False)
+    (folder / "small.yaml").write_text(SPACE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(folder):
+    """A network on the formulas by the real command, in a process of its own: its folder and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "tune/run_sweep.py", *command(folder, f"--space={folder}/small.yaml", "--name=network")],
+        cwd=REPOSITORY,
+        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder / "results" / "network", done.stdout
+
+
+def test_a_network_on_compositions_leaves_what_every_sweep_leaves(network, folder):
+    path, output = network
+    results = results_of(folder, "network")
+    assert results["model"] == {"name": "composition_network"}
+    assert results["reference"]["title"] == "reference: linear in the element fractions"
+    assert results["data"]["graph_cache_key"] == "none"
+    assert any(note == "Compositions only." for note in results["notes"])
+    assert not any("pretrained" in note for note in results["notes"])  # CHGNet has no part in it
+    assert {check["lever"] for check in results["levers"]} >= {"epochs", "lr", "width"}
+    for fold in (0, 3):
+        for kind, prefix in (("test", "preds"), ("validation", "val")):
+            table = pd.read_csv(path / f"seed_0/{prefix}_fold_{fold}.csv")
+            assert np.isfinite(table["y_pred"]).all(), kind
+        history = pd.read_csv(path / f"seed_0/history_fold_{fold}.csv")
+        assert list(history["epoch"]) == [0, 1, 2, 3, 4]
+        assert history["val_mae"].is_unique  # it trains
+    assert "Everything is in" in output
+    assert "Traceback" not in output
+    assert not (folder / "cache/graphs").exists()  # nothing was converted
+
+
+def test_a_formula_that_cannot_be_read_takes_part_in_nothing(network):
+    quarantine = pd.read_csv(network[0] / "quarantine.csv")
+    assert len(quarantine) == 1
+    assert "Qq" in quarantine["reason"][0]
+
+
+def test_its_model_file_predicts_structures(network):
+    """What was trained on formulas predicts a crystal by its formula."""
+    from pymatgen.core import Lattice, Structure
+
+    table = pd.read_csv(network[0] / "seed_0/preds_fold_0.csv")
+    row = table[table["composition"].isin(["NaCl", "LiCl", "MgO", "MgS", "LiO", "NaO", "NaS", "AlCl"])].iloc[0]
+    elements = [str(element) for element in Composition(row["composition"])]
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.5), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    model = load_model(network[0] / "seed_0/model_fold_0.pth")
+    assert model.about["task"] == "salts"
+    np.testing.assert_allclose(model.predict([salt]), row["y_pred"], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_ridge_finds_a_linear_target_and_the_dummy_is_the_mean(folder, capsys):
+    for name in ("ridge", "dummy"):
+        done = CliRunner().invoke(app, command(folder, f"--space={name}", f"--name={name}"))
+        assert done.exit_code == 0, printed(done, capsys)
+        results = results_of(folder, name)
+        assert results["model"] == {"name": name}
+        assert results["data"]["n_quarantined"] == 1
+    ridge, dummy = (results_of(folder, name)["seeds"][0]["mean"]["mae"] for name in ("ridge", "dummy"))
+    assert ridge < 0.1 < dummy
+    tables = [pd.read_csv(folder / f"results/ridge/{member}/preds_fold_0.csv") for member in ("reference", "seed_0")]
+    pd.testing.assert_frame_equal(*tables)  # ridge is the reference of others, and its own
+    known = pd.read_csv(folder / "salts.csv").set_index("composition")["y"].iloc[:-1]
+    tested = pd.read_csv(folder / "results/dummy/seed_0/preds_fold_0.csv")
+    assert tested["y_pred"].nunique() <= 2  # the formula that cannot be read gets the mean of all known labels
+    assert known.min() < tested["y_pred"].iloc[0] < known.max()
+
+
+def test_a_model_of_structures_is_refused_with_what_to_do(folder, ray_session, capsys):
+    done = CliRunner().invoke(app, command(folder, "--space=head_finetune", "--name=structures"))
+    assert done.exit_code == 1
+    said = printed(done, capsys)
+    assert "SweepError: model chgnet reads structures, and salts as given has compositions only" in said
+    assert "choose a space of a model that reads compositions, such as composition_network" in said
+    assert not (folder / "results/structures/results.json").exists()

@@ -1,0 +1,176 @@
+"""Queues: experiments that change one field of a baseline, run by the real command, ranked by verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tune.queue_file import load_queue
+from tune.space import SpaceError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+QUEUE = """\
+description: small, for tests
+seeds: 2
+gate: {continue_below: 2.0, stop_above: 1000.0}
+baseline:
+  model: composition_network
+  parameters: {epochs: 12, batch_size: 16, lr: 0.002, width: 16, rounds: 1, head_width: 16, head_depth: 1}
+experiments:
+  too_fast: {lr: 1.0e-6}
+  wide: {several: true, width: 32, head_width: 32}
+  ridge: {model: ridge}
+  never: {epochs: 13}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a queue and a task of binary compositions, whose target is linear in their fractions but for noise."""
+    folder = tmp_path_factory.mktemp("queue")
+    random = np.random.default_rng(0)
+    elements = ["Li", "Na", "K", "Mg", "Ca", "Al", "Si", "O", "S", "F", "Cl", "N"]
+    weights = dict(zip(elements, random.normal(0, 3, len(elements)), strict=True))
+    rows = []
+    while len(rows) < 160:
+        a, b = random.choice(elements, 2, replace=False)
+        n, m = random.integers(1, 6, 2)
+        target = (weights[a] * n + weights[b] * m) / (n + m) + random.normal(0, 0.1)
+        rows.append({"id": f"c{len(rows)}", "composition": f"{a}{n}{b}{m}", "energy": target})
+    pd.DataFrame(rows).to_csv(folder / "salts.csv", index=False)
+    (folder / "small.yaml").write_text(QUEUE)
+    return folder
+
+
+def run(folder, *arguments, expect=0):
+    """Run the command to its end and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "tune/run_queue.py", f"--storage={folder}/results", f"--task={folder}/salts.csv", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ranked(folder):
+    """What the queue leaves that is stopped by the ridge, which is a little too good to be missed by its gate."""
+    text = QUEUE.replace("stop_above: 1000.0", "stop_above: 4.0").replace(
+        "too_fast: {lr: 1.0e-6}", "slow: {lr: 0.0005}"
+    )
+    (folder / "small.yaml").write_text(text)
+    output = run(folder, f"--queue={folder}/small.yaml", "--name=q", "--folds=0,2")
+    return folder / "results" / "q", output
+
+
+def test_experiments_get_a_verdict_against_the_baseline_and_are_ranked_by_it(ranked):
+    folder, output = ranked
+    ranking = json.loads((folder / "queue.json").read_text())
+    entries = {entry["experiment"]: entry for entry in ranking["experiments"]}
+    assert set(entries) == {"baseline", "slow", "wide", "ridge", "never"}
+    assert entries["ridge"]["verdict"] == "better"  # the target is linear
+    assert ranking["experiments"][0]["experiment"] == "ridge"
+    assert entries["slow"]["verdict"] in ("worse", "within noise", "undecided")
+    assert entries["baseline"]["verdict"] == "baseline"
+    for entry in ranking["experiments"]:
+        if "gain" in entry:
+            low, high = entry["gain_interval"]
+            assert low <= entry["gain"] <= high
+            assert entry["sentence"]
+    assert entries["baseline"]["val"] - entries["ridge"]["val"] == pytest.approx(entries["ridge"]["gain"], abs=0.3)
+    table = (folder / "QUEUE.md").read_text()
+    assert table.count("\n| ") == 1 + len(entries)
+    assert "several" not in table
+    assert "QUEUE.md" in output
+
+
+def test_the_gate_leaves_out_other_seeds(ranked):
+    folder, _ = ranked
+    for name in ("baseline", "slow", "wide", "never"):
+        results = json.loads((folder / name / "results.json").read_text())
+        assert len(results["seeds"]) == (2 if results["first_seed_val"] <= 2.0 else 1), name
+    results = json.loads((folder / "ridge" / "results.json").read_text())
+    assert len(results["seeds"]) == 1  # there is no chance in it
+
+
+def test_run_again_it_repeats_only_what_is_missing(ranked, folder):
+    done, _ = ranked
+    before = {path: path.stat().st_mtime_ns for path in done.glob("*/results.json")}
+    shutil.rmtree(done / "wide")
+    output = run(folder, f"--queue={folder}/small.yaml", "--name=q", "--folds=0,2")
+    for path, time in before.items():
+        assert (path.stat().st_mtime_ns == time) == (path.parent.name != "wide")
+    assert output.count("wide: validation") == 1
+
+
+def test_other_options_under_the_same_name_are_refused(ranked, folder):
+    output = run(folder, f"--queue={folder}/small.yaml", "--name=q", "--folds=0,1", expect=1)
+    assert "is of another queue or of other options: choose another --name" in output
+    assert "Traceback" not in output
+
+
+def test_a_hopeless_experiment_ends_the_queue(ranked, folder):
+    text = QUEUE.replace("stop_above: 1000.0", "stop_above: 0.01")
+    (folder / "hopeless.yaml").write_text(text)
+    output = run(folder, f"--queue={folder}/hopeless.yaml", "--name=hopeless", "--folds=0")
+    assert "The queue ends after baseline" in output
+    ranking = json.loads((folder / "results/hopeless/queue.json").read_text())
+    assert [entry["experiment"] for entry in ranking["experiments"]] == ["baseline"]
+    assert "The queue ended after baseline" in (folder / "results/hopeless/QUEUE.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["daily", "mp_e_form_levers"])
+def test_a_shipped_queue_changes_one_field_at_a_time(name):
+    queue = load_queue(name)
+    assert queue.experiments[0].name == "baseline"
+    assert len(queue.experiments) > 10
+    assert all(len(experiment.change) == 1 for experiment in queue.experiments[1:])
+
+
+def broken(old, new):
+    return QUEUE.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            broken("several: true, ", ""),
+            "'wide' changes 2 fields, width, head_width: nobody could tell which one did it",
+        ),
+        (broken("lr: 1.0e-6", "lr: 0.002"), "'too_fast' changes nothing"),
+        (broken("lr: 1.0e-6", "learning_rate: 1"), "experiment 'too_fast': unknown field 'learning_rate'"),
+        (broken("lr: 1.0e-6", "lr: {uniform: [0.1, 0.2]}"), "is a range: an experiment has one value"),
+        (broken("lr: 1.0e-6", "ema_decay: 0.9"), "ema_decay 0.9 changes nothing with averaging 'none'"),
+        (broken("model: ridge", "model: rigde"), "experiment 'ridge': no model 'rigde'"),
+        (broken("  never:", "  baseline:"), "cannot be called 'baseline'"),
+        (broken("stop_above", "stop_over"), "gate.stop_over: Extra inputs are not permitted"),
+        (broken("experiments:", "experiment:"), "A queue has `baseline`"),
+        (broken("seeds: 2", "seeds: 0"), "seeds: Input should be greater than or equal to 1"),
+        ("[1, 2", "not YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path, text, says):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(SpaceError) as problem:
+        load_queue(str(tmp_path / "mine.yaml"))
+    assert says in str(problem.value)
+    assert "mine.yaml" in str(problem.value)
+
+
+def test_an_unknown_queue_is_refused():
+    with pytest.raises(SpaceError, match="no queue 'weekly'"):
+        load_queue("weekly")
