@@ -6,6 +6,7 @@ In the flow it stands where graphs stand for structures.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,23 +45,27 @@ class Compositions:
 
 
 def read_compositions(rows: Rows) -> Compositions:
-    """Parse the formulas of a task; deuterium and tritium count as hydrogen.
+    """Parse the formulas of a task.
 
     Raises:
         TaskError: the rows are structures.
     """
     if rows.format != "composition":
         raise TaskError(f"the rows are structures ({rows.format}); expected a task with compositions")
-    texts = [payload.decode() for payload in rows.chunk(0, len(rows)).payloads]
+    return parse_formulas([payload.decode() for payload in rows.chunk(0, len(rows)).payloads])
+
+
+def parse_formulas(texts: Sequence[str]) -> Compositions:
+    """Parse formulas such as Fe2O3 or Li0.5CoO2; deuterium and tritium count as hydrogen."""
     with warnings.catch_warnings():
         # Elements are put in the order of electronegativity, and a noble gas without one gets a warning.
         warnings.simplefilter("ignore", UserWarning)
         parsed = {text: _parse(text) for text in dict.fromkeys(texts)}
     compositions = Compositions(
-        fractions=np.zeros((len(rows), MAX_ATOMIC_NUMBER), dtype=np.float32),
-        n_atoms=np.zeros(len(rows), dtype=np.int32),
-        formulas=[None] * len(rows),
-        reasons=[None] * len(rows),
+        fractions=np.zeros((len(texts), MAX_ATOMIC_NUMBER), dtype=np.float32),
+        n_atoms=np.zeros(len(texts), dtype=np.int32),
+        formulas=[None] * len(texts),
+        reasons=[None] * len(texts),
     )
     for row, text in enumerate(texts):
         found = parsed[text]

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from data.compositions import parse_formulas
 from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
 from models.chgnet import cutoffs
-from models.model import Fitted, Prediction, TrainingRows
+from models.model import Fitted, Model, Prediction, TrainingRows
 from models.registry import ModelError, open_model
+from models.tta import averaged
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -36,46 +38,49 @@ class FittedModel:
     """A model of the registry, trained.
 
     Attributes:
-        model: its name, or the path of the user's own file that defines it.
+        model: its entry.
         fitted: what training left.
         about: task, target, unit, where its labels come from and other facts for the reader.
     """
 
-    model: str
+    model: Model
     fitted: Fitted
     about: dict[str, str]
 
-    def predict(self, structures: Sequence[Structure]) -> np.ndarray:
+    def predict(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> np.ndarray:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
 
-        Raises:
-            BadCrystalError: a structure that cannot be predicted; the message names its position.
-        """
-        return self.predict_with_std(structures).values
+        Args:
+            crystals: pymatgen structures; for a model that reads compositions also formulas such as "Fe2O3".
+            copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little.
 
-    def predict_with_std(self, structures: Sequence[Structure]) -> Prediction:
+        Raises:
+            BadCrystalError: one that cannot be predicted; the message names its position.
+        """
+        return self.predict_with_std(crystals, copies=copies).values
+
+    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> Prediction:
         """The same with the model's own uncertainty, where it has one.
 
         Raises:
-            BadCrystalError: a structure that cannot be predicted; the message names its position.
+            BadCrystalError: one that cannot be predicted; the message names its position.
         """
-        graphs = []
-        for position, structure in enumerate(structures):
-            try:
-                crystal = crystal_from_structure(structure)
-                check_crystal(crystal)
-                graphs.append(convert(crystal, cutoffs(self.about.get("weights", "0.3.0"))[0]))
-            except BadCrystalError as problem:
-                raise BadCrystalError(f"structure {position}: {problem}") from None
-        if not graphs:
+        if not crystals:
             return Prediction(np.empty(0))
-        together = stack(graphs)
-        rows = TrainingRows(element_fractions(together), together.atoms_per_graph, together)
-        return self.fitted.predict_rows(rows, np.arange(len(together)))
+        everything = np.arange(len(crystals))
+        if self.model.reads == "compositions":
+            return self.fitted.predict_rows(_rows_of_compositions(crystals), everything)
+        rows = _rows_of_structures(crystals, cutoffs(self.about.get("weights", "0.3.0"))[0])
+        return averaged(self.fitted, rows, everything, copies) if copies else self.fitted.predict_rows(rows, everything)
 
     def save(self, path: Path) -> None:
         """Write everything `load_model` needs to one file, tensors and plain values only."""
-        content = {"format": FILE_FORMAT, "model": self.model, "about": self.about, "content": self.fitted.content()}
+        content = {
+            "format": FILE_FORMAT,
+            "model": self.model.name,
+            "about": self.about,
+            "content": self.fitted.content(),
+        }
         torch.save(content, path)
 
 
@@ -105,9 +110,33 @@ def load_model(path: str | Path, device: str = "cpu", model: str | None = None) 
         name = content["model"]
         if name.endswith(".py") and model is None:
             raise ModelFileError(f"{path} was trained with a model of {name}: give that file as `model`")
-        fitted = open_model(model or name).load(content["content"], device)
-        return FittedModel(name, fitted, content["about"])
+        entry = open_model(model or name)
+        return FittedModel(entry, entry.load(content["content"], device), content["about"])
     except (KeyError, ValueError, RuntimeError, TypeError) as problem:  # RuntimeError: weights missing or misshapen
         if isinstance(problem, ModelFileError) or (isinstance(problem, ModelError) and model):
             raise
         raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem
+
+
+def _rows_of_structures(crystals: Sequence[Structure | str], cutoff: float) -> TrainingRows:
+    graphs = []
+    for position, structure in enumerate(crystals):
+        if isinstance(structure, str):
+            raise BadCrystalError(f"structure {position}: {structure!r} is a formula; this model reads structures")
+        try:
+            crystal = crystal_from_structure(structure)
+            check_crystal(crystal)
+            graphs.append(convert(crystal, cutoff))
+        except BadCrystalError as problem:
+            raise BadCrystalError(f"structure {position}: {problem}") from None
+    together = stack(graphs)
+    return TrainingRows(element_fractions(together), together.atoms_per_graph, together)
+
+
+def _rows_of_compositions(crystals: Sequence[Structure | str]) -> TrainingRows:
+    formulas = [one if isinstance(one, str) else one.composition.formula.replace(" ", "") for one in crystals]
+    read = parse_formulas(formulas)
+    for position, reason in enumerate(read.reasons):
+        if reason is not None:
+            raise BadCrystalError(f"composition {position}: {reason}")
+    return TrainingRows(read.fractions, read.n_atoms)

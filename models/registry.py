@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from models.composition_model import COMPOSITION_NETWORK
@@ -55,4 +56,4 @@ def open_model(name: str) -> Model:
     model = getattr(sys.modules[module_name], "MODEL", None)
     if not isinstance(model, Model):
         raise ModelError(f"{path} defines no MODEL = Model(...); see models/model.py")
-    return model
+    return replace(model, name=str(path))  # where its code is, for the model file and the workers

@@ -33,7 +33,13 @@ def target_of(formula: str) -> float:
 
 def command(folder, *arguments):
     """Arguments of a sweep of two folds that keeps everything under a folder."""
-    return [f"--task={folder}/salts.csv", f"--storage={folder}/results", "--folds=0,3", *arguments]
+    return [
+        f"--task={folder}/salts.csv",
+        f"--storage={folder}/results",
+        "--folds=0,3",
+        "--max-concurrent=1",
+        *arguments,
+    ]
 
 
 def results_of(folder, name):

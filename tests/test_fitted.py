@@ -14,6 +14,7 @@ from model_cases import fine_tuning, finished, one_thread, predictions, sample, 
 from pymatgen.core import Lattice, Structure
 
 from data.crystal import BadCrystalError
+from models.finetune import CHGNET
 from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model
 from models.fitted_network import combine
 
@@ -61,7 +62,7 @@ def trained(data, quantity, kind="regression", **fields):
 
 
 def fitted(run) -> FittedModel:
-    return FittedModel("chgnet", run.fitted(), {"unit": "eV/atom", "labels": "made for a test"})
+    return FittedModel(CHGNET, run.fitted(), {"unit": "eV/atom", "labels": "made for a test"})
 
 
 @pytest.mark.parametrize(

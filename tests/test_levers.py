@@ -11,7 +11,7 @@ from test_train import OTHER_VALUES, assert_same_run, graphs_alone
 
 from models.augment import moved
 from models.chgnet import Mix
-from models.finetune import CHGNetConfig
+from models.finetune import CHGNET, CHGNetConfig
 from models.fitted import FittedModel, load_model
 from models.losses import loss_function
 from models.schedule import halvings, learning_rate
@@ -194,7 +194,7 @@ def test_snapshots_predict_the_mean_of_their_members_from_a_file_too(data, tmp_p
     alone = [member.predict_rows(data.rows, TEST).values for member in members]
     np.testing.assert_allclose(np.mean(alone, axis=0), expected, atol=1e-6)
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(alone, 2)) > 1e-4
-    FittedModel("chgnet", fitted, {}).save(tmp_path / "model.pth")
+    FittedModel(CHGNET, fitted, {}).save(tmp_path / "model.pth")
     loaded = load_model(tmp_path / "model.pth").predict([data.structures[k] for k in TEST])
     np.testing.assert_allclose(loaded, expected, rtol=0, atol=1e-5)
 

@@ -109,7 +109,20 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     )
     band = seed_noise(of_a, of_b, other)
     verdict, sentence = judge(pair, a.metric, found, band)
+    if on == "validation" and len({_chose_by_validation(run) for run in (a, b)}) > 1:
+        verdict, sentence = (
+            "undecided",
+            (
+                "One of the runs keeps the epoch that does best on validation, the other one does not: validation flatters "
+                "the first. Compare runs that keep alike (`keep: last`), or with --on test to report."
+            ),
+        )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
+
+
+def _chose_by_validation(run: SweepRun) -> bool:
+    """Whether the epoch of a run was chosen on its validation parts."""
+    return any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def trains(run: SweepRun) -> bool:

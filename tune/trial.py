@@ -95,8 +95,7 @@ def run_trial(
     device = device_of_share(task.gpus_per_trial)
     fields = dict(config.get("run", config))
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
-    name = fields.pop("model")
-    model = open_model(name)
+    model = open_model(fields.pop("model"))
     run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
@@ -118,7 +117,8 @@ def run_trial(
         with tempfile.TemporaryDirectory() as folder:
             fitted = run.fitted()
             facts = _predict(fitted, rows, fold, task, Path(folder))
-            FittedModel(name, fitted, task.about).save(Path(folder) / MODEL_FILE)
+            about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
+            FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
             reports.send(Path(folder), **facts)
 
 
