@@ -44,7 +44,7 @@ sweep: $(STAMP) ## run the sweep of SPACE
 	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff check .

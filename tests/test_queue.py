@@ -34,7 +34,7 @@ experiments:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a queue and a task of binary compositions, whose target is linear in their fractions but for noise."""
+    """A folder with a queue and a task of binary compositions, whose target is linear in their fractions."""
     folder = tmp_path_factory.mktemp("queue")
     random = np.random.default_rng(0)
     elements = ["Li", "Na", "K", "Mg", "Ca", "Al", "Si", "O", "S", "F", "Cl", "N"]
@@ -67,7 +67,7 @@ def run(folder, *arguments, expect=0):
 
 @pytest.fixture(scope="module")
 def ranked(folder):
-    """What the queue leaves that is stopped by the ridge, which is a little too good to be missed by its gate."""
+    """A queue run to its end: its folder and its output."""
     text = QUEUE.replace("stop_above: 1000.0", "stop_above: 4.0").replace(
         "too_fast: {lr: 1.0e-6}", "slow: {lr: 0.0005}"
     )

@@ -75,8 +75,8 @@ def folder(tmp_path_factory):
     """A folder with a table of 80 compositions, a model and spaces of it."""
     folder = tmp_path_factory.mktemp("levers")
     formulas = [f"{a}{n}{b}" for a in ("Li", "Na", "K", "Mg", "Al") for b in ("O", "S", "Cl", "F") for n in range(1, 5)]
-    energies = [sum(element.X * n for element, n in Composition(formula).items()) for formula in formulas]
-    pd.DataFrame({"composition": formulas, "y": energies}).to_csv(folder / "salts.csv", index=False)
+    means = [Composition(formula).average_electroneg for formula in formulas]
+    pd.DataFrame({"composition": formulas, "y": means}).to_csv(folder / "salts.csv", index=False)
     (folder / "neighbours.py").write_text(NEIGHBOURS)
     for name, parameters in {
         # A fold trains on fewer than 70 rows: 70 and 200 neighbours are all of them.
@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         "unread": "{neighbours: 5, never_read: 0.5}",
         "placeholder": "{neighbours: 5, placeholder: {choice: [0.0, 0.25]}}",
     }.items():
-        text = f"model: neighbours.py\nnum_samples: 6\ngrace_epochs: 1\nparameters: {parameters}\n"
+        text = f"model: neighbours.py\nnum_samples: 4\ngrace_epochs: 1\nparameters: {parameters}\n"
         (folder / f"{name}.yaml").write_text(text)
     return folder
 
@@ -110,7 +110,7 @@ def refused(arguments, capsys) -> str:
 def swept(folder):
     """A search over the neighbours by the real command, from another folder: its folder and what it printed."""
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "tune/run_sweep.py", *command(folder, "searched")],
+        [sys.executable, REPOSITORY / "tune/run_sweep.py", *command(folder, "searched", "--seed=1")],
         cwd=folder,
         env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache"), "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -131,7 +131,7 @@ def test_a_model_in_a_file_of_ones_own_is_swept(swept):
     assert results["model"]["name"] == "neighbours.py"
     assert len(results["model"]["sha256"]) == 64
     assert results["chosen"][0]["config"]["neighbours"] == 2  # all rows are no neighbours
-    assert [trial["rank"] for trial in results["trials"]] == [1, 2, 3, 4, 5, 6]
+    assert [trial["rank"] for trial in results["trials"]] == [1, 2, 3, 4]
     assert results["seeds"][0]["mean"]["mae"] > 0
     assert [check["values"] for check in results["levers"]] == [[2, 70], [2, 200]]
     assert "| neighbours | 2 and 70 |" in (path / "RESULTS.md").read_text()
@@ -139,11 +139,11 @@ def test_a_model_in_a_file_of_ones_own_is_swept(swept):
 
 
 def test_its_model_file_is_read_with_its_code_and_refused_without(swept, folder):
-    file = swept[0] / "seed_0/model_fold_1.pth"
+    file = swept[0] / "seed_1/model_fold_1.pth"
     with pytest.raises(ModelFileError, match=r"trained with a model of .*neighbours\.py: give that file as `model`"):
         load_model(file)
     model = load_model(file, model=str(folder / "neighbours.py"))
-    table = pd.read_csv(swept[0] / "seed_0/preds_fold_1.csv").set_index("composition")["y_pred"]
+    table = pd.read_csv(swept[0] / "seed_1/preds_fold_1.csv").set_index("composition")["y_pred"]
     pair = next(one for one in table.index if len(Composition(one)) == Composition(one).num_atoms == 2)
     elements = [str(element) for element in Composition(pair)]
     salt = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.5), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
@@ -156,8 +156,8 @@ def test_no_such_model_or_a_broken_file_is_said_with_its_line(tmp_path):
     for model, says in {
         "chgnett": r"no model 'chgnett': choose one of chgnet, gaussian_process, .*or give a Python file with a MODEL",
         "nowhere.py": r"model '.*nowhere\.py': .*No such file",
-        "broken.py": r"broken\.py cannot be imported: NameError: name 'Model' is not defined",
-        "empty.py": r"empty\.py defines no MODEL = Model\(\.\.\.\); see models/model\.py",
+        "broken.py": r".*broken\.py cannot be imported: NameError: name 'Model' is not defined",
+        "empty.py": r".*empty\.py defines no MODEL = Model\(\.\.\.\); see models/model\.py",
     }.items():
         (tmp_path / "mine.yaml").write_text(f"description: mine\nmodel: {model}\nparameters: {{}}\n")
         with pytest.raises(SpaceError, match=rf"mine\.yaml, line 2: {says}"):
@@ -167,7 +167,7 @@ def test_no_such_model_or_a_broken_file_is_said_with_its_line(tmp_path):
 def test_a_file_that_was_changed_is_read_again(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(NEIGHBOURS)
-    assert open_model(str(file)) is open_model(str(file))
+    assert open_model(str(file)).config is open_model(str(file)).config
     file.write_text(NEIGHBOURS.replace("default=3", "default=4"))
     assert open_model(str(file)).config().neighbours == 4
 
@@ -178,7 +178,8 @@ def test_a_file_that_was_changed_is_read_again(tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_a_field_that_no_code_reads_is_refused(folder, capsys):
     said = refused(command(folder, "default"), capsys)
-    assert "SweepError: space default: no code of model neighbours reads never_read" in said
+    assert "SweepError: space default: no code of model" in said
+    assert "reads never_read, so that setting it would change nothing" in said
     said = refused(command(folder, "unread"), capsys)
     assert "lever never_read does nothing" in said
     assert "with 0.0 and with 0.5" in said

@@ -13,6 +13,7 @@ from pymatgen.core import Structure
 from typer.testing import CliRunner
 
 from models.augment import moved
+from models.finetune import CHGNET
 from models.fitted import FittedModel
 from models.metrics import metric_of
 from models.tta import JITTER, STRAIN, averaged, judge
@@ -40,7 +41,7 @@ def mean_of(fitted, data, copies=COPIES):
 def test_the_average_is_that_of_moved_structures(trained):
     """The same moves as pymatgen structures, converted anew, bonds included."""
     fitted, data = trained
-    model = FittedModel("chgnet", fitted, {})
+    model = FittedModel(CHGNET, fitted, {})
     predicted = []
     for copy in range(COPIES):
         graphs = moved(data.rows.graphs, JITTER, STRAIN, [0, copy])

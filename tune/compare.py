@@ -113,8 +113,8 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
         verdict, sentence = (
             "undecided",
             (
-                "One of the runs keeps the epoch that does best on validation, the other one does not: validation flatters "
-                "the first. Compare runs that keep alike (`keep: last`), or with --on test to report."
+                "One of the runs keeps the epoch that does best on validation, the other one does not: validation "
+                "flatters the first. Compare runs that keep alike (`keep: last`), or with --on test to report."
             ),
         )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from models.config import ModelConfig
 from models.model import Model, TrainingPart, TrainingRows
 from models.registry import open_model
+from models.train import NonFiniteLossError
 from tune.dataset import Dataset
 from tune.options import SweepError
 from tune.search import Outcome
@@ -42,13 +43,13 @@ class LeverCheck:
     Attributes:
         lever: field of the config.
         values: the two.
-        difference: largest difference of predictions, in the task's unit.
+        difference: largest difference of predictions, in the task's unit; or in words that one of the runs had to end.
         rows: that the runs were trained on.
     """
 
     lever: str
     values: list[Any]
-    difference: float
+    difference: float | str
     rows: int
 
 
@@ -155,6 +156,13 @@ class _Tries:
         for number, size in enumerate(sizes):
             rows, part = self._sample(size, number)
             a, b = (self._predictions(lever, config, rows, part, number) for config in (one, other))
+            if (a is None) != (b is None):
+                return LeverCheck(lever, values, "the loss of one was not finite", len(part.train))
+            if a is None or b is None:
+                raise SweepError(
+                    f"lever {lever}: the loss is not finite on {len(part.train)} rows, neither with {values[0]!r} nor "
+                    f"with {values[1]!r}: try lower learning rates"
+                )
             difference = float(np.abs(a - b).max())
             if difference > IDENTICAL * max(1e-12, float(np.std(a))):
                 return LeverCheck(lever, values, difference, len(part.train))
@@ -180,18 +188,21 @@ class _Tries:
 
     def _predictions(
         self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int
-    ) -> np.ndarray:
-        """Of the rows in place of validation, by the model that a run keeps."""
+    ) -> np.ndarray | None:
+        """Of the rows in place of validation, by the model that a run keeps; None where its loss was not finite."""
         config, read = _watched(self._shortened(lever, {"seed": number, **fields}))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        run = self.model.start(config, rows, part, "cpu")
-        for _ in run.epochs():
-            pass
-        values = run.fitted().predict_rows(rows, part.val).values
-        torch.set_num_threads(threads)
-        self.read |= read
-        return values
+        try:
+            run = self.model.start(config, rows, part, "cpu")
+            for _ in run.epochs():
+                pass
+            return run.fitted().predict_rows(rows, part.val).values
+        except NonFiniteLossError:
+            return None
+        finally:
+            torch.set_num_threads(threads)
+            self.read |= read
 
     def _shortened(self, lever: str, fields: dict[str, Any]) -> ModelConfig:
         """Fewer epochs and smaller batches, where that is not what is tried and the config goes with it."""

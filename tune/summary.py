@@ -43,9 +43,9 @@ def results_markdown(results: dict[str, Any]) -> str:
     ]
     if results["levers"]:
         lines += ["", "## Levers", "", "Tiny runs that differ in one lever alone, before the sweep:", ""]
-        lines += ["| lever | values | largest difference of predictions | rows |", "|---|---|---|---|"]
+        lines += [f"| lever | values | largest difference of predictions{unit} | rows |", "|---|---|---|---|"]
         lines += [
-            f"| {check['lever']} | {' and '.join(map(_short, check['values']))} | {check['difference']:.2g}{unit} "
+            f"| {check['lever']} | {' and '.join(map(_short, check['values']))} | {_short(check['difference'])} "
             f"| {check['rows']} |"
             for check in results["levers"]
         ]

@@ -103,7 +103,8 @@ def prove_levers(
     checks = check_levers(dataset, space, fold, pairs)
     for check in checks:
         one, other = check.values
-        say(f"  lever {check.lever}: {one} and {other} differ by {check.difference:.2g} on {check.rows} rows")
+        by = check.difference if isinstance(check.difference, str) else f"predictions differ by {check.difference:.2g}"
+        say(f"  lever {check.lever}, {one} or {other}: {by} on {check.rows} rows")
     folder.write_json("levers.json", [asdict(check) for check in checks])
     return checks
 
