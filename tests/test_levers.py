@@ -15,6 +15,8 @@ from models.finetune import CHGNET, CHGNetConfig
 from models.fitted import FittedModel, load_model
 from models.losses import loss_function
 from models.schedule import halvings, learning_rate
+from tune.dataset import untrained
+from tune.space import load_space
 
 N_ROWS = 60
 EPOCHS = 8
@@ -308,3 +310,10 @@ def test_ridge_and_no_reference_are_what_they_say(data):
 def test_a_lever_that_would_do_nothing_is_refused(fields, told):
     with pytest.raises(ValueError, match=told):
         CHGNetConfig(**fields)
+
+
+def test_what_training_has_to_beat_has_the_corrections_undone_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text("parameters: {undo_mp2020: true}\n")
+    assert untrained(load_space(str(tmp_path / "mine.yaml")), "regression")["undo_mp2020"] is True
+    assert untrained(load_space("mp_e_form_gp"), "regression")["undo_mp2020"] is True
+    assert untrained(load_space("head_finetune"), "regression")["undo_mp2020"] is False

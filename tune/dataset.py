@@ -192,6 +192,8 @@ def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
     if model.reads == "compositions" or "weights" not in model.config.model_fields:
         return {"model": "ridge"}
     fields = {"weights": space.weights, "freeze_depth": "none", "epochs": 0}
+    if space.parameters.get("undo_mp2020") is True:  # else training would be given the credit for it
+        fields["undo_mp2020"] = True
     if kind == "classification":
         fields["loss"] = "cross_entropy"
     return {"model": "chgnet", **open_model("chgnet").config.model_validate(fields).model_dump()}

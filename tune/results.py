@@ -43,6 +43,8 @@ def collect(
     n = len(options.folds)
     by_chgnet = trained[0].model == "chgnet" and task.quantity != "other" and space.weights != "random"
     reference = "pretrained + reference" if by_chgnet else "reference: linear in the element fractions"
+    if trained[0].config.get("undo_mp2020"):
+        reference += ", corrections of 2020 undone"
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
     by_seed: list[list[FoldScore]] = []
     seed_entries = []
