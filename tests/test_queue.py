@@ -23,7 +23,7 @@ seeds: 2
 gate: {continue_below: 2.0, stop_above: 1000.0}
 baseline:
   model: composition_network
-  parameters: {epochs: 12, batch_size: 16, lr: 0.002, width: 16, rounds: 1, head_width: 16, head_depth: 1}
+  parameters: {epochs: 12, batch_size: 16, lr: 0.002, width: 16, rounds: 1, head_width: 16, head_depth: 1, keep: last}
 experiments:
   too_fast: {lr: 1.0e-6}
   wide: {several: true, width: 32, head_width: 32}
