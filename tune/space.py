@@ -137,7 +137,8 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        files = sorted(folder.glob("*.yaml"))  # among them queues
+        known = [file.stem for file in files if "\nexperiments:" not in file.read_text(encoding="utf-8")]
         raise SpaceError(f"no search space {name!r}: choose one of {', '.join(known)}, or give a YAML file") from None
     except UnicodeDecodeError as problem:
         raise SpaceError(f"{path}: not text: {problem}") from None
@@ -150,6 +151,9 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     if not isinstance(content, dict):
         raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(known)}")
     lines = _lines(root)
+
+    if "experiments" in content:
+        raise SpaceError(f"{path} is a queue of experiments: run it with python tune/run_queue.py --queue {name}")
 
     def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
         return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
