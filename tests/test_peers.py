@@ -36,7 +36,8 @@ def write_sweep(folder: Path, labels: dict[int, dict[str, float]], errors: dict[
             table = pd.DataFrame({"id": list(of_fold), "composition": "X", "y_true": y_true, "y_pred": y_true + error})
             table["abs_error"] = abs(error)
             results.write_csv(f"{name}/preds_fold_{fold}.csv", table)
-            scores.append(FoldScore(fold, table, all_scores("regression", y_true, table["y_pred"].to_numpy()), 0))
+            found = all_scores("regression", y_true, table["y_pred"].to_numpy())
+            scores.append(FoldScore(fold, predictions=table, validation=table, scores=found, n_fallback=0))
         by_name[name] = summary(scores)
     content = {"reference": {"title": TITLE, **by_name["reference"]}}
     content["seeds"] = [

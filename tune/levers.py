@@ -70,6 +70,8 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
         if isinstance(value, dict):
             first, *others = next(iter(value.values()))
             pairs += [(field, {**base, field: first}, {**base, field: other}) for other in others]
+        elif value == "cross_entropy":  # the one loss that a classification has
+            continue
         elif field not in NOT_COMPARED and (without := _without(model.config, base, field)) is not None:
             pairs.append((field, without, base))
     if seeds > 1:
