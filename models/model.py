@@ -142,7 +142,7 @@ class Run(Protocol):
     """One training run on one fold, epoch by epoch."""
 
     history: list[EpochResult]
-    trained_parameters: list[str]
+    trained_parameters: dict[str, int]  # what the config lets train: name and how many values it has
 
     @property
     def kept_epoch(self) -> int:
@@ -210,7 +210,7 @@ class OneFit:
         """Prepare; nothing is fitted yet."""
         self.fit, self.config, self.rows, self.part = fit, config, rows, part
         self.history: list[EpochResult] = []
-        self.trained_parameters: list[str] = []
+        self.trained_parameters: dict[str, int] = {}
         self.kept_epoch = 1
         self.val_predictions = np.empty(0)
         self._fitted: Fitted | None = None

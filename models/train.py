@@ -110,7 +110,7 @@ class GradientRun:
         groups = trainable.parameter_groups()
         if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
             groups = [[parameter for group in groups for parameter in group]]
-        self.trained_parameters = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        self.trained_parameters = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
         self.flats: Weights = []
         self.gradients: Weights = []
         self.optimizer: torch.optim.Optimizer | None = None

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from models.metrics import metric_of
 from tune.compare import COLOURS, compare, config_differences, curves, differences, report
 from tune.paired import Pair, difference, seed_noise, weighted_auc
-from tune.runs import RunError, SweepRun, finished_runs, judged, load_run
+from tune.runs import RunError, SweepRun, finished_runs, judged, load_sweep
 
 REPOSITORY = Path(__file__).parents[1]
 MAE, ROCAUC = metric_of("regression"), metric_of("classification")
@@ -80,6 +80,9 @@ def write_run(
         "task": {"name": "made", "target": "e", "unit": "eV/atom", "kind": "regression", **(task or {})},
         "data": {"description": f"n={len(rows)}", "sha256": sha256},
         "notes": ["Labels are made."],
+        "flags": [],
+        "inert": [],
+        "cost": {"trainings": 1, "epochs": 5, "cpu_hours": 0.5, "gpu_hours": 0.0},
         "protocol": "no search.",
         "metric": metric,
         "reference": {"title": "pretrained + reference", **entries["reference"]},
@@ -105,7 +108,7 @@ def predict(rows: pd.DataFrame, error: float, seed: int = 0, seeds: int = 1, jit
 
 
 def made(tmp_path: Path, name: str, rows: pd.DataFrame, members: dict, **options) -> SweepRun:
-    return load_run(str(write_run(tmp_path / "ray_results" / name, rows, members, **options)))
+    return load_sweep(str(write_run(tmp_path / "ray_results" / name, rows, members, **options)))
 
 
 def mean_error(run: SweepRun, member: str) -> float:
@@ -187,7 +190,7 @@ def test_too_few_compositions_are_undecided(tmp_path):
 def test_the_untrained_reference_has_no_seed_noise(tmp_path):
     rows = make_rows()
     run = made(tmp_path, "a", rows, predict(rows, 0.1, seeds=3, jitter=1e-3))
-    found = compare(load_run(f"{run.address}/reference"), run)
+    found = compare(load_sweep(f"{run.address}/reference"), run)
     of_seeds = [mean_error(run, f"seed_{number}") for number in range(3)]
     assert found.noise.band == pytest.approx(t.ppf(0.975, 2) * np.std(of_seeds, ddof=1) / 3**0.5)
     assert found.verdict == "better"
@@ -316,7 +319,7 @@ def test_a_run_is_read_whole_or_one_member_of_it(tmp_path):
     assert len(run.members["seed_1"].validation) == 40
     assert list(run.members["seed_0"].history.columns[:2]) == ["epoch", "train_loss"]
     assert len(run.members["seed_0"].history) == 30
-    one = load_run("a/seed_1", storage=str(tmp_path / "ray_results"))
+    one = load_sweep("a/seed_1", storage=str(tmp_path / "ray_results"))
     assert (one.name, [member.name for member in judged(one)]) == ("a/seed_1", ["seed_1"])
 
 
@@ -338,7 +341,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
 
     def refused(address: str) -> str:
         with pytest.raises(RunError) as told:
-            load_run(address, str(storage))
+            load_sweep(address, str(storage))
         return str(told.value)
 
     assert finished_runs(str(storage)) == ["alpha", "beta"]

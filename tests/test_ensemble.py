@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmarks.peers import compare as compare_with_peers
 from tune.compare import compare
 from tune.ensemble import app, average, contribution, tables
-from tune.runs import RunError, SweepRun, load_run
+from tune.runs import RunError, SweepRun, load_sweep
 
 
 def two_runs(tmp_path: Path, rows: pd.DataFrame, val_rows: pd.DataFrame) -> list[SweepRun]:
@@ -66,8 +66,8 @@ def test_a_run_gives_its_ensemble_else_its_only_seed_else_the_reference(tmp_path
     one, two = two_runs(tmp_path, rows, val_rows)
     untrained = made(tmp_path, "none", rows, {})
     assert [contribution(run).name for run in (one, two, untrained)] == ["seed_0", "ensemble", "reference"]
-    assert contribution(load_run(f"{two.address}/seed_1")).name == "seed_1"
-    found = average([load_run(f"{two.address}/seed_0"), load_run(f"{two.address}/seed_1")])
+    assert contribution(load_sweep(f"{two.address}/seed_1")).name == "seed_1"
+    found = average([load_sweep(f"{two.address}/seed_0"), load_sweep(f"{two.address}/seed_1")])
     assert found.labels == ["two/seed_0", "two/seed_1"]
 
 
@@ -145,7 +145,7 @@ def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows)
     assert "1 / MAE^2" in text
     assert "null" not in (folder / "results.json").read_text()
 
-    both = load_run(str(folder))
+    both = load_sweep(str(folder))
     assert both.configs[0] == pytest.approx({"weight of one/seed_0": 0.2, "weight of two/ensemble": 0.8})
     expected = average(runs, "validation")
     read = both.members["ensemble"].test.set_index("id").loc[expected.test.rows["id"], "y_pred"]
@@ -181,6 +181,6 @@ def test_an_average_can_be_averaged_again_under_another_name(tmp_path, rows, val
         assert (refused.exit_code, refused.stdout, refused.stderr) == (1, "", f"RunError: {reason}\n")
     done = ensemble("both", "third", "--name", "all")
     assert done.exit_code == 0, done.stderr
-    everything = load_run(str(tmp_path / "ray_results" / "all"))
+    everything = load_sweep(str(tmp_path / "ray_results" / "all"))
     assert mean_error(everything, "ensemble") == pytest.approx(0.4)  # of +0.1 and +0.7
     assert "No predictions of the validation parts" in (tmp_path / "ray_results" / "all" / "RESULTS.md").read_text()

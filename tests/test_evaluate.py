@@ -61,7 +61,7 @@ def an_outcome(tmp_path):
             history=[],
             kept_metric=0.1,
             kept_epoch=0,
-            trained_parameters=[],
+            trained_parameters={},
             val_predictions=np.asarray(validation),
             tta=None,
             device="cpu",

@@ -232,7 +232,7 @@ def outcome(trial_id, config, fingerprints) -> Outcome:
         history=[{"epoch": epoch, "fingerprint": told} for epoch, told in enumerate(fingerprints)],
         kept_metric=0.1,
         kept_epoch=0,
-        trained_parameters=[],
+        trained_parameters={},
         val_predictions=np.zeros(2),
         tta=None,
         device="cpu",

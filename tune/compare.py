@@ -35,7 +35,7 @@ from tune.paired import (
     pair_up,
     seed_noise,
 )
-from tune.runs import STORAGE, On, RunError, SweepRun, judged, load_run, predictions, refuse_different
+from tune.runs import STORAGE, On, RunError, SweepRun, judged, load_sweep, predictions, refuse_different
 
 SHOWN = 10  # ids in the report
 COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: told apart by colour-blind people
@@ -321,8 +321,8 @@ def main(
 ) -> None:
     """Compare two finished sweeps on the crystals that both predicted, and say which is better, if any is."""
     try:
-        a, b = load_run(run_a), load_run(run_b)
-        comparison = compare(a, b, None if noise is None else load_run(noise), on)
+        a, b = load_sweep(run_a), load_sweep(run_b)
+        comparison = compare(a, b, None if noise is None else load_sweep(noise), on)
         folder = out or f"{STORAGE}/compare-{a.name.replace('/', '-')}-{b.name.replace('/', '-')}"
         filesystem, path = open_folder(folder)
         text = report(comparison)

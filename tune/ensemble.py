@@ -21,7 +21,7 @@ from data.storage import StorageError, file_names
 from models.metrics import Metric, all_scores
 from tune.options import Folder, run_record
 from tune.paired import pair_up
-from tune.runs import STORAGE, Member, On, RunError, SweepRun, load_run, predictions, refuse_different
+from tune.runs import STORAGE, Member, On, RunError, SweepRun, load_sweep, predictions, refuse_different
 
 Weights = Literal["equal", "validation"]
 _HOW = {
@@ -196,6 +196,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "task": first.task,
         "data": first.results["data"],
         "notes": notes,
+        "flags": list(dict.fromkeys(flag for run in runs for flag in run.results["flags"])),
         "protocol": f"{title}, {_HOW[weights]}; nothing was trained. "
         + " ".join(f"{run.name}: {run.results['protocol']}" for run in runs),
         "metric": first.metric.name,
@@ -209,6 +210,8 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
             for fold, of_fold in found.weights.items()
         ],
         "trials": [],
+        "cost": {what: sum(run.results["cost"][what] for run in runs) for what in first.results["cost"]},
+        "inert": [],
         "ensemble": {"title": title, **scores(found.test, found.test.mean, first.metric)},
         "members": members,
     }
@@ -251,7 +254,7 @@ def report(results: dict[str, Any]) -> str:
 def write(folder: Folder, runs: list[SweepRun], found: Average, results: dict[str, Any]) -> None:
     """Write the run; results.json last, for it says that the rest is there."""
     # Readers of a sweep expect the untrained model beside what is judged; that of the first run.
-    reference = load_run(f"{runs[0].address}/reference").members["reference"]
+    reference = load_sweep(f"{runs[0].address}/reference").members["reference"]
     for prefix, part, untrained in (
         ("preds", found.test, reference.test),
         ("val", found.validation, reference.validation),
@@ -284,7 +287,7 @@ def main(
         folder = Folder(f"{STORAGE}/{name}")
         if {"results.json", "sweep.json"} & set(file_names(folder.filesystem, folder.path)):
             raise RunError(f"run {name!r} exists in {STORAGE}: choose another --name")
-        loaded = [load_run(run) for run in runs]
+        loaded = [load_sweep(run) for run in runs]
         found = average(loaded, weights)
         results = collect(name, loaded, found, weights)
         write(folder, loaded, found, results)

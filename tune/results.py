@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.tasks import DEMO
 from models.metrics import metric_of
 from models.registry import open_model
 from tune.dataset import VALIDATION_FRACTION, Dataset
@@ -58,6 +59,7 @@ def collect(
                 "kept_epoch": outcome.kept_epoch,
                 f"kept_val_{metric.name}": outcome.kept_metric,
                 "trained_parameters": outcome.trained_parameters,
+                "n_trained": sum(outcome.trained_parameters.values()),
                 **({"tta": outcome.tta} if outcome.tta else {}),
             }
             for outcome in outcomes
@@ -71,7 +73,17 @@ def collect(
     notes += [task.notes] if task.notes else []
     reads_structures = open_model(space.model).reads != "compositions"
     pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
-    notes += [OVERLAP] if task.pretraining_overlap and pretrained else []
+    overlap = task.pretraining_overlap and pretrained
+    notes += [OVERLAP] if overlap else []
+    inert = [pair for outcomes in searches.values() for pair in inert_pairs(outcomes)]
+    borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
+    flags = {
+        "subset": subset,
+        "labels of a model": task.name == DEMO.name,
+        "pretraining overlap": overlap,
+        "search saw other folds": borrowed,
+        "inert": bool(inert),
+    }
     n_fallback = sum(score.n_fallback for score in scores[:n])
     if dataset.quarantine:
         notes.append(
@@ -96,6 +108,7 @@ def collect(
             "graph_cache_key": dataset.cache_key,
         },
         "notes": notes,
+        "flags": [flag for flag, raised in flags.items() if raised],
         "protocol": protocol(options, space),
         "metric": metric.name,
         "model": model_facts(space.model),
@@ -103,8 +116,9 @@ def collect(
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": config} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
+        "cost": cost(options, [*(one for outcomes in searches.values() for one in outcomes), *trained]),
         "levers": [asdict(check) for check in levers],
-        "inert": [pair for outcomes in searches.values() for pair in inert_pairs(outcomes)],
+        "inert": inert,
     }
     if len(by_seed) > 1:
         members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
@@ -114,6 +128,21 @@ def collect(
         results["ensemble"] = summary(members)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
     return results
+
+
+def cost(options: Options, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """What all trainings took together: how many, their epochs, and hours of the cores and GPUs they held."""
+    hours = sum(_seconds(outcome) for outcome in outcomes) / 3600
+    return {
+        "trainings": len(outcomes),
+        "epochs": sum(outcome.history[-1]["epoch"] for outcome in outcomes if outcome.history),
+        "cpu_hours": hours * options.cpus_per_trial,
+        "gpu_hours": hours * options.gpus_per_trial,
+    }
+
+
+def _seconds(outcome: Outcome) -> float:
+    return sum(epoch["seconds"] for epoch in outcome.history)
 
 
 def model_facts(name: str) -> dict[str, str]:
@@ -177,6 +206,7 @@ def write_trials(folder: Folder, searches: dict[int, list[Outcome]], metric_name
                 "trial": outcome.trial_id,
                 "config": outcome.config,
                 "epochs_done": outcome.history[-1]["epoch"] if outcome.history else 0,
+                "seconds": _seconds(outcome),
             }
             if outcome.kept_metric is not None:
                 entry[f"kept_val_{metric_name}"] = outcome.kept_metric

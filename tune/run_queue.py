@@ -27,7 +27,7 @@ from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
 from tune.results import collect, write_quarantine
 from tune.run_sweep import USER_ERRORS, anywhere, copies, parse_folds
-from tune.runs import RunError, judged, load_run, predictions
+from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
 from tune.sweep import open_dataset, prove_levers, refuse_impossible, train, write_results
 
@@ -139,14 +139,14 @@ def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) ->
         "test": float(np.mean([one["mean"][metric] for one in trained])),
         "verdict": BASELINE,
     }
-    run = load_run(name)
+    run = load_sweep(name)
     tables = [predictions(run, member, "validation") for member in judged(run)]
     pair = pair_up(tables, tables[:1])
     entry["val"] = float(fold_scores(pair.rows, pair.a, run.metric).mean())
     if "ensemble" in results:
         entry["test_ensemble"] = results["ensemble"]["mean"][metric]
     if experiment.name != BASELINE:
-        base = load_run(f"{options.storage}/{options.name}/{BASELINE}")
+        base = load_sweep(f"{options.storage}/{options.name}/{BASELINE}")
         by_val, by_test = compare(base, run, on="validation"), compare(base, run, on="test")
         sign = 1 if metric_of(results["task"]["kind"]).mode == "min" else -1
         entry |= {

@@ -1,7 +1,12 @@
 """A finished sweep, read back from its folder: predictions, histories, configurations and what they are of.
 
-`tune/compare.py` and `tune/ensemble.py` read runs through `load_run`; it imports neither torch nor Ray.
-ray_results/README.md says what each file of the folder is.
+In a notebook:
+
+    sweep = load_sweep("NAME")
+    sweep.trials, sweep.histories, sweep.predictions  # pandas DataFrames
+
+Everything that reads results goes through `load_sweep`; it imports neither torch nor Ray. ray_results/README.md says
+what each file of the folder is.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -75,8 +81,54 @@ class SweepRun:
     task: dict[str, Any]
     data_sha256: str
 
+    @property
+    def trials(self) -> pd.DataFrame:
+        """The searched trials, best first within a search.
 
-def load_run(address: str, storage: str = STORAGE) -> SweepRun:
+        Columns: search_fold, rank, trial, kept_val_mae (or kept_val_rocauc), kept_epoch, epochs_done, seconds, failed
+        (the reason, of one that did), and every field of the configs as `config.FIELD`.
+        """
+        return pd.json_normalize(self.results["trials"])
+
+    @cached_property
+    def histories(self) -> pd.DataFrame:
+        """Every epoch of every training, those of the search included.
+
+        Columns: member (`seed_0`, `reference`) or trial (of the search on that fold), fold, epoch, train_loss,
+        val_loss, val_mae (or val_rocauc), lr, seconds, fingerprint.
+        """
+        tables = [member.history.assign(member=name) for name, member in self.members.items() if len(member.history)]
+        filesystem, path = open_folder(self.address)
+        for trial in self.results["trials"]:
+            if f"kept_val_{self.metric.name}" in trial:
+                fold, name = trial["search_fold"], trial["trial"]
+                file = f"{path}/search_fold_{fold}/trial_{name}/history_fold_{fold}.csv"
+                tables.append(_load_history(filesystem, file).assign(trial=name, fold=fold))
+        if not tables:
+            return pd.DataFrame(columns=["member", "trial", "fold", "epoch"])
+        together = pd.concat(tables, ignore_index=True)
+        first = [name for name in ("member", "trial", "fold", "epoch") if name in together]
+        return together[[*first, *together.columns.difference(first, sort=False)]]
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """Predictions of every member.
+
+        Columns: member, part (`test` or `validation`), fold, id, composition, y_true, y_pred, abs_error, and std where
+        something is known of it.
+        """
+        tables = []
+        for name, member in self.members.items():
+            for part, table in (("test", member.test), ("validation", member.validation)):
+                if table is not None:
+                    labelled = table.copy()
+                    labelled.insert(0, "member", name)
+                    labelled.insert(1, "part", part)
+                    tables.append(labelled)
+        return pd.concat(tables, ignore_index=True)
+
+
+def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
     """Read a finished sweep, or one member of it.
 
     Args:
@@ -202,12 +254,14 @@ def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[in
         if not lacking[on]
     }
     files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in have}
-    histories = [
-        pd.read_csv(io.BytesIO(read_whole(filesystem, f"{path}/{name}/{file}"))).assign(fold=fold)
-        for fold, file in files.items()
-    ]
+    histories = [_load_history(filesystem, f"{path}/{name}/{file}").assign(fold=fold) for fold, file in files.items()]
     history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["fold", "epoch"])
     return Member(name, tables["test"], tables.get("validation"), history, lacking["validation"])
+
+
+def _load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
+    # A fingerprint is text, even one of digits alone.
+    return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
 
 
 def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:

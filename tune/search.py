@@ -59,7 +59,7 @@ class Outcome:
         history: one dict an epoch, fields of `EpochResult`.
         kept_metric: of the best epoch, on validation; None if no epoch ended.
         kept_epoch: 0 is the model before training.
-        trained_parameters: names of what the config lets train.
+        trained_parameters: what the config lets train: names and how many values each has.
         val_predictions: of the kept epoch, float64, shape (n_val,).
         tta: what test-time augmentation did (`models.tta.AugmentationResult`), where it was asked for.
         device: what it trained on.
@@ -74,7 +74,7 @@ class Outcome:
     history: list[dict[str, Any]]
     kept_metric: float | None
     kept_epoch: int
-    trained_parameters: list[str]
+    trained_parameters: dict[str, int]
     val_predictions: np.ndarray
     tta: dict[str, Any] | None
     device: str
@@ -254,7 +254,7 @@ def _run(
 
 
 def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
-    state: dict[str, Any] = {"history": [], "kept_epoch": -1, "trained_parameters": [], "device": "none"}
+    state: dict[str, Any] = {"history": [], "kept_epoch": -1, "trained_parameters": {}, "device": "none"}
     state["val_predictions"] = torch.empty(0)
     folder = None
     if result.checkpoint:
