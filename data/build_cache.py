@@ -77,7 +77,12 @@ def graphs_of(
 
     Returns:
         The graphs, and the key of their cache.
+
+    Raises:
+        TaskError: the rows hold no structures.
     """
+    if rows.format == "composition":
+        raise TaskError("rows of formulas alone have no structures to make graphs of; models that read them need none")
     spec = cache_spec(rows, cutoffs, rows_per_shard)
     if "://" not in cache_folder:  # the actors need not have this process's working directory
         cache_folder = str(Path(cache_folder).expanduser().absolute())

@@ -1,11 +1,13 @@
-"""A trained model as a user has it: one file that predicts crystals.
+"""A trained model as a user has it: one file that predicts crystals, or a sweep's seeds together.
 
 from models.fitted import load_model
-load_model("model_fold_0.pth").predict(structures)
+load_model("ray_results/NAME", fold=0).predict(structures)
 """
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pyarrow import fs
 
 from data.compositions import parse_formulas
 from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
+from data.storage import file_names, open_folder, read_whole
 from models.chgnet import cutoffs
 from models.model import Fitted, Model, Prediction, TrainingRows
 from models.registry import ModelError, open_model
@@ -84,21 +88,72 @@ class FittedModel:
         torch.save(content, path)
 
 
-def load_model(path: str | Path, device: str = "cpu", model: str | None = None) -> FittedModel:
-    """Read a model file.
+@dataclass(frozen=True)
+class SeedEnsemble:
+    """Models of several seeds: predicts their mean, with the spread between them."""
+
+    members: list[FittedModel]
+
+    @property
+    def model(self) -> Model:
+        """The entry of the registry that all are of."""
+        return self.members[0].model
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Task, target, unit and other facts, the same for all members."""
+        return self.members[0].about
+
+    def predict(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> np.ndarray:
+        """As `FittedModel.predict`."""
+        return self.predict_with_std(crystals, copies=copies).values
+
+    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> Prediction:
+        """The mean over the members, and its std (ddof 1) between them."""
+        together = np.stack([member.predict(crystals, copies=copies) for member in self.members])
+        return Prediction(together.mean(axis=0), together.std(axis=0, ddof=1))
+
+
+def load_model(
+    path: str | Path, fold: int | None = None, *, device: str = "cpu", model: str | None = None
+) -> FittedModel | SeedEnsemble:
+    """Read what a sweep trained on a fold, or one model file.
 
     Args:
-        path: of the file.
+        path: folder or URI of a sweep, whose seeds are then one ensemble (where nothing was trained: its reference);
+            of one seed, `NAME/seed_1`, or of `NAME/reference`; or a model file, without `fold`.
+        fold: whose training part the model was trained on.
         device: to predict on.
         model: Python file that defines the model, where it is one of the user's own: a model file names it, but no
             code is run because a file says so.
 
     Raises:
-        ModelFileError: not a model file, or one of another format version.
+        ModelFileError: not a model file, one of another format version, or a folder without models of that fold.
         FileNotFoundError: no such file.
     """
+    if fold is None:
+        filesystem, file = open_folder(path)
+        if filesystem.get_file_info(file).type == fs.FileType.Directory:
+            raise ModelFileError(f"{path} is a folder: give a fold too, load_model({str(path)!r}, fold=0)")
+        return _load_file(str(path), device, model)
+    address = str(path).rstrip("/")
+    filesystem, folder = open_folder(address)
+    name = f"model_fold_{fold}.pth"
+    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    seeds = sorted(
+        int(one.base_name.removeprefix("seed_")) for one in found if re.fullmatch(r"seed_\d+", one.base_name)
+    )
+    places = [address, *(f"{address}/seed_{seed}" for seed in seeds), *([] if seeds else [f"{address}/reference"])]
+    having = [place for place in places if name in file_names(*open_folder(place))]
+    if not having:
+        raise ModelFileError(f"{path} has no {name}: no sweep trained on fold {fold} left its models there")
+    members = [_load_file(f"{place}/{name}", device, model) for place in having]
+    return members[0] if len(members) == 1 else SeedEnsemble(members)
+
+
+def _load_file(path: str, device: str, model: str | None) -> FittedModel:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(read_whole(*open_folder(path))), map_location="cpu", weights_only=True)
         found = content["format"]
     except FileNotFoundError:
         raise

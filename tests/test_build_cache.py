@@ -183,6 +183,13 @@ def same(one: Graphs, other: Graphs) -> bool:
     return all(np.array_equal(value, vars(other)[name]) for name, value in vars(one).items())
 
 
+def test_formulas_have_no_graphs_and_one_line_says_so(tmp_path):
+    (tmp_path / "formulas.csv").write_text("composition,y\n" + "".join(f"Fe{n}O,{n}\n" for n in range(1, 9)))
+    said = run_command(tmp_path / "formulas.csv", tmp_path / "cache", expected_code=1)
+    assert said.startswith("TaskError: rows of formulas alone have no structures")
+    assert "Traceback" not in said
+
+
 def test_every_real_row_becomes_its_own_graph(built):
     rows, folder, graphs = built
     assert len(states(folder)) == 10

@@ -9,6 +9,7 @@ import ray.tune
 
 from models.metrics import metric_of
 from tune.search import _run
+from tune.terminal import Terminal
 from tune.tracking import Tracking
 
 
@@ -33,7 +34,8 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
                 metric="kept_val_mae", mode="min", trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}"
             ),
             f"{tmp_path}/results/experiment",
-            Tracking("test", 2, metric, f"{tmp_path}/results/experiment"),
+            "test",
+            [Tracking(metric, f"{tmp_path}/results/experiment", {}), Terminal("test", 2, metric)],
         )
 
     first = {config["x"]: result for config, result in run()}

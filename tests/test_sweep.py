@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
+from pymatgen.core import Structure
+
+from models.fitted import ModelFileError, load_model
+from tune.runs import load_sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "val_mae_current", "lr", "seconds", "fingerprint"]
@@ -183,6 +192,101 @@ def test_tensorboard_shows_the_best_value(whole):
         hparams = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
         assert hparams["lr"].number_value == pytest.approx(trial["config"]["lr"])
 
+        images = events.Images("validation of the kept epoch")
+        assert [image.step for image in images] == [trial["kept_epoch"]]
+        assert images[0].encoded_image_string.startswith(b"\x89PNG")
+
+
+def study_of(path, search="search_fold_0"):
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.load_study(storage=f"sqlite:///{path}/optuna.db", study_name=search)
+
+
+def test_the_search_is_an_optuna_study(whole):
+    """What optuna-dashboard opens: every trial with its value, its curve, and whether ASHA stopped it."""
+    results = json.loads((whole[0] / "results.json").read_text())
+    study = study_of(whole[0])
+    assert study.direction.name == "MINIMIZE"
+    assert study.best_value == results["trials"][0]["kept_val_mae"]
+    by_trial = {one.user_attrs["trial"]: one for one in study.trials}
+    assert len(by_trial) == len(study.trials) == 4
+    for trial in results["trials"]:
+        shown = by_trial[trial["trial"]]
+        assert shown.params == {field: trial["config"][field] for field in ("lr", "epochs")}
+        assert shown.value == trial["kept_val_mae"]
+        assert shown.intermediate_values[trial["kept_epoch"]] == trial["kept_val_mae"]
+        assert shown.state.name == ("COMPLETE" if trial["epochs_done"] == trial["config"]["epochs"] else "PRUNED")
+    assert set(optuna.importance.get_param_importances(study)) <= {"lr", "epochs"}
+
+
+def test_a_notebook_has_trials_histories_and_predictions_as_tables(whole):
+    results = json.loads((whole[0] / "results.json").read_text())
+    sweep = load_sweep(str(whole[0]))
+    assert list(sweep.trials["kept_val_mae"]) == [trial["kept_val_mae"] for trial in results["trials"]]
+    assert list(sweep.trials["config.lr"]) == [trial["config"]["lr"] for trial in results["trials"]]
+    best = sweep.histories.groupby("trial")["val_mae"].min()
+    assert best.to_dict() == pytest.approx({t["trial"]: t["kept_val_mae"] for t in results["trials"]})
+    assert set(sweep.histories["member"].dropna()) == {"reference", "seed_0", "seed_1"}
+    tested = sweep.predictions[sweep.predictions["part"] == "test"]
+    mae = tested.groupby(["member", "fold"])["abs_error"].mean()
+    for number, fold in enumerate((0, 3)):
+        assert mae["ensemble", fold] == pytest.approx(results["ensemble"]["folds"][number]["mae"])
+    assert sweep.predictions.loc[sweep.predictions["member"] == "ensemble", "std"].notna().all()
+
+
+def demo_structures(ids):
+    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").set_index("id").loc[ids]
+    return [Structure(r.lattice.reshape(3, 3), r.numbers, r.frac_coords.reshape(-1, 3)) for r in rows.itertuples()]
+
+
+def test_a_sweeps_folder_is_a_model_that_predicts_as_its_ensemble_did(whole):
+    table = pd.read_csv(whole[0] / "ensemble/preds_fold_3.csv").iloc[:6]
+    model = load_model(whole[0], fold=3)
+    found = model.predict_with_std(demo_structures(table["id"]))
+    np.testing.assert_allclose(found.values, table["y_pred"], atol=2e-5)
+    np.testing.assert_allclose(found.std, table["std"], atol=2e-5)
+    one = load_model(whole[0] / "seed_1", fold=3).predict(demo_structures(table["id"]))
+    np.testing.assert_allclose(one, pd.read_csv(whole[0] / "seed_1/preds_fold_3.csv")["y_pred"].iloc[:6], atol=2e-5)
+    with pytest.raises(ModelFileError, match="fold 1"):
+        load_model(whole[0], fold=1)
+    with pytest.raises(ModelFileError, match="give a fold"):
+        load_model(whole[0])
+
+
+def test_an_ase_calculator_gives_the_energy_of_the_whole_cell(whole):
+    from pymatgen.io.ase import AseAtomsAdaptor
+
+    from models.ase_calculator import EnergyCalculator
+
+    model = load_model(whole[0], fold=0)
+    structure = demo_structures(pd.read_csv(whole[0] / "ensemble/preds_fold_0.csv")["id"].iloc[:1])[0]
+    atoms = AseAtomsAdaptor.get_atoms(structure)
+    atoms.calc = EnergyCalculator(model)
+    assert atoms.get_potential_energy() == pytest.approx(model.predict([structure])[0] * len(structure), rel=1e-4)
+    assert atoms.calc.results["energy_std"] > 0
+    other = replace(model.members[0], about=model.about | {"quantity": "other", "target": "gap"})
+    with pytest.raises(ValueError, match="gap"):
+        EnergyCalculator(other)
+
+
+def test_files_of_crystals_are_predicted_and_a_broken_one_costs_no_other(whole, tmp_path):
+    table = pd.read_csv(whole[0] / "ensemble/preds_fold_0.csv").iloc[:3]
+    for name, structure in zip("abc", demo_structures(table["id"]), strict=True):
+        structure.to(tmp_path / f"{name}.cif", symprec=None, significant_figures=12)
+    (tmp_path / "broken.cif").write_text("data_nothing\n")
+    done = subprocess.run(
+        [sys.executable, "models/predict.py", whole[0], *sorted(tmp_path.glob("*.cif")), "-o", tmp_path / "out.csv"],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "broken.cif: pymatgen cannot read it" in done.stderr
+    assert "eV/atom" in done.stderr
+    assert "Traceback" not in done.stderr
+    written = pd.read_csv(tmp_path / "out.csv")
+    assert [Path(one).name for one in written["crystal"]] == ["a.cif", "b.cif", "c.cif"]
+    np.testing.assert_allclose(written["prediction"], table["y_pred"], atol=2e-5)
+    assert list(written.columns) == ["crystal", "formula", "prediction", "std"]
+
 
 def test_the_command_says_where_everything_is_and_that_labels_are_a_models(whole):
     path, output = whole
@@ -196,6 +300,9 @@ def test_a_taken_name_is_refused(whole, folder):
     output = run(folder, *first_time(folder, "whole"), expect=1)
     assert "--resume it, or choose another --name" in output
     assert "Traceback" not in output
+    (folder / "results/average").mkdir()
+    (folder / "results/average/results.json").write_text("{}")
+    assert "choose another --name" in run(folder, *first_time(folder, "average"), expect=1)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -228,17 +335,49 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
         assert f"--resume {name}" in log.read_text()
     output = run(folder, f"--resume={name}")
     before, after = (json.loads((folder / f"results/{one}/results.json").read_text()) for one in ("whole", name))
-    assert after["trials"] == [
-        {**trial, "trial": other["trial"]} for trial, other in zip(before["trials"], after["trials"], strict=True)
+    other_each_time = {"trial": "", "seconds": 0}
+    assert [trial | other_each_time for trial in after["trials"]] == [
+        trial | other_each_time for trial in before["trials"]
     ]
+    shown = study_of(folder / f"results/{name}").trials  # each trial once, also those that ended at the stop
+    assert sorted(one.user_attrs["trial"] for one in shown) == sorted(trial["trial"] for trial in after["trials"])
     assert after["chosen"] == before["chosen"]
     assert after["seeds"] == before["seeds"]
     again = output.count("search fold 0:")
     assert again <= 3, f"more than the running and the coming trials were run after the stop:\n{output}"
 
 
+def run_in_terminal(folder, *arguments):
+    """The same with a terminal to write to, 100 columns wide; returns all that went there."""
+    ours, theirs = pty.openpty()
+    driver = subprocess.Popen(
+        command(folder, *arguments),
+        cwd=REPOSITORY,
+        env=environment(folder) | {"CI": "", "COLUMNS": "100", "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # what reading raises when nobody writes any more
+        while more := os.read(ours, 65536):
+            shown += more
+    os.close(ours)
+    assert driver.wait() == 0, shown.decode()
+    return shown.decode()
+
+
 def test_the_same_seed_gives_the_same_predictions(folder, whole):
-    run(folder, *first_time(folder, "again"), "--folds=3", "--seeds=2")
+    """The second time in a terminal, where a table is kept up to date."""
+    shown = run_in_terminal(folder, *first_time(folder, "again"), "--folds=3", "--seeds=2")
+    assert re.search(
+        r"search fold 0: \d of 4 trials, best val mae 0\.\d+ \(trial \w+\), 0:\d\d, about \d:\d\d left", shown
+    )
+    assert re.search(r"\d+ of (12|24)", shown)
+    assert shown.count("at epoch") == 0, "a line a trial is for those without a terminal"
+    assert "search fold 0: 4/4" in shown
+    assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l"), "the cursor was not given back"
     for seed in (0, 1):
         first, second = (
             (folder / f"results/{name}/seed_{seed}/preds_fold_3.csv").read_text() for name in ("whole", "again")
@@ -266,8 +405,6 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
 @pytest.fixture(scope="module")
 def own_data(folder):
     """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for a quarter of the demo."""
-    from pymatgen.core import Structure
-
     rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").iloc[::4]
     structures = [
         Structure(row.lattice.reshape(3, 3), row.numbers, row.frac_coords.reshape(-1, 3)) for row in rows.itertuples()
@@ -325,6 +462,7 @@ def test_energies_declared_on_the_wrong_scale_are_refused_before_any_trial(own_d
         (["--space=pretrained", "--seeds=3"], "trains nothing"),
         (["--resume=whole", "--num-samples=3"], "leave out --num-samples"),
         (["--storage=/dev/null/x"], "NotADirectoryError"),
+        (["--track=wandb"], "make setup EXTRAS=dev,wandb"),
     ],
 )
 def test_wrong_arguments_end_in_a_sentence(folder, arguments, expected):

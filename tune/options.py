@@ -9,13 +9,13 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.rows import Rows
-from data.storage import open_folder, read_whole, write_whole
+from data.storage import file_names, open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
 from tune.space import SearchSpace
 from tune.trial import Copies
@@ -65,6 +65,7 @@ class Options(BaseModel):
     max_concurrent: int | None
     every_atom: bool
     tta: str
+    track: Literal["wandb", "mlflow"] | None
 
     def copies(self) -> Copies | None:
         """What `--tta` asks for: None, `auto`, or a number of copies that is always used."""
@@ -156,13 +157,13 @@ def load_options(storage: str, name: str) -> Options:
 
 
 def refuse_taken(options: Options) -> None:
-    """Raise SweepError if a sweep of this name was begun already."""
+    """Raise SweepError if a sweep of this name was begun already, or an average of sweeps has it."""
     folder = Folder(f"{options.storage}/{options.name}")
-    try:
-        read_whole(folder.filesystem, f"{folder.path}/sweep.json")
-    except FileNotFoundError:
-        return
-    raise SweepError(f"sweep {options.name!r} exists in {options.storage}: --resume it, or choose another --name")
+    there = file_names(folder.filesystem, folder.path)
+    if "sweep.json" in there:
+        raise SweepError(f"sweep {options.name!r} exists in {options.storage}: --resume it, or choose another --name")
+    if "results.json" in there:
+        raise SweepError(f"{options.name!r} in {options.storage} is an average of sweeps: choose another --name")
 
 
 def run_record() -> dict[str, Any]:

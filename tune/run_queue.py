@@ -257,6 +257,7 @@ def main(
             max_concurrent=max_concurrent,
             every_atom=every_atom,
             tta=copies(tta),
+            track=None,
         )
         try:
             run_queue(loaded, options, address=address)

@@ -31,6 +31,8 @@ from tune.plan import plan
 from tune.plan_table import show
 from tune.space import SpaceError, load_space
 from tune.sweep import run
+from tune.terminal import lines_only
+from tune.trackers import Tracker, trackers
 
 USER_ERRORS = (
     SweepError,
@@ -130,6 +132,17 @@ def main(
             rich_help_panel=PROTOCOL,
         ),
     ] = "none",
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", help="Lines instead of tables and bars that move.", rich_help_panel=MACHINE),
+    ] = False,
+    track: Annotated[
+        Tracker | None,
+        typer.Option(
+            help="Also log to `wandb` or `mlflow`, by Ray's own callbacks and their environment variables.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="Of the sweep. Default: task, space and time.", rich_help_panel=MACHINE)
     ] = None,
@@ -187,6 +200,8 @@ def main(
     ray_results/README.md says what each file is.
     """
     try:
+        if quiet:
+            lines_only()
         place = anywhere(storage)
         if plan_only and (resume or address):
             raise SweepError(
@@ -221,7 +236,9 @@ def main(
                 max_concurrent=max_concurrent,
                 every_atom=every_atom,
                 tta=copies(tta),
+                track=track,
             )
+            trackers(track, options.name)  # refuses what is not installed before anything is done
             refuse_taken(options)
             if plan_only:
                 show(plan(options))
@@ -250,13 +267,13 @@ def anywhere(place: str) -> str:
 
 def _refuse_changed(context: typer.Context) -> None:
     """A resumed sweep keeps its options; refuse any that are given again."""
-    kept = {"resume", "storage", "address"}
+    kept = {"resume", "storage", "address", "quiet"}
     sources = {name: context.get_parameter_source(name) for name in context.params if name not in kept}
     given = [f"--{name.replace('_', '-')}" for name, source in sources.items() if source and source.name != "DEFAULT"]
     if given:
         raise SweepError(
             f"--resume goes on with the options the sweep was begun with; leave out {', '.join(given)} "
-            "(only --storage and --address may be given)"
+            "(only --storage, --address and --quiet may be given)"
         )
 
 

@@ -24,6 +24,7 @@ from tune.dataset import Dataset
 from tune.options import SweepError
 from tune.scheduler import ResumableASHA
 from tune.space import SearchSpace
+from tune.terminal import Terminal
 from tune.tracking import Tracking
 from tune.trial import STATE_FILE, Copies, TrialTask, run_trial
 
@@ -91,6 +92,7 @@ def search_fold(
     seed: int,
     resources: Resources,
     folder: str,
+    watch: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
     """Search a space on one fold; the best trial comes first, failed ones last.
 
@@ -104,6 +106,7 @@ def search_fold(
         seed: of Optuna's sampler, and of every trial.
         resources: of a trial.
         folder: path or URI for Ray's record of the search; continued if it holds one.
+        watch: callbacks beside the usual ones.
     """
     metric = metric_of(dataset.task.kind)
     name = f"kept_val_{metric.name}"
@@ -132,7 +135,12 @@ def search_fold(
         {**space.ray_space(), "model": space.model, "fold": fold, "seed": seed},
         tune_config,
         folder,
-        Tracking(f"search fold {fold}", num_samples, metric, folder),
+        f"search fold {fold}",
+        [
+            Tracking(metric, folder, validation_labels(dataset), space),
+            Terminal(f"search fold {fold}", num_samples, metric),
+            *watch,
+        ],
     )
     outcomes = [_outcome(result, config) for config, result in results]
     sign = 1 if metric.mode == "min" else -1
@@ -146,7 +154,8 @@ def train_chosen(
     resources: Resources,
     folder: str,
     copies: Copies | None = None,
-    tracking: Tracking | None = None,
+    title: str = "training the chosen",
+    watch: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
     """Train configs on their folds to the end and predict the test parts.
 
@@ -157,7 +166,8 @@ def train_chosen(
         folder: path or URI for Ray's record, to which a hash of what is chosen is added: a record of another
             choice is never continued.
         copies: of each crystal to average over at test time.
-        tracking: instead of the usual lines on the terminal.
+        title: for the terminal.
+        watch: callbacks beside the usual ones.
 
     Returns:
         One outcome a pair, in the same order.
@@ -178,10 +188,16 @@ def train_chosen(
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
-        tracking or Tracking("training the chosen", len(runs), metric, folder),
+        title,
+        [Tracking(metric, folder, validation_labels(dataset)), Terminal(title, len(runs), metric), *watch],
     )
     by_run = {json.dumps(config["run"], sort_keys=True): result for config, result in results}
     return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
+
+
+def validation_labels(dataset: Dataset) -> dict[int, np.ndarray]:
+    """Of every fold's validation rows, in their order."""
+    return {fold: dataset.labels[split.val] for fold, split in dataset.splits.items()}
 
 
 def _trainable(
@@ -199,6 +215,7 @@ def _trainable(
             "task": dataset.task.name,
             "target": dataset.task.target,
             "unit": dataset.task.unit,
+            "quantity": dataset.task.quantity,
             "labels": dataset.task.labels,
         },
         gpus_per_trial=resources.gpus_per_trial,
@@ -212,7 +229,12 @@ def _trainable(
 
 
 def _run(
-    trainable: Any, param_space: dict[str, Any], tune_config: ray.tune.TuneConfig, folder: str, tracking: Tracking
+    trainable: Any,
+    param_space: dict[str, Any],
+    tune_config: ray.tune.TuneConfig,
+    folder: str,
+    title: str,
+    callbacks: list[ray.tune.Callback],
 ) -> list[tuple[dict[str, Any], ray.tune.Result]]:
     """Run a new experiment, or go on with the one in `folder`; failed trials get another chance then.
 
@@ -239,17 +261,20 @@ def _run(
                 name=name,
                 storage_path=storage,
                 verbose=0,
-                callbacks=[tracking],
+                callbacks=callbacks,
                 failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
             ),
         )
-    results = tuner.fit()
+    try:
+        results = tuner.fit()
+    finally:
+        Terminal.close()
     # A trial that failed before its first report has a config here only.
     trials = results._experiment_analysis.trials
     unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
     if unfinished:
-        raise SweepError(f"{tracking.title} ended with {len(unfinished)} trials unfinished: go on with --resume")
+        raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
     return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
 
 

@@ -6,11 +6,13 @@ import difflib
 import itertools
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import ray.tune
 import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.config import ModelConfig
@@ -121,6 +123,17 @@ class SearchSpace(BaseModel):
             ((kind, bounds),) = value.items()
             space[field] = make[kind](bounds)
         return space
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The same for Optuna: of every field that is searched."""
+        make: dict[str, Callable[[list[Any]], BaseDistribution]] = {
+            "choice": CategoricalDistribution,
+            "uniform": lambda bounds: FloatDistribution(bounds[0], bounds[1]),
+            "loguniform": lambda bounds: FloatDistribution(bounds[0], bounds[1], log=True),
+            "int": lambda bounds: IntDistribution(bounds[0], bounds[1]),
+            "logint": lambda bounds: IntDistribution(bounds[0], bounds[1], log=True),
+        }
+        return {field: make[kind](bounds) for field, value in self.searched.items() for kind, bounds in value.items()}
 
 
 def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:

@@ -24,6 +24,7 @@ from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
 from tune.space import SearchSpace
 from tune.summary import print_summary, results_markdown
+from tune.trackers import trackers
 
 
 def run(options: Options, *, address: str | None = None, resumed: bool = False) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
             seed=options.seed,
             resources=resources,
             folder=f"{folder.address}/search_fold_{fold}",
+            watch=trackers(options.track, options.name),
         )
         if outcomes[0].kept_metric is None or outcomes[0].error is not None:
             reasons = sorted({outcome.error or "no result" for outcome in outcomes})
@@ -133,6 +135,7 @@ def train(
         resources=Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent),
         folder=f"{folder.address}/evaluate",
         copies=options.copies(),
+        watch=trackers(options.track, options.name),
     )
     failed = [outcome for outcome in trained if outcome.error is not None]
     if failed:

@@ -1,39 +1,58 @@
-"""Live view of a Ray Tune run: TensorBoard events for every trial, a line a trial on the terminal."""
+"""What other programs watch a Ray Tune run by: TensorBoard events of every trial, and the search as an Optuna study.
+
+    tensorboard --logdir ray_results
+    optuna-dashboard sqlite:///ray_results/NAME/optuna.db
+
+The lines and the table on the terminal are `tune/terminal.py`.
+"""
 
 from __future__ import annotations
 
-import time
+import io
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import optuna
+import torch
+from matplotlib.figure import Figure
+from optuna.trial import TrialState, create_trial
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from torch.utils.tensorboard import SummaryWriter
 
-from data.build_cache import say
+from data.storage import read_whole
 from models.metrics import Metric
+from tune.space import SearchSpace
+from tune.trial import STATE_FILE
+
+MANY = 2000  # points above which a parity plot shows their density
+
+
+def local_folder(folder: str) -> Path:
+    """Where events of a run are kept: beside it, or under `ray_results/` here where it is on remote storage."""
+    return Path("ray_results", *folder.split("/")[-2:]) if "://" in folder else Path(folder)
 
 
 class Tracking(Callback):
-    """Writes scalars by epoch and, at a trial's end, its hyper-parameters with the best metric."""
+    """Writes scalars by epoch and, at a trial's end, its hyper-parameters with the best metric and its predictions."""
 
-    def __init__(self, title: str, n_trials: int, metric: Metric, folder: str) -> None:
+    def __init__(
+        self, metric: Metric, folder: str, labels: dict[int, np.ndarray], space: SearchSpace | None = None
+    ) -> None:
         """Prepare to track.
 
         Args:
-            title: of the run, for the terminal.
-            n_trials: expected.
             metric: that trials are judged by.
-            folder: of the run; on remote storage the events stay under `ray_results/` here.
+            folder: of the run, path or URI.
+            labels: of each fold's validation rows, in the order of a trial's predictions.
+            space: that is searched; without one there is no Optuna study.
         """
-        self.title, self.n_trials, self.metric = title, n_trials, metric
-        self.events = Path("ray_results", *folder.split("/")[-2:]) if "://" in folder else Path(folder)
+        self.metric, self.labels, self.space = metric, labels, space
+        self.events = local_folder(folder)
         self.writers: dict[str, SummaryWriter] = {}
-        self.best: float | None = None
-
-    def setup(self, **info: Any) -> None:
-        """Start the clock; Ray calls this after a restore too."""
-        self.began = time.monotonic()
+        self.in_study: set[str] | None = None
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         """Write the scalars of an epoch."""
@@ -43,30 +62,27 @@ class Tracking(Callback):
             writer.add_scalar(name, result[name], result["epoch"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the hyper-parameters, with the best value rather than the last, and say how it went."""
+        """Write the hyper-parameters, with the best value rather than the last, and validation predictions."""
         best = trial.last_result[f"kept_val_{self.metric.name}"]
         fields = trial.config.get("run", trial.config)
         hparams = {key: value for key, value in fields.items() if isinstance(value, int | float | str | bool)}
-        self._writer(trial).add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
+        writer = self._writer(trial)
+        writer.add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
+        state = _state(trial)
+        if state is not None:
+            figure = _parity(self.labels[fields["fold"]], state["val_predictions"].numpy(), self.metric)
+            writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
         self._close(trial)
-        if self.best is None or self.metric.better(best, self.best):
-            self.best = best
-        epochs = trial.last_result["epoch"]
-        n_done = sum(one.is_finished() or one is trial for one in trials)
-        stopped = "" if epochs >= fields.get("epochs", epochs) else ", stopped by ASHA"
-        if "failed" in trial.last_result:
-            say(f"  {self.title}: trial {trial.trial_id} failed: {trial.last_result['failed']}", style="red")
-            return
-        say(
-            f"  {self.title}: {n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
-            f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "
-            f"{trial.last_result['kept_epoch']} of {epochs}{stopped}"
-        )
+        self._add_to_study(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Say that a trial failed; the reason stands in the results."""
+        """Close its events."""
         self._close(trial)
-        say(f"  {self.title}: trial {trial.trial_id} failed", style="red")
+
+    def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
+        """Bring the study up to date: an earlier driver may have died between a trial's end and its entry."""
+        for trial in trials:
+            self._add_to_study(trial, _state(trial))
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:
@@ -76,3 +92,68 @@ class Tracking(Callback):
     def _close(self, trial: Trial) -> None:
         if trial.trial_id in self.writers:
             self.writers.pop(trial.trial_id).close()
+
+    def _add_to_study(self, trial: Trial, state: dict[str, Any] | None) -> None:
+        """A copy of the search for people: the sampler's own study lives in Ray's snapshots, which a resume needs."""
+        if self.space is None:
+            return
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.events.parent.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            storage=f"sqlite:///{self.events.parent / 'optuna.db'}",
+            study_name=self.events.name,
+            direction="minimize" if self.metric.mode == "min" else "maximize",
+            load_if_exists=True,
+        )
+        if self.in_study is None:
+            self.in_study = {known.user_attrs["trial"] for known in study.trials}
+        if trial.trial_id in self.in_study:
+            return
+        self.in_study.add(trial.trial_id)
+        history = state["history"] if state else []
+        value = trial.last_result.get(f"kept_val_{self.metric.name}")
+        if value is None or "failed" in trial.last_result:
+            ended = TrialState.FAIL
+        else:
+            epochs = trial.config.get("epochs", history[-1]["epoch"])
+            ended = TrialState.COMPLETE if history[-1]["epoch"] >= epochs else TrialState.PRUNED
+        entry = create_trial(
+            state=ended,
+            value=None if ended == TrialState.FAIL else value,
+            params={field: trial.config[field] for field in self.space.searched},
+            distributions=self.space.distributions(),
+            intermediate_values={epoch["epoch"]: epoch["val_metric"] for epoch in history},
+            user_attrs={"trial": trial.trial_id},
+        )
+        entry.datetime_complete = datetime.now()
+        entry.datetime_start = entry.datetime_complete - timedelta(seconds=sum(epoch["seconds"] for epoch in history))
+        study.add_trial(entry)
+
+
+def _state(trial: Trial) -> dict[str, Any] | None:
+    """What a trial's newest checkpoint says; None where it has none."""
+    if not trial.checkpoint:
+        return None
+    content = read_whole(trial.checkpoint.filesystem, f"{trial.checkpoint.path}/{STATE_FILE}")
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _parity(labels: np.ndarray, predicted: np.ndarray, metric: Metric) -> Figure:
+    """Predictions over labels; of a classification how the predicted probabilities of both classes are spread."""
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.add_subplot()
+    if metric.name != "mae":
+        bins = np.linspace(0, 1, 21).tolist()
+        for label in (0, 1):
+            axes.hist(predicted[labels == label], bins=bins, label=str(bool(label)), alpha=0.6)
+        axes.set(xlabel="predicted probability", ylabel="rows")
+        axes.legend(title="label")
+        return figure
+    ends = [min(labels.min(), predicted.min()), max(labels.max(), predicted.max())]
+    if len(labels) > MANY:
+        axes.hexbin(labels, predicted, gridsize=60, bins="log", cmap="viridis")
+    else:
+        axes.plot(labels, predicted, ".", markersize=4, alpha=0.5)
+    axes.plot(ends, ends, color="black", linewidth=0.8)
+    axes.set(xlabel="label", ylabel="prediction", title=f"MAE {np.abs(labels - predicted).mean():.4f}")
+    return figure

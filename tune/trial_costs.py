@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from models.chgnet import FREEZE_DEPTHS
 from models.finetune import FROM_FEATURES, CHGNetConfig
-from models.metrics import Metric, metric_of
 from tune.dataset import Dataset, untrained
 from tune.options import SweepError
 from tune.search import Resources, train_chosen
 from tune.space import SearchSpace
-from tune.tracking import Tracking
 from tune.trial import TrialFold
 
 MOST_SLOTS = 8  # trials at once while measuring
@@ -138,10 +137,10 @@ def measure_trials(
         epochs = FEATURE_EPOCHS if depth in light else GRAPH_EPOCHS
         config = none | {"freeze_depth": depth, "batch_size": size, "epochs": epochs, "lr": 1e-4, "seed": k}
         runs.append((int(depth in light), config))
-    watch = _Watch(len(runs), metric_of(dataset.task.kind), folder, on_gpu=resources.gpus_per_trial > 0)
+    watch = _Watch(on_gpu=resources.gpus_per_trial > 0)
     limited = Resources(resources.cpus_per_trial, resources.gpus_per_trial, n_slots)
     began = time.perf_counter()
-    outcomes = train_chosen(dataset, runs, resources=limited, folder=folder, tracking=watch)
+    outcomes = train_chosen(dataset, runs, resources=limited, folder=folder, title="measuring", watch=[watch])
     ended = time.perf_counter()
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
         raise SweepError(f"{len(failed)} of {len(runs)} measured trials failed: {'; '.join(sorted(set(failed)))}")
@@ -161,18 +160,16 @@ class _Report:
     seconds: float
 
 
-class _Watch(Tracking):
-    """Keeps when reports came in, beside the usual tracking, and how much memory the trials' processes have taken."""
+class _Watch(Callback):
+    """Keeps when reports came in, and how much memory the trials' processes have taken."""
 
-    def __init__(self, n_trials: int, metric: Metric, folder: str, *, on_gpu: bool) -> None:
-        super().__init__("measuring", n_trials, metric, folder)
+    def __init__(self, *, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
         self.reports: list[_Report] = []
         self.own_bytes: int | None = None
         self.gpu_bytes = 0
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        super().on_trial_result(iteration, trials, trial, result, **info)
         now, run = time.perf_counter(), trial.config["run"]
         self.reports.append(_Report(now, result["pid"], trial.trial_id, run, result["epoch"], result["seconds"]))
         self.own_bytes = max(filter(None, (self.own_bytes, own_memory(result["pid"]))), default=None)

@@ -1,0 +1,54 @@
+"""A trained model as an ASE calculator, where its target is an energy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from pymatgen.io.ase import AseAtomsAdaptor
+
+from models.fitted import FittedModel, SeedEnsemble
+
+
+class EnergyCalculator(Calculator):
+    """Energies of `ase.Atoms` by a trained model; in eV for the whole cell.
+
+    What the energy is of is what the model was trained on: one trained on formation energies gives formation energies
+    from the elements, so that energies of two compositions differ by another constant than DFT's total energies do.
+    `results["energy_std"]` is the model's own uncertainty, where it has one. There are no forces: these models are
+    trained on energies of relaxed crystals alone.
+    """
+
+    implemented_properties = ["energy"]  # noqa: RUF012 - as ASE declares it
+
+    def __init__(self, model: FittedModel | SeedEnsemble, **kwargs: Any) -> None:
+        """Wrap a model.
+
+        Raises:
+            ValueError: its target is no energy.
+        """
+        super().__init__(**kwargs)
+        self.quantity = model.about.get("quantity", "unknown")
+        if self.quantity not in ("energy_per_atom", "energy_per_cell"):
+            raise ValueError(
+                f"the model predicts {model.about['target']} of {model.about['task']}, whose quantity is "
+                f"{self.quantity}: no energy, and so no ASE calculator"
+            )
+        self.model = model
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """ASE calls this; raises BadCrystalError for atoms without a cell, or that the model cannot read."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        found = self.model.predict_with_std([AseAtomsAdaptor.get_structure(self.atoms)])
+        n_atoms = len(self.atoms) if self.quantity == "energy_per_atom" else 1
+        self.results = {"energy": float(found.values[0]) * n_atoms}
+        if found.std is not None:
+            self.results["energy_std"] = float(found.std[0]) * n_atoms

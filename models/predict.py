@@ -1,0 +1,101 @@
+"""Predict crystals with a trained model.
+
+python models/predict.py ray_results/NAME *.cif -o out.csv
+python models/predict.py ray_results/NAME/seed_0/model_fold_0.pth POSCAR
+python models/predict.py ray_results/NAME Fe2O3 NaCl          # of a model that reads compositions
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from pymatgen.core import Structure
+
+from data.crystal import BadCrystalError
+from data.storage import StorageError
+from models.fitted import FittedModel, ModelFileError, SeedEnsemble, load_model
+from models.registry import ModelError
+
+
+def read(crystal: str, reads: str) -> Structure | str:
+    """A structure from its file; for a model that reads compositions also a formula as it is.
+
+    Raises:
+        BadCrystalError: no such file, or one that pymatgen cannot read.
+    """
+    if reads == "compositions" and not Path(crystal).exists():
+        return crystal
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pymatgen says much about a CIF that is read all the same
+            return Structure.from_file(crystal)
+    except FileNotFoundError:
+        raise BadCrystalError("no such file") from None
+    except Exception as problem:  # its parsers raise whatever they meet
+        raise BadCrystalError(f"pymatgen cannot read it: {problem}") from problem
+
+
+def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Predictions of those crystals that can be read, and the reason for each of the others.
+
+    Returns:
+        One row a crystal: `crystal` as given, `formula`, `prediction` in the model's unit, and `std` where the model
+        knows it; and {crystal: reason}.
+    """
+    rows, reasons = [], {}
+    for crystal in crystals:
+        try:
+            structure = read(crystal, model.model.reads)
+            found = model.predict_with_std([structure])
+        except BadCrystalError as problem:
+            # one crystal at a time: its position, which the message begins with, says nothing here
+            reasons[crystal] = str(problem).split(" 0: ", 1)[-1]
+            continue
+        formula = structure if isinstance(structure, str) else structure.composition.reduced_formula
+        row = {"crystal": crystal, "formula": formula, "prediction": float(found.values[0])}
+        rows.append(row | ({} if found.std is None else {"std": float(found.std[0])}))
+    return pd.DataFrame(rows, columns=None if rows else ["crystal", "formula", "prediction"]), reasons
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    model: Annotated[str, typer.Argument(help="Folder of a sweep or of one seed, or a model file.")],
+    crystals: Annotated[list[str], typer.Argument(help="CIF, POSCAR or other files; formulas for compositions.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="CSV to write. Default: the terminal.")] = None,
+    fold: Annotated[int, typer.Option(min=0, help="Of a folder: the fold whose model predicts.")] = 0,
+    code: Annotated[str | None, typer.Option(help="Python file of a model of your own.")] = None,
+) -> None:
+    """Predict crystals with a trained model; exit code 1 if any could not be, the others are written all the same."""
+    try:
+        is_file = Path(model).is_file()
+        loaded = load_model(model, None if is_file else fold, model=code)
+        table, reasons = predict(loaded, crystals)
+        about = loaded.about
+        unit = about["unit"] or "no unit"
+        typer.echo(f"{about['target']} ({unit}) as of {about['task']}. Trained on: {about['labels']}", err=True)
+        text = table.to_csv(index=False)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            aside = out.with_name(f".part-{out.name}")
+            aside.write_text(text)
+            aside.replace(out)
+            typer.echo(f"{len(table)} predictions in {out}", err=True)
+    except (ModelFileError, ModelError, StorageError, OSError) as problem:
+        typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
+        sys.exit(1)
+    for crystal, reason in reasons.items():
+        typer.secho(f"{crystal}: {reason}", fg="red", err=True)
+    sys.exit(1 if reasons else 0)
+
+
+if __name__ == "__main__":
+    app()
