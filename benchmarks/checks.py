@@ -13,8 +13,8 @@ from benchmarks import stock
 from benchmarks.cases import BOND_CUTOFF, CPU, BenchmarkError, StructureSet
 from data.batches import GraphBatch
 from data.graphs import Graph, Graphs, element_fractions, stack
-from models.chgnet import CHGNetwork
 from models.features import GraphInputs, Inputs, predict
+from models.network import CHGNetwork
 from models.train import GradientRun
 
 MOST_DIFFERENCE, MEAN_DIFFERENCE = 2e-5, 1e-6  # of energies, eV/atom; stock is up to 1.3e-5 off double precision

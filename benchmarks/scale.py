@@ -36,8 +36,8 @@ from data.graphs import Graphs
 from data.rows import Rows
 from data.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
-from models.chgnet import cutoffs
 from models.features import AtomFeatures
+from models.network import cutoffs
 from tune.dataset import Dataset, load_dataset
 from tune.features import ROWS_PER_PART, feature_prefix, write_part
 from tune.options import run_record

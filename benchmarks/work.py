@@ -34,10 +34,10 @@ from data.graphs import Graph, convert, element_fractions
 from data.readers import read_matbench_file
 from data.rows import RawChunk
 from data.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
-from models.chgnet import CHGNetwork, FreezeDepth
 from models.features import FeatureInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
 from models.model import TrainingPart, TrainingRows
+from models.network import CHGNetwork, FreezeDepth
 from models.train import GradientRun
 
 EPOCHS = 10  # of a head, with the computing of its features

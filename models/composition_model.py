@@ -12,12 +12,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from data.task_table import Quantity
-from models.chgnet import Mix
 from models.composition import CompositionNetwork
 from models.config import GradientConfig
 from models.fitted_network import FittedNetwork, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
+from models.network import Mix
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.train import GradientRun
 

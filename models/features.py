@@ -13,7 +13,7 @@ from torch import nn
 from data.batches import GraphBatch, graph_batch, split_by_size
 from data.compiled import compiled
 from data.graphs import Graphs
-from models.chgnet import AtomFeatureBatch, CHGNetwork
+from models.network import AtomFeatureBatch, CHGNetwork
 
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.

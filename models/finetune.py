@@ -14,12 +14,12 @@ from data.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.augment import moved
-from models.chgnet import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
 from models.config import GradientConfig
 from models.features import FeatureInputs, GraphInputs, Inputs, predict
 from models.fitted_network import FittedNetwork, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
+from models.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
 from models.reference import (
     NO_REFERENCE,
     Reference,

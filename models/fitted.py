@@ -22,8 +22,8 @@ from data.crystal import BadCrystalError, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
 from data.storage import file_names, open_folder, read_whole
-from models.chgnet import cutoffs
 from models.model import Fitted, Model, Prediction, TrainingRows
+from models.network import cutoffs
 from models.registry import ModelError, open_model
 from models.tta import averaged
 

@@ -18,10 +18,10 @@ from pydantic import Field, model_validator
 from data.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
-from models.chgnet import CHGNetwork
 from models.config import ModelConfig
 from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
 from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
+from models.network import CHGNetwork
 from models.posterior import Composition, Kernel, Points, Posterior, likely_strengths, posterior, projected_posterior
 from models.reference import Reference, fit_energy_reference, fit_property_reference
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from models.averaging import Averaging, Weights, copied, load
-from models.chgnet import Mix
 from models.config import GradientConfig
 from models.features import Inputs, predict
 from models.fitted_network import FittedNetwork, combine
 from models.losses import loss_function
 from models.model import EpochResult, TrainingPart, TrainingRows, fingerprint
+from models.network import Mix
 from models.optimizer import flattened, make_optimizer, twin
 from models.reference import Reference
 from models.schedule import halvings, learning_rate

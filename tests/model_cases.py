@@ -18,11 +18,11 @@ from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
 from data.task_table import Quantity
 from data.tasks import DEMO, Task, open_task
-from models.chgnet import CHGNetwork, cutoffs
 from models.features import FeatureInputs, GraphInputs, backbone_features, predict
 from models.finetune import CHGNetConfig, start_chgnet
 from models.metrics import Kind
 from models.model import TrainingPart, TrainingRows
+from models.network import CHGNetwork, cutoffs
 from models.train import GradientRun
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

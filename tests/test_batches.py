@@ -11,7 +11,7 @@ from chgnet.model.model import BatchedGraph
 from data.batches import GraphBatch, graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.chgnet import CHGNetwork
+from models.network import CHGNetwork
 
 
 @pytest.fixture(scope="module")

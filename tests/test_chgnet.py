@@ -13,8 +13,8 @@ from pymatgen.core import Lattice, Structure
 from data.batches import GraphBatch, graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.chgnet import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
 from models.features import GraphInputs, predict
+from models.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
 
 PRETRAINED = ("0.3.0", "0.2.0", "r2scan")
 TOLERANCE = 1e-5  # eV/atom; single precision in another order of summation

@@ -15,7 +15,7 @@ from data.corrections import corrections_of_structure, mp2020_corrections, mp202
 from data.crystal import crystal_from_structure
 from data.graphs import Graph, convert, stack
 from models.anchors import load_anchors
-from models.chgnet import CHGNetwork
+from models.network import CHGNetwork
 from models.reference import fit_energy_reference
 from tune.corrections import corrections_of, corrections_prefix
 

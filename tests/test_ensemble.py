@@ -12,9 +12,9 @@ from click.testing import Result
 from test_compare import REPOSITORY, made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
-from benchmarks.peers import compare as compare_with_peers
 from tune.compare import compare
 from tune.ensemble import app, average, contribution, tables
+from tune.ranking import sections
 from tune.runs import RunError, SweepRun, load_sweep
 
 
@@ -156,11 +156,10 @@ def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows)
     assert found.difference.value == pytest.approx(0.3 - 0.06)
     assert compare(runs[0], both, on="validation").difference.value == pytest.approx(0.2 - 0.02)
 
-    peers = tmp_path / "peers.parquet"
-    pd.DataFrame({"mbid": rows["id"], "peer": rows["y_true"]}).to_parquet(peers)
-    table = compare_with_peers(folder, peers).set_index("model")
-    ours = table[table.index.str.contains("ensemble|mean of")]
-    assert ours["mae"].tolist() == pytest.approx([0.06])
+    peer = pd.DataFrame({"peer": rows["y_true"].to_numpy()}, index=rows["id"])
+    (section,) = sections([both], {"peers.parquet": peer})
+    scores = {place.entry.name: place.scores["mae"] for place in section.places}
+    assert (scores["peer"], scores["both"]) == pytest.approx((0.0, 0.06))
 
 
 def test_an_average_can_be_averaged_again_under_another_name(tmp_path, rows, val_rows, monkeypatch):

@@ -13,10 +13,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from data.corrections import mp2020_minus_legacy
-from models.chgnet import CHGNetwork
 from models.features import GraphInputs, backbone_features
 from models.gaussian_process import GAUSSIAN_PROCESS, GaussianProcessConfig, fit_gaussian_process, pooled_features
 from models.model import TrainingPart
+from models.network import CHGNetwork
 from models.posterior import Points, likely_strengths, posterior, projected_posterior
 
 N_ROWS = 300

@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 from data.batches import GraphBatch, graph_batch
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
 from data.graphs import Graph, convert, element_fractions, stack
-from models.chgnet import CHGNetwork
+from models.network import CHGNetwork
 
 CUTOFFS = [(6, 3), (5, 3)]
 

@@ -10,10 +10,10 @@ from model_cases import fine_tuning, finished, numbers, one_thread, predictions,
 from test_train import OTHER_VALUES, assert_same_run, graphs_alone
 
 from models.augment import moved
-from models.chgnet import Mix
 from models.finetune import CHGNET, CHGNetConfig
 from models.fitted import FittedModel, load_model
 from models.losses import loss_function
+from models.network import Mix
 from models.schedule import halvings, learning_rate
 from tune.dataset import untrained
 from tune.space import load_space

@@ -34,7 +34,7 @@ def options(space: SearchSpace, folder: Path = Path("nowhere"), **changed) -> Op
         "search_folds": [0], "folds": [0, 1, 2, 3, 4], "num_samples": 6, "seed": 0, "seeds": 1,
         "storage": f"{folder}/results", "cache": f"{folder}/graphs", "downloads": f"{folder}/downloads",
         "cpus_per_trial": 1, "gpus_per_trial": 0, "max_concurrent": None, "every_atom": False,
-        "tta": "none",
+        "tta": "none", "track": None,
     }  # fmt: skip
     return Options(**(fields | changed))
 

@@ -11,10 +11,13 @@ import pytest
 import typer.main
 
 import data.build_cache
+import models.predict
 import tune.compare
 import tune.ensemble
+import tune.leaderboard
 import tune.run_queue
 import tune.run_sweep
+import tune.submit
 from data.tasks import task_names
 from models.fitted import FittedModel, ModelFileError, load_model
 from models.model import TrainingPart, TrainingRows
@@ -29,6 +32,9 @@ COMMANDS = {
     "tune/run_queue.py": tune.run_queue.app,
     "tune/compare.py": tune.compare.app,
     "tune/ensemble.py": tune.ensemble.app,
+    "tune/leaderboard.py": tune.leaderboard.app,
+    "tune/submit.py": tune.submit.app,
+    "models/predict.py": models.predict.app,
     "data/build_cache.py": data.build_cache.app,
 }
 
@@ -36,7 +42,7 @@ COMMANDS = {
 def commands():
     """Every `python tune/run_sweep.py ...` and the like of the pages."""
     for page in PAGES:
-        for line in re.findall(r"python ((?:tune|data)/\w+\.py[^`#\n]*)", (REPOSITORY / page).read_text()):
+        for line in re.findall(r"python ((?:tune|models|data)/\w+\.py[^`#\n]*)", (REPOSITORY / page).read_text()):
             yield pytest.param(line.strip(), id=f"{page}: {line.strip()}")
 
 

@@ -6,7 +6,7 @@ from model_cases import PEROVSKITES, fine_tuning, finished, predictions, sample,
 from sklearn.linear_model import LogisticRegression
 
 from models.anchors import load_anchors
-from models.chgnet import CHGNetwork
+from models.network import CHGNetwork
 from models.reference import (
     TargetScaleError,
     fit_class_reference,

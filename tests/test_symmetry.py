@@ -12,8 +12,8 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from data.batches import graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.chgnet import CHGNetwork
 from models.features import GraphInputs, predict
+from models.network import CHGNetwork
 
 # One crystal or two of each of the seven crystal systems, in their usual space groups.
 SYSTEMS = {

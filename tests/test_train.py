@@ -20,9 +20,9 @@ from model_cases import (
 )
 from sklearn.metrics import log_loss, roc_auc_score
 
-from models.chgnet import _load_stock
 from models.finetune import CHGNetConfig
 from models.model import TrainingRows
+from models.network import _load_stock
 from models.reference import fit_class_reference, fit_property_reference
 from models.train import NonFiniteLossError
 

@@ -19,9 +19,9 @@ from data.graphs import element_fractions
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
-from models.chgnet import cutoffs
 from models.metrics import Kind
 from models.model import TrainingRows
+from models.network import cutoffs
 from models.registry import open_model
 from tune.corrections import corrections_of
 from tune.features import pretrained_outputs

@@ -24,9 +24,9 @@ from data.build_cache import console, say
 from data.graphs import Graphs
 from data.shards import ROWS_PER_SHARD
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
-from models.chgnet import CHGNetwork
 from models.device import device_of_share
 from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.network import CHGNetwork
 
 # Part of the file name, raised whenever the forward pass would give other numbers, or a file's layout changes.
 FORWARD_VERSION = 3

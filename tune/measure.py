@@ -26,11 +26,11 @@ from data.convert import convert_chunk
 from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
 from data.tasks import Task
-from models.chgnet import CHGNetwork, cutoffs
 from models.device import device_of_share
 from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
 from models.model import TrainingRows
+from models.network import CHGNetwork, cutoffs
 from tune.dataset import load_dataset, untrained
 from tune.features import ROWS_PER_PART, n_parts, pretrained_outputs
 from tune.search import Resources

@@ -65,7 +65,7 @@ class Options(BaseModel):
     max_concurrent: int | None
     every_atom: bool
     tta: str
-    track: Literal["wandb", "mlflow"] | None
+    track: Literal["wandb", "mlflow"] | None = None
 
     def copies(self) -> Copies | None:
         """What `--tta` asks for: None, `auto`, or a number of copies that is always used."""

@@ -22,8 +22,8 @@ from data.folds import make_folds
 from data.rows import Rows
 from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.storage import open_folder
-from models.chgnet import cutoffs
 from models.finetune import CHGNET, CHGNetConfig
+from models.network import cutoffs
 from tune.dataset import VALIDATION_FRACTION
 from tune.features import ROWS_PER_PART, feature_prefix, n_parts, parts_present
 from tune.forecast import Phase, TrialCost, forecast

@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from data.build_cache import console, say
 from models.metrics import Metric
@@ -99,8 +101,8 @@ class Terminal(Callback):
         self.n_done = sum(one.is_finished() or one is trial for one in trials)
         self.n_done_here += 1
 
-    def __rich__(self) -> Table:
-        """The table, as it is now."""
+    def __rich__(self) -> Group:
+        """The table and the line above it, as they are now."""
         name, took = self.metric.name, time.monotonic() - self.began
         best = "none ended yet" if self.best is None else f"best val {name} {self.best:.4f} (trial {self.best_trial})"
         left = ""
@@ -108,7 +110,7 @@ class Terminal(Callback):
             left = f", about {_clock(took / self.n_done_here * max(0, self.n_trials - self.n_done))} left"
         heading = f"{self.title}: {self.n_done} of {self.n_trials} trials, {best}, {_clock(took)}{left}"
         columns = ("trial", "fold", "epoch", f"val {name}", "best", "lr")
-        table = Table(*columns, title=heading, title_justify="left", box=SIMPLE_HEAD, padding=0)
+        table = Table(*columns, box=SIMPLE_HEAD, padding=0)
         for trial, result in list(self.running.values())[:MOST_ROWS]:
             fields = trial.config.get("run", trial.config)
             table.add_row(
@@ -121,7 +123,7 @@ class Terminal(Callback):
             )
         if len(self.running) > MOST_ROWS:
             table.caption = f"and {len(self.running) - MOST_ROWS} more"
-        return table
+        return Group(Text(heading, style="bold"), table)
 
 
 def _clock(seconds: float) -> str:

@@ -15,8 +15,8 @@ import torch
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from models.chgnet import FREEZE_DEPTHS
 from models.finetune import FROM_FEATURES, CHGNetConfig
+from models.network import FREEZE_DEPTHS
 from tune.dataset import Dataset, untrained
 from tune.options import SweepError
 from tune.search import Resources, train_chosen

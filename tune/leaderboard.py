@@ -1,0 +1,298 @@
+"""All finished sweeps in one table, and other people's models on exactly the same crystals.
+
+    python tune/leaderboard.py
+    python tune/leaderboard.py RUN RUN --peers PREDICTIONS.parquet --peers matbench_v0.1_X/results.json.gz
+    python tune/leaderboard.py --contamination IDS_OR_STRUCTURES
+
+Runs are ranked with those of the same task, target and rows alone (`tune/ranking.py`). Each is judged by its ensemble
+if it has one, else by its seed, else by its untrained reference; `NAME/seed_1` judges that member. Writes
+`leaderboard.md`, `leaderboard.csv` and `leaderboard.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from data.storage import StorageError
+from data.tasks import TaskError
+from tune.contamination import Exposure, exposures
+from tune.contamination import report as exposure_report
+from tune.entries import OVERLAP_FLAG, load_runs, short_protocol, weights_of
+from tune.options import Folder
+from tune.peers import read_peers
+from tune.ranking import Place, Section, sections, seed_scores
+from tune.runs import STORAGE, RunError
+from tune.seen import SeenError, read_seen
+
+FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
+_SHOWN_KIND = {"run": "", "zero-shot": "nothing trained", "peer": "peer"}
+
+
+def facts(place: Place, section: Section) -> dict[str, Any]:
+    """All that is known of a place, for programs; what is not known is not there."""
+    entry, metric = place.entry, section.metric.name
+    told: dict[str, Any] = {"rank": place.rank, "tied": place.tied} if place.rank is not None else {}
+    told |= {"name": entry.name, "kind": entry.kind, metric: place.scores[metric]}
+    if len(place.by_fold) > 1:
+        told["std_over_folds"] = float(pd.Series(place.by_fold).std())
+    told |= place.scores
+    if place.difference is not None:
+        found = place.difference
+        told |= {"difference_to_best": found.value, "low": found.low, "high": found.high, "n_common": place.n_common}
+    told |= {"n_ids": len(entry.table), "folds": sorted(place.by_fold), "flags": entry.flags}
+    run = entry.run
+    if run is None:
+        return told
+    results, own = run.results, run.name == entry.name
+    told |= {"member": entry.member, "run": run.name, "created": results["record"].get("created", "unknown")}
+    told |= {"git_commit": results["record"].get("git_commit", "unknown")}
+    told |= {"weights": weights_of(run)} if weights_of(run) else {}
+    if not own:  # the untrained network that a run started from
+        return told | {"seeds": 0, "parameters": 0, "protocol": "nothing trained"}
+    told |= {"seeds": entry.n_seeds, "protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
+    if "model" in results:
+        told["model"] = results["model"]["name"]
+    if "members" in results:
+        told["members"] = [one["member"] for one in results["members"]]
+    if len(seed_scores(run)) > 1:
+        told["seed_std"] = float(seed_scores(run).std(ddof=1))
+    told |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours") if "cost" in results}
+    trained = [one.get("n_trained") for seed in results["seeds"] for one in seed.get("training", [])]
+    if entry.member == "reference":
+        told["parameters"] = 0
+    elif trained and None not in trained:
+        told["parameters"] = max(trained)
+    return told
+
+
+def decimals(section: Section) -> int:
+    """Digits behind the point that show the best score with four significant ones."""
+    best = abs(section.places[0].scores[section.metric.name])
+    return min(6, max(0, 3 - math.floor(math.log10(best)))) if best > 0 else 4
+
+
+def cells(place: Place, section: Section) -> dict[str, str]:
+    """A line of the table as text; "" where nothing is known."""
+    told, digits = facts(place, section), decimals(section)
+    metric = section.metric.name
+    score = f"{told[metric]:.{digits}f}"
+    score += f" +- {told['std_over_folds']:.{digits}f}" if "std_over_folds" in told else ""
+    behind = ""
+    if place.difference is not None:
+        found = place.difference
+        behind = f"{found.value:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+    elif place.rank == 1:
+        behind = "best"
+    flags = list(told["flags"])
+    if place.rank is None:
+        folds = ", ".join(map(str, told["folds"]))
+        flags.append(f"fold(s) {folds} only, {place.n_common} ids in common with the best")
+    rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
+    others = {name: f"{told[name]:.{digits}f}" for name in ("rmse", "max_error", "accuracy") if name in told}
+    return {
+        "rank": rank,
+        "name": told["name"],
+        "what": _SHOWN_KIND[place.entry.kind] or told.get("model") or told["protocol"],
+        metric.upper(): score,
+        **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
+        f"{metric.upper()} behind the best": behind,
+        "seeds": "" if place.entry.kind == "peer" or "members" in told else str(told["seeds"]),
+        "parameters": f"{told['parameters']:,}" if "parameters" in told else "",
+        "GPU h": _hours(told.get("gpu_hours")),
+        "CPU h": _hours(told.get("cpu_hours")),
+        "protocol": told.get("protocol", ""),
+        "flags": ", ".join(flags),
+        "date": told.get("created", "")[:10],
+    }
+
+
+def _hours(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.2g}" if hours else "0"
+
+
+def heading(section: Section) -> str:
+    """Task, target and unit of a section."""
+    task = section.task
+    unit = f", {task['unit']}" if task.get("unit") and section.metric.name == "mae" else ""
+    return f"{task['name']}: {task['target']}{unit}"
+
+
+def caption(section: Section) -> list[str]:
+    """What a reader of a section's table must know, sentence by sentence."""
+    best, metric = section.places[0], section.metric.name.upper()
+    entry = best.entry
+    folds = ", ".join(map(str, sorted(best.by_fold)))
+    data = f"{section.data['description']}, data {section.data['sha256'][:12]}"
+    told = [f"{data}: {len(entry.table):,} test ids of fold(s) {folds}. {section.task.get('labels', '')}".strip()]
+    over_folds = " and its standard deviation over folds" if len(best.by_fold) > 1 else ""
+    largest = "; the max error is the largest of all" if "max_error" in best.scores else ""
+    told.append(
+        f"{metric} is the mean over folds{over_folds}{largest}. In brackets the 95 % interval of the difference to the "
+        f"best, {section.n_resamples:,} resamples of compositions."
+    )
+    if any(place.tied for place in section.places):
+        why = "its interval holds 0"
+        if section.spread is not None:
+            trainings = section.spread.freedom
+            why += (
+                f", or seeds alone make one of that size (one training has a standard deviation of "
+                f"{section.spread.std:.2g}, {trainings} degree(s) of freedom; that of peers is taken to be the same)"
+            )
+        told.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
+    if section.spread is None:
+        told.append("No run here has several seeds, so that nothing tells what another seed would have given.")
+    flags = {flag for place in section.places for flag in place.entry.flags}
+    if any(place.entry.kind == "peer" for place in section.places):
+        whole = section.task.get("n_official")
+        rows = f" of {whole:,} rows" if whole else ""
+        told.append(
+            f"Peers were trained by others on the whole task{rows}, ours on the rows above; both are scored on the "
+            "same ids."
+        )
+    if OVERLAP_FLAG in flags:
+        told.append(
+            "Models with the flag `pretraining overlap` start from a CHGNet that was pretrained on Materials Project "
+            "data, which this task comes from: they may have seen test crystals, and those without it have not."
+        )
+    return told
+
+
+def markdown(found: Sequence[Section], exposed: Sequence[Exposure], skipped: dict[str, str], created: str) -> str:
+    """All sections as Markdown."""
+    lines = ["# Leaderboard", "", f"Made {created[:16].replace('T', ' ')} UTC by tune/leaderboard.py.", ""]
+    for position, section in enumerate(found):
+        table = [cells(place, section) for place in section.places]
+        for place, line in zip(section.places, table, strict=True):
+            if place.entry.kind == "run":
+                line["name"] = f"**{line['name']}**"
+        columns = [name for name in table[0] if any(line[name] for line in table)]
+        lines += [f"## {heading(section)}", "", *(f"- {sentence}" for sentence in caption(section)), ""]
+        lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+        lines += [f"| {' | '.join(line[name] for name in columns)} |" for line in table]
+        lines += [""]
+        for one in exposed:
+            if one.section is section:
+                lines += [exposure_report(one, decimals(found[position])), ""]
+    if skipped:
+        lines += ["## Left out", "", *(f"- {name}: {reason}" for name, reason in skipped.items()), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def as_json(
+    found: Sequence[Section], exposed: Sequence[Exposure], skipped: dict[str, str], created: str
+) -> dict[str, Any]:
+    """All sections for programs."""
+    told = []
+    for section in found:
+        one: dict[str, Any] = {
+            "task": section.task["name"],
+            "target": section.task["target"],
+            "unit": section.task.get("unit", ""),
+            "metric": section.metric.name,
+            "data": {"description": section.data["description"], "sha256": section.data["sha256"]},
+            "n_resamples": section.n_resamples,
+            "entries": [facts(place, section) for place in section.places],
+        }
+        if section.spread is not None:
+            one["seed_std"] = {"std": section.spread.std, "degrees_of_freedom": section.spread.freedom}
+        for exposure in exposed:
+            if exposure.section is section:
+                one["contamination"] = exposure.as_dict()
+        told.append(one)
+    return {"created": created, "sections": told, "left_out": skipped}
+
+
+def as_table(found: Sequence[Section]) -> pd.DataFrame:
+    """One row an entry, all sections together; empty cells where nothing is known."""
+    rows = []
+    for section in found:
+        about = {"task": section.task["name"], "target": section.task["target"], "unit": section.task.get("unit", "")}
+        about |= {"data_sha256": section.data["sha256"], "metric": section.metric.name}
+        for place in section.places:
+            told = facts(place, section)
+            told["flags"], told["folds"] = "; ".join(told["flags"]), " ".join(map(str, told["folds"]))
+            told.pop("members", None)  # the protocol names them
+            rows.append(about | told)
+    return pd.DataFrame(rows).convert_dtypes()
+
+
+def show(found: Sequence[Section], console: Console) -> None:
+    """The tables on the terminal, without the columns that do not fit there."""
+    for section in found:
+        console.print(f"\n[bold]{heading(section)}[/bold]")
+        for sentence in caption(section):
+            console.print(sentence, style="dim", markup=False, highlight=False)
+        lines = [cells(place, section) for place in section.places]
+        kept = ("rank", "name", "what", section.metric.name.upper(), f"{section.metric.name.upper()} behind the best")
+        table = Table(box=SIMPLE_HEAD, show_edge=False)
+        for name in (*kept, "seeds", "flags"):
+            table.add_column(name, no_wrap=name in kept, overflow="ellipsis")
+        for place, line in zip(section.places, lines, strict=True):
+            style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.kind]
+            table.add_row(*(line[name] for name in (*kept, "seeds", "flags")), style=style)
+        console.print(table)
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(help="Finished sweeps: NAME, a path, or NAME/seed_1. Default: all of ray_results."),
+    ] = None,
+    peers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Predictions of other models: a Parquet file with a column mbid and one a model, or a "
+            "results.json.gz of Matbench. May be given several times.",
+        ),
+    ] = None,
+    contamination: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What pretraining has seen: a text file of ids, a JSON file of structures in Matbench's layout, or "
+            "a folder of CIF and POSCAR files. Splits the errors into seen and unseen.",
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where to write.")] = STORAGE,
+) -> None:
+    """Rank finished sweeps, and other people's models on exactly the same crystals."""
+    begun = time.monotonic()
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+    try:
+        loaded, skipped = load_runs(runs or [], STORAGE)
+        found = sections(loaded, {file: read_peers(file) for file in peers or []})
+        exposed = exposures(found, read_seen(contamination)) if contamination else []
+        folder = Folder(out)
+        folder.write(FILES[0], markdown(found, exposed, skipped, created))
+        folder.write_csv(FILES[1], as_table(found))
+        folder.write_json(FILES[2], as_json(found, exposed, skipped, created))
+    except (RunError, SeenError, TaskError, StorageError, OSError) as problem:
+        typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
+        sys.exit(1)
+    show(found, console)
+    for one in exposed:
+        typer.echo(f"\n{exposure_report(one, decimals(one.section))}")
+    for name, reason in skipped.items():
+        console.print(f"Left out: {name}: {reason}", style="yellow", markup=False)
+    typer.echo(f"\nWritten to {out}: {', '.join(FILES)} ({time.monotonic() - begun:.0f} s)")
+
+
+if __name__ == "__main__":
+    app()
