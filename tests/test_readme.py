@@ -15,6 +15,7 @@ import models.predict
 import tune.compare
 import tune.ensemble
 import tune.leaderboard
+import tune.report
 import tune.run_queue
 import tune.run_sweep
 import tune.submit
@@ -33,6 +34,7 @@ COMMANDS = {
     "tune/compare.py": tune.compare.app,
     "tune/ensemble.py": tune.ensemble.app,
     "tune/leaderboard.py": tune.leaderboard.app,
+    "tune/report.py": tune.report.app,
     "tune/submit.py": tune.submit.app,
     "models/predict.py": models.predict.app,
     "data/build_cache.py": data.build_cache.app,
