@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# Extras of pyproject.toml to install, comma-separated: dev, gcp, aws.
+# Extras of pyproject.toml to install, comma-separated: dev, gcp, aws, wandb, mlflow.
 EXTRAS ?= dev
 # What `make sweep` sweeps, and further arguments of tune/run_sweep.py or pytest.
 SPACE  ?= head_finetune
