@@ -254,6 +254,21 @@ def test_without_search_structures_and_ensemble_the_page_says_why(tmp_path):
     assert "There is no uncertainty to judge" in text
 
 
+def test_an_experiment_of_a_queue_stands_beside_the_others_with_their_verdicts(tmp_path):
+    rows = make_rows(2, 40)
+    common = {"seeds": 3, "val": 0.2, "test": 0.21}
+    gains = {"gain": 0.02, "gain_interval": [0.01, 0.03], "test_gain": -0.01, "test_gain_interval": [-0.02, 0.0]}
+    baseline = {"experiment": "baseline", "change": {}, "verdict": "baseline", **common}
+    ema = {"experiment": "ema", "change": {"averaging": "ema"}, "verdict": "better", **common, **gains}
+    ranking = {"queue": "daily", "metric": "mae", "unit": "eV/atom", "experiments": [ema, baseline]}
+    (tmp_path / "queue.json").write_text(json.dumps(ranking))
+    text = made(tmp_path / "ema", rows, predict(rows, 0.1))
+    assert "ema against the baseline: better. Of all experiments of the queue daily: 1 better." in text
+    assert "+0.0200 (+0.0100 to +0.0300)" in text
+    assert "averaging ema" in text
+    assert "Experiments with one change" not in made(tmp_path / "other", rows, predict(rows, 0.1))
+
+
 def test_rows_that_changed_are_not_taken_for_those_that_were_predicted(tmp_path, searched):
     copy = tmp_path / "searched"
     shutil.copytree(searched, copy)

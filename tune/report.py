@@ -107,6 +107,7 @@ def sections(shown: Shown) -> list[Section]:
         error_sections.worst(shown),
         error_sections.calibration(shown),
         report_sections.levers(shown),
+        *report_sections.queue(shown),
         report_sections.cost(shown),
     ]
 

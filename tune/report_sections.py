@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from data.storage import file_names, open_folder, read_whole
 from tune.figures import Picture, counted, number
 from tune.runs import Member, SweepRun
 
@@ -254,6 +256,44 @@ def levers(shown: Shown) -> Section:
         sentence += f" In the search {counted(len(inert), 'pair')} of trials gave identical predictions."
     note = "Before the sweep, two tiny runs that differ in one lever alone; how far they differ says nothing of gains."
     return Section(key, title, sentence, tables=tables, note=note)
+
+
+def queue(shown: Shown) -> list[Section]:
+    """Of an experiment of a queue: all of the queue's, with their verdicts against its baseline."""
+    above, _, own = shown.sweep.address.rpartition("/")
+    filesystem, path = open_folder(above or ".")
+    if "queue.json" not in file_names(filesystem, path):
+        return []
+    ranking = json.loads(read_whole(filesystem, f"{path}/queue.json"))
+    entries = {entry["experiment"]: entry for entry in ranking["experiments"]}
+    if own not in entries:
+        return []
+    rows = []
+    for entry in entries.values():
+        change = ", ".join(f"{field} {short(value)}" for field, value in entry["change"].items()) or "none"
+        gains = [_gain(entry, which) for which in ("gain", "test_gain")]
+        rows.append([Cell(entry["experiment"]), Cell(change), cell(entry["seeds"]), cell(entry["val"], 4), gains[0],
+                     Cell(entry["verdict"]), cell(entry["test"], 4), gains[1]])  # fmt: skip
+    counts = pd.Series([entry["verdict"] for entry in entries.values()]).value_counts()
+    told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if verdict != "baseline")
+    verdict = entries[own]["verdict"]
+    sentence = f"{own} is the baseline" if verdict == "baseline" else f"{own} against the baseline: {verdict}"
+    sentence += f". Of all experiments of the queue {ranking['queue']}: {told or 'no other one ran yet'}."
+    columns = ["experiment", "change", "seeds", f"validation{shown.in_unit}", "gain on validation", "verdict"]
+    note = (
+        "A gain is positive where the experiment is better than the baseline; in brackets its 95 % interval over "
+        "crystals, paired and grouped by composition. The verdict is by validation, and needs a gain beyond what "
+        "seeds alone do."
+    )
+    table = Table([*columns, f"test{shown.in_unit}", "gain on test"], rows)
+    return [Section("queue", "Experiments with one change", sentence, tables=[table], note=note)]
+
+
+def _gain(entry: dict[str, Any], which: str) -> Cell:
+    if which not in entry:
+        return Cell("")
+    low, high = entry[f"{which}_interval"]
+    return Cell(f"{entry[which]:+.4f} ({low:+.4f} to {high:+.4f})", entry[which])
 
 
 def cost(shown: Shown) -> Section:
