@@ -26,7 +26,7 @@ from tune.scheduler import ResumableASHA
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, Copies, TrialTask, run_trial
+from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, run_trial
 
 MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
 
@@ -196,8 +196,9 @@ def train_chosen(
 
 
 def validation_labels(dataset: Dataset) -> dict[int, np.ndarray]:
-    """Of every fold's validation rows, in their order."""
-    return {fold: dataset.labels[split.val] for fold, split in dataset.splits.items()}
+    """Of every fold's validation rows, as its trials see them and in their order."""
+    folds: dict[int, TrialFold] = {fold: ray.get(part) for fold, part in dataset.trial_folds.items()}
+    return {fold: part.targets[part.val] for fold, part in folds.items()}
 
 
 def _trainable(
