@@ -472,6 +472,7 @@ def test_energies_declared_on_the_wrong_scale_are_refused_before_any_trial(own_d
         (["--space=pretrained", "--seeds=3"], "trains nothing"),
         (["--resume=whole", "--num-samples=3"], "leave out --num-samples"),
         (["--storage=/dev/null/x"], "NotADirectoryError"),
+        (["--name=../elsewhere"], "expected the name of a folder"),
         (["--track=wandb"], "make setup EXTRAS=dev,wandb"),
     ],
 )

@@ -125,6 +125,7 @@ class Folder:
 def check_or_write_record(folder: Folder, options: Options, data_sha256: str, resumed: bool) -> None:
     """Keep what defines the sweep; of a resumed one raise SweepError if its data changed."""
     if not resumed:
+        refuse_taken(options)  # again: another one of the same name may have begun in the meantime
         record = {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()}
         folder.write_plain_json("sweep.json", record)
         return
@@ -157,7 +158,9 @@ def load_options(storage: str, name: str) -> Options:
 
 
 def refuse_taken(options: Options) -> None:
-    """Raise SweepError if a sweep of this name was begun already, or an average of sweeps has it."""
+    """Raise SweepError if the name is none of a folder, or a sweep or an average of sweeps has it already."""
+    if "/" in options.name or options.name in ("", ".", ".."):
+        raise SweepError(f"--name {options.name!r}: expected the name of a folder in {options.storage}")
     folder = Folder(f"{options.storage}/{options.name}")
     there = file_names(folder.filesystem, folder.path)
     if "sweep.json" in there:

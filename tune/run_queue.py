@@ -20,6 +20,7 @@ from data.build_cache import connect, default_cache, say
 from data.rows import Rows
 from data.tasks import Task
 from models.metrics import metric_of
+from tune.claim import claimed
 from tune.compare import compare
 from tune.dataset import Dataset
 from tune.options import Folder, Options, SweepError
@@ -53,6 +54,12 @@ def run_queue(queue: Queue, options: Options, *, address: str | None = None) -> 
     connect(address)
     if address is None:
         refuse_impossible(options)
+    with claimed(top):
+        return _run(queue, options, task, rows, top)
+
+
+def _run(queue: Queue, options: Options, task: Task, rows: Rows, top: Folder) -> dict[str, Any]:
+    """Every experiment in turn, the ranking written after each."""
     say(f"{options.name}: {task.name}, {len(rows)} rows, queue {queue.name}. {queue.description}", style="bold")
     datasets: dict[str, Dataset] = {}
     entries: list[dict[str, Any]] = []

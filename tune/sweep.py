@@ -17,6 +17,7 @@ from data.build_cache import connect, say
 from data.rows import Rows
 from data.tasks import Task
 from models.registry import open_model
+from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
 from tune.levers import LeverCheck, Pair, check_levers, lever_pairs
 from tune.options import Folder, Options, SweepError, check_or_write_record
@@ -33,7 +34,6 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     Raises:
         SweepError: a lever that does nothing, no trial succeeded, or a chosen config failed on a fold.
     """
-    began = datetime.now()
     folder = Folder(f"{options.storage}/{options.name}")
     task, rows = options.open_task()
     space = options.space.for_kind(task.kind)
@@ -41,7 +41,14 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     connect(address)
     if address is None:
         refuse_impossible(options)
-    check_or_write_record(folder, options, rows.sha256, resumed)
+    with claimed(folder):
+        check_or_write_record(folder, options, rows.sha256, resumed)
+        return _run(options, space, task, rows, folder)
+
+
+def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: Folder) -> dict[str, Any]:
+    """The sweep itself, from the dataset to the results."""
+    began = datetime.now()
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
     say(f"  {task.labels}")
     dataset = open_dataset(options, space, task, rows)
