@@ -52,7 +52,8 @@ class Tracking(Callback):
         self.metric, self.labels, self.space = metric, labels, space
         self.events = local_folder(folder)
         self.writers: dict[str, SummaryWriter] = {}
-        self.in_study: set[str] | None = None
+        self.study: optuna.Study | None = None
+        self.in_study: set[str] = set()
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         """Write the scalars of an epoch."""
@@ -81,8 +82,9 @@ class Tracking(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Bring the study up to date: an earlier driver may have died between a trial's end and its entry."""
-        for trial in trials:
-            self._add_to_study(trial, _state(trial))
+        for trial in trials if self.space is not None else []:
+            if trial.trial_id not in self._known():
+                self._add_to_study(trial, _state(trial))
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:
@@ -93,23 +95,26 @@ class Tracking(Callback):
         if trial.trial_id in self.writers:
             self.writers.pop(trial.trial_id).close()
 
+    def _known(self) -> set[str]:
+        """Trials in the study, which is opened the first time."""
+        assert self.space is not None
+        if self.study is None:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            self.events.parent.mkdir(parents=True, exist_ok=True)
+            self.study = optuna.create_study(
+                storage=f"sqlite:///{self.events.parent / 'optuna.db'}",
+                study_name=self.events.name,
+                direction="minimize" if self.metric.mode == "min" else "maximize",
+                load_if_exists=True,
+            )
+            self.in_study = {known.user_attrs["trial"] for known in self.study.trials}
+        return self.in_study
+
     def _add_to_study(self, trial: Trial, state: dict[str, Any] | None) -> None:
         """A copy of the search for people: the sampler's own study lives in Ray's snapshots, which a resume needs."""
-        if self.space is None:
+        if self.space is None or trial.trial_id in self._known():
             return
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.events.parent.mkdir(parents=True, exist_ok=True)
-        study = optuna.create_study(
-            storage=f"sqlite:///{self.events.parent / 'optuna.db'}",
-            study_name=self.events.name,
-            direction="minimize" if self.metric.mode == "min" else "maximize",
-            load_if_exists=True,
-        )
-        if self.in_study is None:
-            self.in_study = {known.user_attrs["trial"] for known in study.trials}
-        if trial.trial_id in self.in_study:
-            return
-        self.in_study.add(trial.trial_id)
+        assert self.study is not None
         history = state["history"] if state else []
         value = trial.last_result.get(f"kept_val_{self.metric.name}")
         if value is None or "failed" in trial.last_result:
@@ -127,7 +132,8 @@ class Tracking(Callback):
         )
         entry.datetime_complete = datetime.now()
         entry.datetime_start = entry.datetime_complete - timedelta(seconds=sum(epoch["seconds"] for epoch in history))
-        study.add_trial(entry)
+        self.study.add_trial(entry)
+        self.in_study.add(trial.trial_id)
 
 
 def _state(trial: Trial) -> dict[str, Any] | None:
