@@ -30,7 +30,7 @@ from models.tta import averaged
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FILE_FORMAT = 2
+FILE_FORMAT = 3
 
 
 class ModelFileError(ValueError):

@@ -8,7 +8,7 @@ likelihood of (some of) the training rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -27,14 +27,17 @@ from models.reference import Reference, fit_energy_reference, fit_property_refer
 
 ROWS_AT_ONCE = 4096  # of what pooling is computed for
 ROWS_OF_LIKELIHOOD = 1000  # training rows, drawn at random, whose marginal likelihood is maximised
+ATOMS_OF_LIKELIHOOD = 5000  # that they have at most, where the kernel is between atoms
 
 
 class GaussianProcessConfig(ModelConfig):
     """Which kernel, and what is fixed beforehand."""
 
     weights: Literal["0.3.0", "0.2.0", "r2scan"] = Field(default="0.3.0", description="pretrained CHGNet weights")
-    features: Literal["mean", "mean_and_spread"] = Field(
-        default="mean_and_spread", description="of the atom features of a crystal: mean, or also standard deviation"
+    features: Literal["mean", "mean_and_spread", "atoms"] = Field(
+        default="mean_and_spread",
+        description="of a crystal's atoms: mean of their features, or also standard deviation; or all of them, and the "
+        "covariance of two crystals is the mean over pairs of their atoms (slower)",
     )
     kernel: Kernel = Field(default="matern52", description="of the pooled features, each standardised")
     length_scale: Annotated[float, Field(gt=0)] | Literal["fitted"] = Field(
@@ -79,7 +82,7 @@ class FittedGaussianProcess:
         quantity: of the target.
         reference: linear in the fractions.
         reference_covariance: of its coefficients, float64, shape (94, 94): what is not known of rare elements.
-        shift, scale: of each pooled feature before the kernel, float64, shape (64 or 128,).
+        shift, scale: of each feature before the kernel, float64, shape (64 or 128,).
         posterior: of what is left over, per atom where the target is an energy.
         device: to run the backbone on, for crystals whose features are not known.
     """
@@ -95,8 +98,9 @@ class FittedGaussianProcess:
 
     def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`, with standard deviations of labels."""
-        base, features, fractions = _seen(self.config, self.quantity, rows, which, self.device)
-        mean, std = self.posterior.at(_points((features - self.shift) / self.scale, fractions))
+        base, points = _seen(self.config, self.quantity, rows, which, self.device)
+        fractions = points.fractions.numpy()
+        mean, std = self.posterior.at(_standardised(points, self.shift, self.scale))
         std = np.sqrt(std**2 + ((fractions @ self.reference_covariance) * fractions).sum(axis=1))
         values = base + self.reference.predict(fractions) + mean
         per_cell = rows.n_atoms[which] if self.quantity == "energy_per_cell" else 1.0
@@ -116,6 +120,8 @@ class FittedGaussianProcess:
             "strengths": self.posterior.strengths,
             "features": self.posterior.points.features,
             "fractions": self.posterior.points.fractions,
+            "rows_of": self.posterior.points.rows_of,
+            "shares": self.posterior.points.shares,
             "weights": torch.from_numpy(self.posterior.weights),
             "through": None if through is None else torch.from_numpy(through),
         }
@@ -124,7 +130,7 @@ class FittedGaussianProcess:
 def load_gaussian_process(content: dict[str, Any], device: str = "cpu") -> FittedGaussianProcess:
     """What `FittedGaussianProcess.content` describes; the device runs the backbone."""
     config, through = GaussianProcessConfig(**content["config"]), content["through"]
-    points = Points(content["features"], content["fractions"])
+    points = Points(content["features"], content["fractions"], content["rows_of"], content["shares"])
     return FittedGaussianProcess(
         config=config,
         quantity=content["quantity"],
@@ -158,7 +164,8 @@ def fit_gaussian_process(
     if config.undo_mp2020 and part.quantity == "other":
         raise ValueError("undo_mp2020 corrects CHGNet's energies; this target is not declared to be an energy")
     train = part.train
-    base, features, fractions = _seen(config, part.quantity, rows, train, "cpu")
+    base, points = _seen(config, part.quantity, rows, train, "cpu")
+    fractions = points.fractions.numpy()
     targets = part.targets[train] / (rows.n_atoms[train] if part.quantity == "energy_per_cell" else 1.0)
     prior = np.zeros(94)
     if part.quantity != "other":  # the network's output leaves CHGNet's own composition energies out, so does the prior
@@ -170,11 +177,17 @@ def fit_gaussian_process(
     left_over = targets - base - reference.predict(fractions)
     unsure = _reference_covariance(fractions, left_over, reference.coefficients - prior)
 
-    shift, scale = features.mean(axis=0), features.std(axis=0)
+    # By their shares, so that an atom that stands for others counts for them too.
+    features, share = points.features.numpy(), points.shares.numpy()
+    shift = np.average(features, axis=0, weights=share)
+    scale = np.sqrt(np.average((features - shift) ** 2, axis=0, weights=share))
     scale = np.where(scale > 1e-6, scale, 1.0)
-    points = _points((features - shift) / scale, fractions)
+    points = _standardised(points, shift, scale)
     order = np.random.default_rng(config.seed).permutation(len(train))
-    drawn = np.sort(order[:ROWS_OF_LIKELIHOOD])
+    n_drawn = ROWS_OF_LIKELIHOOD
+    if not points.pooled:
+        n_drawn = min(n_drawn, int((np.cumsum(points.rows_of.numpy()[order]) <= ATOMS_OF_LIKELIHOOD).sum()))
+    drawn = np.sort(order[: max(1, n_drawn)])
     fixed = _without_use(config.composition)
     fixed |= {k: value for k, value in ((1, config.length_scale), (4, config.noise)) if value != "fitted"}
     kernels = config.kernel, config.composition
@@ -214,14 +227,14 @@ def _without_use(composition: Composition) -> dict[int, float]:
     return unused.get(composition, {})
 
 
-def _points(features: np.ndarray, fractions: np.ndarray) -> Points:
-    return Points(torch.from_numpy(features), torch.from_numpy(fractions))
+def _standardised(points: Points, shift: np.ndarray, scale: np.ndarray) -> Points:
+    return replace(points, features=(points.features - torch.from_numpy(shift)) / torch.from_numpy(scale))
 
 
 def _seen(
     config: GaussianProcessConfig, quantity: Quantity, rows: TrainingRows, which: np.ndarray, device: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Energy per atom less its correction (0 for another quantity), pooled features and fractions of some rows."""
+) -> tuple[np.ndarray, Points]:
+    """Energy per atom less its correction (0 for another quantity), and features and fractions of some rows."""
     assert rows.graphs is not None, "a Gaussian process on CHGNet's features reads graphs"
     features, outputs = rows.features, rows.outputs
     start = which
@@ -240,8 +253,24 @@ def _seen(
     if config.undo_mp2020:
         known_ones = rows.corrections
         base = base - (mp2020_minus_legacy(rows.graphs, which) if known_ones is None else known_ones[which])
-    pooled = pooled_features(features, start, spread=config.features == "mean_and_spread")
-    return base, pooled, rows.fractions[which].astype(np.float64)
+    fractions = torch.from_numpy(rows.fractions[which].astype(np.float64))
+    if config.features == "atoms":
+        return base, atom_points(features, start, fractions)
+    pooled = torch.from_numpy(pooled_features(features, start, spread=config.features == "mean_and_spread"))
+    return base, Points(pooled, fractions, torch.ones(len(pooled), dtype=torch.int64), pooled.new_ones(len(pooled)))
+
+
+def atom_points(features: AtomFeatures, which: np.ndarray, fractions: torch.Tensor) -> Points:
+    """The atoms of each crystal at the positions `which`, those that are equivalent once, with their share."""
+    first = np.concatenate([[0], np.cumsum(features.rows_per_graph, dtype=np.int64)])
+    lengths = features.rows_per_graph[which].astype(np.int64)
+    rows = np.concatenate([np.empty(0, np.int64), *(np.arange(first[k], first[k + 1]) for k in which)])
+    count = torch.from_numpy(features.atom_count[rows].astype(np.float64))
+    rows_of = torch.from_numpy(lengths)
+    owner = torch.repeat_interleave(torch.arange(len(which)), rows_of)
+    totals = count.new_zeros(len(which)).index_add(0, owner, count)
+    values = torch.from_numpy(features.values[rows].astype(np.float64))
+    return Points(values, fractions, rows_of, count / totals[owner])
 
 
 def pooled_features(features: AtomFeatures, which: np.ndarray, *, spread: bool) -> np.ndarray:

@@ -26,8 +26,18 @@ FEATURE_STRENGTH, LENGTH, NOISE = 0.7, 1.3, 0.05
 def points(n, n_features=3):
     rng = np.random.default_rng(n)
     fractions = rng.dirichlet(np.full(4, 0.4), n)
-    features = rng.normal(size=(n, n_features))
-    return Points(torch.from_numpy(features), torch.from_numpy(np.pad(fractions, ((0, 0), (0, 90)))))
+    features = torch.from_numpy(rng.normal(size=(n, n_features)))
+    one_row_each = torch.ones(n, dtype=torch.int64), torch.ones(n, dtype=torch.float64)
+    return Points(features, torch.from_numpy(np.pad(fractions, ((0, 0), (0, 90)))), *one_row_each)
+
+
+def atoms(n, n_features=3):
+    """The same crystals with one to four rows of features each."""
+    rng, pooled = np.random.default_rng(n), points(n, n_features)
+    rows_of = torch.from_numpy(rng.integers(1, 5, n))
+    shares = torch.cat([torch.from_numpy(rng.dirichlet(np.ones(k))) for k in rows_of.tolist()])
+    features = torch.from_numpy(rng.normal(size=(len(shares), n_features)))
+    return Points(features, pooled.fractions, rows_of, shares)
 
 
 def strengths(composition=0.0, composition_length=1.0):
@@ -108,6 +118,54 @@ def test_the_term_of_the_composition_is_what_it_says(composition):
     np.testing.assert_allclose(mean, cross @ np.linalg.solve(gram, values_at(seen)), atol=1e-5)
     variance = np.diag(k(new, new, a, a) - cross @ np.linalg.solve(gram, cross.T)) + NOISE**2
     np.testing.assert_allclose(std, np.sqrt(variance), atol=1e-5)
+
+
+def test_of_atoms_the_covariance_is_the_mean_over_pairs_of_them():
+    """Posterior mean and deviation from matrices written out, atom by atom."""
+    seen, new = atoms(30), atoms(12)
+
+    def split(crystals):
+        ends = np.cumsum(crystals.rows_of.numpy())[:-1]
+        return np.split(crystals.features.numpy(), ends), np.split(crystals.shares.numpy(), ends)
+
+    def average(one, its, other, theirs):
+        squared = ((one[:, None] - other[None]) ** 2).mean(axis=2) / LENGTH**2
+        return its @ np.exp(-squared / 2) @ theirs
+
+    def k(a, b):
+        (xa, sa), (xb, sb) = split(a), split(b)
+        itself = [[average(x, s, x, s) for x, s in zip(*one, strict=True)] for one in ((xa, sa), (xb, sb))]
+        raw = [[average(x, s, y, t) for y, t in zip(xb, sb, strict=True)] for x, s in zip(xa, sa, strict=True)]
+        return FEATURE_STRENGTH**2 * np.array(raw) / np.sqrt(np.outer(*itself))
+
+    values = np.random.default_rng(1).normal(size=30)
+    gram, cross = k(seen, seen) + NOISE**2 * np.eye(30), k(new, seen)
+    found = posterior("rbf", "none", strengths(0.0), seen, values)
+    mean, std = found.at(new)
+    np.testing.assert_allclose(mean, cross @ np.linalg.solve(gram, values), atol=1e-5)
+    variance = np.diag(k(new, new) - cross @ np.linalg.solve(gram, cross.T)) + NOISE**2
+    np.testing.assert_allclose(std, np.sqrt(variance), atol=1e-5)
+    through = projected_posterior("rbf", "none", strengths(0.0), seen, values, np.arange(30))
+    np.testing.assert_allclose(through.at(new)[0], mean, atol=1e-4)
+    some = np.array([3, 7, 8])
+    np.testing.assert_allclose(found.at(new.at(some))[0], mean[some], atol=1e-9)
+
+
+def test_equivalent_atoms_count_as_often_as_they_are_there():
+    """A symmetric crystal gives the same predictions whether its equivalent atoms are kept once or all."""
+    rows, (train, _, test) = sample(N_ROWS).rows, thirds(N_ROWS)
+    some = part(train=train[:60])
+    network, cpu = CHGNetwork("0.3.0"), torch.device("cpu")
+    with one_thread():
+        inputs = GraphInputs(rows.graphs, network.bond_graph_cutoff, cpu, collapse=True)
+        once = replace(rows, features=backbone_features(network, inputs, np.arange(N_ROWS)))
+        assert len(once.features.values) < 0.8 * len(rows.features.values)
+        settings = config(features="atoms", noise=0.02, length_scale=1.0)
+        all_atoms, kept_once = (fit_gaussian_process(settings, one, some) for one in (rows, once))
+        expected = all_atoms.predict_rows(rows, test)
+        found = kept_once.predict_rows(once, test)
+    np.testing.assert_allclose(found.values, expected.values, atol=2e-3)
+    np.testing.assert_allclose(found.std, expected.std, rtol=0.05)
 
 
 def test_inducing_points_stand_in_for_the_data():
@@ -224,6 +282,7 @@ def test_a_target_that_is_no_energy_is_learnt_too():
     "fields",
     [
         {"features": "mean"},
+        {"features": "atoms"},
         {"kernel": "matern12"},
         {"kernel": "matern32"},
         {"kernel": "rbf"},
