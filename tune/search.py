@@ -137,7 +137,7 @@ def search_fold(
         folder,
         f"search fold {fold}",
         [
-            Tracking(metric, folder, validation_labels(dataset), space),
+            Tracking(metric, folder, validation_targets(dataset), space),
             Terminal(f"search fold {fold}", num_samples, metric),
             *watch,
         ],
@@ -189,13 +189,13 @@ def train_chosen(
         tune_config,
         folder,
         title,
-        [Tracking(metric, folder, validation_labels(dataset)), Terminal(title, len(runs), metric), *watch],
+        [Tracking(metric, folder, validation_targets(dataset)), Terminal(title, len(runs), metric), *watch],
     )
     by_run = {json.dumps(config["run"], sort_keys=True): result for config, result in results}
     return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
 
 
-def validation_labels(dataset: Dataset) -> dict[int, np.ndarray]:
+def validation_targets(dataset: Dataset) -> dict[int, np.ndarray]:
     """Of every fold's validation rows, as its trials see them and in their order."""
     folds: dict[int, TrialFold] = {fold: ray.get(part) for fold, part in dataset.trial_folds.items()}
     return {fold: part.targets[part.val] for fold, part in folds.items()}

@@ -8,7 +8,6 @@ The lines and the table on the terminal are `tune/terminal.py`.
 
 from __future__ import annotations
 
-import io
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from torch.utils.tensorboard import SummaryWriter
 
-from data.storage import read_whole
 from models.metrics import Metric
 from tune.space import SearchSpace
-from tune.trial import STATE_FILE
+from tune.trial import saved_state
 
 MANY = 2000  # points above which a parity plot shows their density
 
@@ -39,17 +37,17 @@ class Tracking(Callback):
     """Writes scalars by epoch and, at a trial's end, its hyper-parameters with the best metric and its predictions."""
 
     def __init__(
-        self, metric: Metric, folder: str, labels: dict[int, np.ndarray], space: SearchSpace | None = None
+        self, metric: Metric, folder: str, val_targets: dict[int, np.ndarray], space: SearchSpace | None = None
     ) -> None:
         """Prepare to track.
 
         Args:
             metric: that trials are judged by.
             folder: of the run, path or URI.
-            labels: of each fold's validation rows, in the order of a trial's predictions.
+            val_targets: of each fold's validation rows, in the order of a trial's predictions.
             space: that is searched; without one there is no Optuna study.
         """
-        self.metric, self.labels, self.space = metric, labels, space
+        self.metric, self.val_targets, self.space = metric, val_targets, space
         self.events = local_folder(folder)
         self.writers: dict[str, SummaryWriter] = {}
         self.study: optuna.Study | None = None
@@ -71,7 +69,7 @@ class Tracking(Callback):
         writer.add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
         state = _state(trial)
         if state is not None:
-            figure = _parity(self.labels[fields["fold"]], state["val_predictions"].numpy(), self.metric)
+            figure = _parity(self.val_targets[fields["fold"]], state["val_predictions"].numpy(), self.metric)
             writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
         self._close(trial)
         self._add_to_study(trial, state)
@@ -137,11 +135,8 @@ class Tracking(Callback):
 
 
 def _state(trial: Trial) -> dict[str, Any] | None:
-    """What a trial's newest checkpoint says; None where it has none."""
-    if not trial.checkpoint:
-        return None
-    content = read_whole(trial.checkpoint.filesystem, f"{trial.checkpoint.path}/{STATE_FILE}")
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """What a trial's newest checkpoint says; None where it has none that is whole."""
+    return saved_state(trial.checkpoint, torch.device("cpu")) if trial.checkpoint else None
 
 
 def _parity(labels: np.ndarray, predicted: np.ndarray, metric: Metric) -> Figure:

@@ -5,6 +5,8 @@ Ray Tune calls `run_trial`. The models, and the training loop itself, are in `mo
 
 from __future__ import annotations
 
+import io
+import pickle
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Any
 import numpy as np
 import ray.tune
 import torch
+from pyarrow import fs
 
 from data.allocator import keep_freed_memory
+from data.storage import read_whole
 from data.task_table import Quantity
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
@@ -99,9 +103,9 @@ def run_trial(
     run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            run.restore(torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True))
+    state = saved_state(checkpoint, device) if checkpoint else None
+    if state is not None:
+        run.restore(state)
     try:
         for _ in run.epochs():
             with tempfile.TemporaryDirectory() as folder:
@@ -120,6 +124,24 @@ def run_trial(
             about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
             FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
             reports.send(Path(folder), **facts)
+
+
+def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[str, Any] | None:
+    """What a checkpoint says; where it is gone or damaged the newest other one of its trial, or None if all are.
+
+    Ray keeps the last two checkpoints, and a record of the trial that may be a second old: after a kill the record can
+    name one that has been deleted since.
+    """
+    filesystem, path = checkpoint.filesystem, checkpoint.path.rstrip("/")
+    beside = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
+    others = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_")), reverse=True)
+    for place in [path, *(other for other in others if other != path)]:
+        try:
+            content = read_whole(filesystem, f"{place}/{STATE_FILE}")
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # not there, or cut off
+            continue
+    return None
 
 
 def _predict(fitted: Fitted, rows: TrainingRows, fold: TrialFold, task: TrialTask, folder: Path) -> dict[str, Any]:
