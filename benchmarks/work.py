@@ -246,7 +246,7 @@ def head_inputs(run: GradientRun) -> FeatureInputs:
 def stock_targets(run: GradientRun) -> np.ndarray:
     """Energies at which stock's loss is that of our run, eV/atom: with the composition energies that we leave out."""
     composition = run.rows.fractions @ run.network.composition_energies().numpy()
-    return run.wanted.numpy().astype(np.float64) + composition
+    return run.objective.wanted.numpy().astype(np.float64) + composition
 
 
 # Structures of a set at most, so that all of it takes less than ten minutes.

@@ -109,6 +109,7 @@ class EpochResult:
         lr: learning rate at the end of the epoch; 0 for what has none.
         seconds: that the epoch took.
         fingerprint: first digits of the SHA-256 of the validation predictions: two runs that share it are the same.
+        parts: that batches were computed in by then because memory had run out; the gradient is that of the batch.
     """
 
     epoch: int
@@ -119,6 +120,7 @@ class EpochResult:
     lr: float
     seconds: float
     fingerprint: str
+    parts: int = 1
 
 
 def fingerprint(predictions: np.ndarray) -> str:
@@ -155,7 +157,11 @@ class Run(Protocol):
         ...
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train, yielding after every epoch not done yet."""
+        """Train, yielding after every epoch not done yet; ends early after `pause`."""
+        ...
+
+    def pause(self) -> None:
+        """Stop soon, where `state()` holds the place: the machine is about to go. Called from another thread."""
         ...
 
     def fitted(self) -> Fitted:
@@ -230,6 +236,9 @@ class OneFit:
         told = fingerprint(self.val_predictions)
         self.history.append(EpochResult(1, on_train, on_val, on_val, on_val, 0.0, took, told))
         yield self.history[0]
+
+    def pause(self) -> None:
+        """Nothing: a fit has no place to stop at."""
 
     def fitted(self) -> Fitted:
         """What was fitted; fitted again in a run that was restored."""

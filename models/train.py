@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from models.averaging import Averaging, Weights, copied, load
 from models.config import GradientConfig
 from models.features import Inputs, predict
-from models.fitted_network import FittedNetwork, combine
-from models.losses import loss_function
+from models.fitted_network import FittedNetwork
 from models.model import EpochResult, TrainingPart, TrainingRows, fingerprint
 from models.network import Mix
+from models.objective import Objective
 from models.optimizer import flattened, make_optimizer, twin
 from models.reference import Reference
 from models.schedule import halvings, learning_rate
@@ -91,22 +91,13 @@ class GradientRun:
         Raises:
             ValueError: a loss that does not fit the kind of task.
         """
-        if (config.loss == "cross_entropy") != (part.kind == "classification"):
-            raise ValueError(f"loss {config.loss!r} for a {part.kind}: cross_entropy goes with classification alone")
         self.config, self.network, self.rows, self.part = config, network, rows, part
         self.train, self.val, self.metric = part.train, part.val, part.metric
         self.inputs, self.moved_inputs, self.make_fitted, self.refit = inputs, moved_inputs, fitted, refit
         self.unfreeze_every = unfreeze_every
         self.device = next(network.parameters()).device
-        self.fractions = rows.fractions.astype(np.float64)
-        self.correction = np.zeros(len(part.targets)) if corrections is None else corrections
-        per_cell = part.quantity == "energy_per_cell"
-        self.per_atom = part.targets / np.maximum(rows.n_atoms, 1) if per_cell else part.targets
-        self.loss = loss_function(config.loss, config.loss_delta)
-        self.reference = self._rescaled(reference)
-        self._set_wanted()
-
         trainable: Trainable = network  # type: ignore[assignment]
+        self.objective = Objective(config, reference, rows, part, corrections, self.device, trainable.rescale)
         groups = trainable.parameter_groups()
         if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
             groups = [[parameter for group in groups for parameter in group]]
@@ -126,27 +117,39 @@ class GradientRun:
         self.history: list[EpochResult] = []
         self.kept_epoch = -1
         self.kept: list[Weights] = []
-        self.kept_reference = self.reference
+        self.kept_reference = self.objective.reference
         self.val_predictions = np.empty(0)
+        self.parts = 1  # that each pass is cut into, since memory ran out
+        self.pausing = False
+        self.midway: dict[str, Any] = {}  # place in an epoch that a pause has cut in two
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train, yielding after every epoch not done yet; the first yield is epoch 0, before training."""
+        """Train, yielding after every epoch not done yet; the first yield is epoch 0, before training.
+
+        Ends early after `pause`: `state()` then holds the place, to the batch.
+        """
         if not self.history:
             began = time.perf_counter()
             yield self._finish(
                 0,
-                self._loss_of_outputs(predict(self.network, self.inputs, self.train), self.train),
+                self.objective.loss_value(predict(self.network, self.inputs, self.train), self.train),
                 self.config.lr,
                 began,
             )
         for epoch in range(self.history[-1].epoch + 1, self.config.epochs + 1):
-            began = time.perf_counter()
-            train_loss, lr = self._train_epoch(epoch)
+            began = time.perf_counter() - self.midway.get("seconds", 0.0)
+            train_loss, lr = self._train_epoch(epoch, began)
+            if self.midway:
+                return
             self.averaging.after_epoch(epoch)
             yield self._finish(epoch, train_loss, lr, began)
 
-    def _train_epoch(self, epoch: int) -> tuple[float, float]:
-        """One pass over the training rows; the loss on the way and the last learning rate."""
+    def pause(self) -> None:
+        """Stop before the next batch; may be called from another thread."""
+        self.pausing = True
+
+    def _train_epoch(self, epoch: int, began: float) -> tuple[float, float]:
+        """One pass over the training rows, or what a pause has left of it; the loss on the way and the last rate."""
         assert self.optimizer is not None
         config = self.config
         self._open(epoch)
@@ -160,21 +163,29 @@ class GradientRun:
         halved = 0
         if config.schedule == "plateau":
             halved = halvings([result.val_metric for result in self.history], config.patience, self.metric)
-        total = 0.0
+        total, first = 0.0, 0
+        if self.midway:
+            total, first = self.midway["total"], self.midway["batch"]
+            random.bit_generator.state = self.midway["random"]
+            self._generator.set_rng_state(self.midway["dropout"].cpu())
+            self.midway = {}
         lr = config.lr
-        for k in range(n_batches):
+        for k in range(first, n_batches):
+            if self.pausing:
+                self.midway = {
+                    "batch": k,
+                    "total": total,
+                    "random": random.bit_generator.state,
+                    "dropout": self._generator.get_rng_state(),
+                    "seconds": time.perf_counter() - began,
+                }
+                break
             lr = learning_rate(config, (epoch - 1) * n_batches + k, config.epochs * n_batches, halved)
             for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
                 group["lr"] = lr * factor
-            for gradient in self.gradients[: self.n_open]:
-                gradient.zero_()
             which = order[k * config.batch_size : (k + 1) * config.batch_size]
             share = random.beta(config.mixup_alpha, config.mixup_alpha) if self._mixes(random) else 1.0
-            value = 0.0
-            for run in inputs.passes(which):  # one gradient, however many passes memory asks for
-                loss = self._mixed_loss(inputs, run, max(share, 1 - share), random)
-                loss.backward(loss.new_tensor(len(run) / len(which)))
-                value += len(run) / len(which) * float(loss.detach())
+            value = self._backward(inputs, which, max(share, 1 - share), random)
             if config.gradient_clip:
                 nn.utils.clip_grad_norm_(self.flats[: self.n_open], config.gradient_clip, foreach=False)
             self.optimizer.step()
@@ -187,29 +198,49 @@ class GradientRun:
             total += value * len(which)
         return total / len(order), lr
 
+    def _backward(self, inputs: Inputs, which: np.ndarray, share: float, random: np.random.Generator) -> float:
+        """Gradient of a batch, one however many passes memory asks for; its mean loss.
+
+        Where memory runs out the batch is computed in twice as many passes, from then on.
+
+        Raises:
+            torch.OutOfMemoryError: one row alone does not fit.
+        """
+        drawn = random.bit_generator.state
+        while True:
+            passes = [part for run in inputs.passes(which) for part in np.array_split(run, min(self.parts, len(run)))]
+            for gradient in self.gradients[: self.n_open]:
+                gradient.zero_()
+            value = 0.0
+            try:
+                for run in passes:
+                    loss = self._mixed_loss(inputs, run, share, random)
+                    loss.backward(loss.new_tensor(len(run) / len(which)))
+                    value += len(run) / len(which) * float(loss.detach())
+                return value
+            except torch.OutOfMemoryError:
+                if max(map(len, passes)) == 1:
+                    raise
+            self.parts *= 2
+            random.bit_generator.state = drawn
+            torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
+
+    @property
+    def _generator(self) -> Any:
+        """The module that holds the state of random numbers on the network's device."""
+        return torch.cuda if self.device.type == "cuda" else torch
+
     def _mixes(self, random: np.random.Generator) -> bool:
         return self.config.mixup and random.random() < self.config.mixup_probability
 
     def _mixed_loss(self, inputs: Inputs, run: np.ndarray, share: float, random: np.random.Generator) -> Tensor:
         """Loss of a pass; each row is mixed with another one where its own share is below one."""
         if share == 1.0:
-            return self._loss(self.network(inputs.batch(run)), run)
+            return self.objective.loss(self.network(inputs.batch(run)), run)
         partner = random.permutation(len(run))
         generator = torch.Generator().manual_seed(int(random.integers(2**62)))
         outputs = self.network(inputs.batch(run), Mix(torch.from_numpy(partner).to(self.device), share, generator))
-        return self._loss(outputs, run, run[partner], share)
-
-    def _loss(
-        self, outputs: Tensor, which: np.ndarray, partners: np.ndarray | None = None, share: float = 1.0
-    ) -> Tensor:
-        rows = torch.from_numpy(which).to(self.device)
-        wanted = self.wanted[rows]
-        offset = None if self.logit_offset is None else self.logit_offset[rows]
-        if partners is not None:
-            others = torch.from_numpy(partners).to(self.device)
-            wanted = torch.lerp(self.wanted[others], wanted, share)
-            offset = None if self.logit_offset is None else torch.lerp(self.logit_offset[others], offset, share)
-        return self.loss(outputs if offset is None else outputs + offset, wanted)
+        return self.objective.loss(outputs, run, run[partner], share)
 
     def _open(self, epoch: int) -> None:
         """Let those groups train whose time has come."""
@@ -235,35 +266,29 @@ class GradientRun:
         judged = self.averaging.judged()
         if self.refit is not None and epoch:
             on_train = np.mean([self._outputs(weights, self.train) for weights in judged], axis=0)
-            self.reference = self.refit(on_train, self.reference)
-            self._set_wanted()
+            self.objective.take(self.refit(on_train, self.objective.reference))
         outputs = np.mean([self._outputs(weights, self.val) for weights in judged], axis=0)
-        predictions = self._predictions(outputs)
+        predictions = self.objective.predictions(outputs, self.val)
         value = current = self.metric.value(self.part.targets[self.val], predictions)
         if self.config.averaging != "none":
-            as_is = self._predictions(self._outputs([flat.detach() for flat in self.flats], self.val))
-            current = self.metric.value(self.part.targets[self.val], as_is)
-        val_loss = self._loss_of_outputs(outputs, self.val)
+            as_is = self._outputs([flat.detach() for flat in self.flats], self.val)
+            current = self.metric.value(self.part.targets[self.val], self.objective.predictions(as_is, self.val))
+        val_loss = self.objective.loss_value(outputs, self.val)
         if not (math.isfinite(value) and math.isfinite(val_loss)):
             raise NonFiniteLossError(f"validation {self.metric.name} {value} after epoch {epoch} with {self.config!r}")
         keeps_last = self.config.keep == "last"
         if keeps_last or self.kept_epoch < 0 or self.metric.better(value, self.history[self.kept_epoch].val_metric):
             self.kept_epoch = epoch
             self.kept = [copied(weights) for weights in judged]
-            self.kept_reference = self.reference
+            self.kept_reference = self.objective.reference
             self.val_predictions = predictions
         self.averaging.after_judging(epoch)
         took = time.perf_counter() - began
-        result = EpochResult(epoch, train_loss, val_loss, value, current, lr, took, fingerprint(predictions))
+        result = EpochResult(
+            epoch, train_loss, val_loss, value, current, lr, took, fingerprint(predictions), self.parts
+        )
         self.history.append(result)
         return result
-
-    def _predictions(self, outputs: np.ndarray) -> np.ndarray:
-        which, part = self.val, self.part
-        return combine(
-            self.reference, outputs, self.fractions[which], self.rows.n_atoms[which], self.correction[which],
-            part.kind, part.quantity,
-        )  # fmt: skip
 
     def fitted(self) -> FittedNetwork:
         """The model of the kept epoch; training cannot go on after this."""
@@ -283,12 +308,13 @@ class GradientRun:
             "weights": [flat.detach().cpu() for flat in self.flats],
             "averaging": self.averaging.state(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
-            "reference": self.reference.content(),
+            "reference": self.objective.reference.content(),
             "kept_epoch": self.kept_epoch,
             "kept": [[values.cpu() for values in weights] for weights in self.kept],
             "kept_reference": self.kept_reference.content(),
             "val_predictions": torch.from_numpy(self.val_predictions),
             "history": [asdict(result) for result in self.history],
+            "midway": self.midway,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -303,43 +329,11 @@ class GradientRun:
         self.averaging.restore(state["averaging"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
-        self.reference = Reference.of(state["reference"])
-        self._set_wanted()
+        self.objective.take(Reference.of(state["reference"]))
         self.kept_epoch = state["kept_epoch"]
         self.kept = [[values.to(self.device) for values in weights] for weights in state["kept"]]
         self.kept_reference = Reference.of(state["kept_reference"])
         self.val_predictions = state["val_predictions"].numpy()
         self.history = [EpochResult(**result) for result in state["history"]]
-
-    def _rescaled(self, reference: Reference) -> Reference:
-        """The reference with the scale that the config asks for, and the network's output changed to fit."""
-        if self.config.target_scale == "natural":
-            return reference
-        left = (self.per_atom + self.correction - self.fractions @ reference.coefficients)[self.train]
-        if self.config.target_scale == "robust":
-            shift = float(np.median(left))
-            scale = 1.4826 * float(np.median(np.abs(left - shift)))  # of a normal distribution its standard deviation
-        else:
-            shift, scale = float(left.mean()), float(left.std())
-        scale = max(scale, 1e-12)
-        if math.isclose(scale, reference.scale, rel_tol=1e-9) and abs(shift - reference.intercept) < 1e-9 * scale:
-            return reference  # already so: a fresh readout begins in this unit
-        # The output so far is worth reference.scale, from reference.intercept on.
-        self.network.rescale(  # type: ignore[operator]
-            (shift - reference.intercept) / reference.scale, scale / reference.scale
-        )
-        return replace(reference, intercept=shift, scale=scale)
-
-    def _set_wanted(self) -> None:
-        """What the network is to say: the target less its reference for a regression.
-
-        For a classification it is the class, with the reference added to the logit.
-        """
-        offset = self.reference.predict(self.fractions) - self.correction
-        is_class = self.part.kind == "classification"
-        wanted = self.per_atom if is_class else (self.per_atom - offset) / self.reference.scale
-        self.wanted = torch.from_numpy(wanted).float().to(self.device)
-        self.logit_offset = torch.from_numpy(offset).float().to(self.device) if is_class else None
-
-    def _loss_of_outputs(self, outputs: np.ndarray, which: np.ndarray) -> float:
-        return float(self._loss(torch.from_numpy(outputs).float().to(self.device), which))
+        self.parts = self.history[-1].parts if self.history else 1
+        self.midway = state["midway"]

@@ -142,7 +142,7 @@ def predictions(run: GradientRun, which: np.ndarray | None = None) -> np.ndarray
     """Predictions of the weights a run has now, for all rows or some."""
     which = np.arange(len(run.part.targets)) if which is None else which
     with one_thread():
-        return run.make_fitted([run.network], run.reference).predict_rows(run.rows, which).values
+        return run.make_fitted([run.network], run.objective.reference).predict_rows(run.rows, which).values
 
 
 def rotation(seed: int = 0) -> np.ndarray:

@@ -96,6 +96,58 @@ def test_resumed_is_uninterrupted_where_nothing_trains(data):
     assert_same_run(interrupted(1, data, **fields), finished(fine_tuning(data, **fields)))
 
 
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("fields", [{"averaging": "ema"}, {"freeze_depth": "full", "mixup": True}])
+def test_paused_between_two_batches_and_resumed_is_uninterrupted(data, batch, fields):
+    """Four batches an epoch; the pause comes in the second epoch, asked for while a batch is computed."""
+    fields = {"epochs": 3, **fields}
+    first = fine_tuning(data, **fields)
+    with one_thread():
+        assert next(epochs := first.epochs()).epoch == 0
+        assert next(epochs).epoch == 1
+        computed = itertools.count()
+        first.optimizer.register_step_pre_hook(lambda *_: first.pause() if next(computed) == batch - 1 else None)
+        if batch == 0:
+            first.pause()
+        assert next(epochs, None) is None
+    assert first.midway["batch"] == batch
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    file.seek(0)
+    second = fine_tuning(data, **fields)
+    second.restore(torch.load(file, weights_only=True))
+    assert_same_run(finished(second), finished(fine_tuning(data, **fields)))
+
+
+def out_of_memory_above(n_rows, run):
+    """Have a run's network run out of memory when it trains on more rows at once."""
+
+    def refuse(module, arguments):
+        if module.training and len(arguments[0].atoms_per_graph) > n_rows:
+            raise torch.OutOfMemoryError("out of memory, as a test asked for")
+
+    run.network.register_forward_pre_hook(refuse)
+    return run
+
+
+@pytest.mark.parametrize(("most", "parts"), [(8, 1), (5, 2), (2, 4), (1, 8)])
+def test_out_of_memory_costs_passes_and_changes_no_batch(data, most, parts):
+    fields = {"freeze_depth": "full", "epochs": 2, "batch_size": 8, "loss": "mse", "lr": 1e-4}  # rounding stays small
+    whole = finished(fine_tuning(data, **fields))
+    run = finished(out_of_memory_above(most, fine_tuning(data, **fields)))
+    assert [result.parts for result in run.history] == [1, parts, parts]
+    np.testing.assert_allclose(numbers(run), numbers(whole), rtol=0, atol=4e-6)
+    assert np.abs(numbers(whole)[0] - numbers(whole)[-1])[2] > 2e-5  # there was something to agree on
+    resumed = fine_tuning(data, **fields)
+    resumed.restore(run.state())
+    assert resumed.parts == parts
+
+
+def test_a_row_that_alone_does_not_fit_ends_the_run(data):
+    with pytest.raises(torch.OutOfMemoryError):
+        finished(out_of_memory_above(0, fine_tuning(data)))
+
+
 def test_a_state_of_another_config_is_refused(data):
     with pytest.raises(ValueError, match=r"another config.*'lr': 0\.003.*lr=0\.002"):
         fine_tuning(data, lr=2e-3).restore(fine_tuning(data, lr=3e-3).state())
@@ -220,7 +272,7 @@ def test_an_epoch_of_full_fine_tuning_has_the_losses_of_stock_chgnet(data, colla
         optimizer = torch.optim.AdamW(trained, weight_decay=run.config.weight_decay)
         graphs = [stock.graph_converter(structure) for structure in data.structures]
         left_out = torch.from_numpy(data.rows.fractions) @ stock.composition_model.fc.weight.reshape(94)
-        wanted = run.wanted + left_out
+        wanted = run.objective.wanted + left_out
 
         def loss_of(which):
             said = stock([graphs[k] for k in which], task="e")["e"]
@@ -251,7 +303,7 @@ def test_epoch_0_is_stock_chgnet_and_a_linear_reference(weights):
     stock = _load_stock(weights)
     energy = np.array([float(stock.predict_structure(s, task="e")["e"]) for s in data.structures])
     own = run.network.composition_energies().double().numpy()
-    elemental = own - run.reference.coefficients
+    elemental = own - run.objective.reference.coefficients
     expected = energy - data.rows.fractions @ elemental
     np.testing.assert_allclose(predictions(run), expected, rtol=0, atol=2e-5)
     (epoch_0,) = run.history
