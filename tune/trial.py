@@ -27,6 +27,7 @@ from models.model import Fitted, Run, TrainingPart, TrainingRows
 from models.registry import open_model
 from models.train import NonFiniteLossError
 from models.tta import averaged, judge
+from tune.preemption import load_paused, watched
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
@@ -70,6 +71,7 @@ class TrialTask:
         about: facts to store with a model.
         gpus_per_trial: share of a GPU that Ray gave to the trial.
         cpus_per_trial: threads to use.
+        folder: of the Ray Tune run, path or URI; a trial's own is in it.
         copies: of each crystal to average over at test time, or None.
     """
 
@@ -78,6 +80,7 @@ class TrialTask:
     about: dict[str, str]
     gpus_per_trial: float
     cpus_per_trial: int
+    folder: str
     copies: Copies | None = None
 
 
@@ -103,19 +106,24 @@ def run_trial(
     run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
-    state = saved_state(checkpoint, device) if checkpoint else None
-    if state is not None:
+    known = saved_state(checkpoint, device) if checkpoint else None
+    done = known["history"][-1]["epoch"] if known else -1
+    own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
+    if state := load_paused(own_folder, done, device) or known:
         run.restore(state)
+    if run.history and run.history[-1].epoch > done:
+        reports.send()
     try:
-        for _ in run.epochs():
-            with tempfile.TemporaryDirectory() as folder:
-                reports.send(Path(folder))
+        with watched(run, own_folder) as preemption:
+            for _ in preemption.epochs():
+                reports.send()
+            if preemption.told.is_set():  # the process is about to end
+                return
     except NonFiniteLossError as problem:
         if not run.history:
             raise
         # It would fail again in the same way: the trial ends with its reason instead of being tried anew.
-        with tempfile.TemporaryDirectory() as folder:
-            reports.send(Path(folder), failed=str(problem))
+        reports.send(failed=str(problem))
         return
     if predict_test:
         with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +131,7 @@ def run_trial(
             facts = _predict(fitted, rows, fold, task, Path(folder))
             about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
             FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
-            reports.send(Path(folder), **facts)
+            reports.send_with(Path(folder), **facts)
 
 
 def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[str, Any] | None:
@@ -178,8 +186,13 @@ class _Reports:
     task: TrialTask
     device: str
 
-    def send(self, folder: Path, **facts: Any) -> None:
-        """Report, through a checkpoint made in `folder`; `facts` are kept in it, `failed` says why there is no more."""
+    def send(self, **facts: Any) -> None:
+        """Report, through a checkpoint; `facts` are kept in it, `failed` says why there is no more."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.send_with(Path(folder), **facts)
+
+    def send_with(self, folder: Path, **facts: Any) -> None:
+        """The same, with the files that are in `folder`."""
         run, metric = self.run, metric_of(self.task.kind)
         kept = {"trained_parameters": run.trained_parameters, "device": self.device, **facts}
         torch.save({**run.state(), **kept}, folder / STATE_FILE)

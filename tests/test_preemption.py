@@ -1,0 +1,110 @@
+"""A machine that is taken away: SIGTERM, and the trial goes on from the batch it was at."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from tune.preemption import FILE, load_paused
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A space of one long training, and ids of the demo."""
+    folder = tmp_path_factory.mktemp("preemption")
+    (folder / "long.yaml").write_text("parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n")
+    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
+    (folder / "ids.txt").write_text("\n".join(ids.iloc[::3]))
+    return folder
+
+
+def sweep(folder: Path, name: str) -> subprocess.Popen:
+    """The sweep of `folder`, begun: the reference, then the training, in one worker."""
+    return subprocess.Popen(
+        [
+            sys.executable, "tune/run_sweep.py", f"--space={folder}/long.yaml", f"--ids={folder}/ids.txt",
+            f"--storage={folder}/results", f"--name={name}", "--folds=2", "--max-concurrent=1",
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def wait_for(pattern: str, place: Path, driver: subprocess.Popen) -> Path:
+    """The first file that matches, as soon as it is there."""
+    deadline = time.monotonic() + 300
+    while not (found := sorted(place.glob(pattern))):
+        assert driver.poll() is None, driver.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[0]
+
+
+def workers(driver: subprocess.Popen) -> list[psutil.Process]:
+    """Processes of Ray that train."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [child for child in children if child.cmdline() and child.cmdline()[0].startswith("ray::Trial")]
+
+
+def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, request):
+    whole = sweep(folder, "whole")
+    output, _ = whole.communicate(timeout=600)
+    assert whole.returncode == 0, output
+
+    driver = sweep(folder, "preempted")
+    request.addfinalizer(driver.kill)
+    place = folder / "results/preempted"
+    wait_for("evaluate-*/trial_*/checkpoint_000002/state.pt", place, driver)
+    time.sleep(0.4)  # of an epoch that takes more than a second
+    (worker,) = workers(driver)
+    worker.send_signal(signal.SIGTERM)
+    file = wait_for(f"evaluate-*/trial_*/{FILE}", place, driver)
+    state = torch.load(file, weights_only=True)
+    if state["midway"]:  # as ever, unless the signal met the trial as it reported
+        state["midway"]["total"] += 1e6  # so that what comes of this state can be told from an epoch done again
+    torch.save(state, file.with_suffix(".new"))
+    file.with_suffix(".new").rename(file)
+    output, _ = driver.communicate(timeout=600)
+    assert driver.returncode == 0, output
+
+    before, after = (
+        pd.read_csv(folder / f"results/{name}/seed_0/history_fold_2.csv") for name in ("whole", "preempted")
+    )
+    cut = state["history"][-1]["epoch"] + 1
+    assert cut in (3, 4)
+    assert (after["train_loss"][cut] > 1000) == bool(state["midway"])
+    same = ["epoch", "val_loss", "val_mae", "lr", "fingerprint"]
+    pd.testing.assert_frame_equal(before[same], after[same], check_exact=True)
+    predicted = [(folder / f"results/{name}/seed_0/preds_fold_2.csv").read_text() for name in ("whole", "preempted")]
+    assert predicted[0] == predicted[1]
+
+
+def written(folder: Path, last_epoch: int) -> str:
+    folder.mkdir(exist_ok=True)
+    torch.save({"history": [{"epoch": epoch} for epoch in range(last_epoch + 1)]}, folder / FILE)
+    return str(folder)
+
+
+@pytest.mark.parametrize(("last_epoch", "told", "used"), [(3, 3, True), (4, 3, True), (2, 3, False), (5, 3, False)])
+def test_no_epoch_goes_unreported_and_none_is_reported_twice(tmp_path, last_epoch, told, used):
+    state = load_paused(written(tmp_path, last_epoch), told, CPU)
+    assert (state is not None) == used
+
+
+def test_a_trial_that_was_never_paused_has_nothing_to_load(tmp_path):
+    assert load_paused(str(tmp_path), -1, CPU) is None
