@@ -8,12 +8,14 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from tune.claim import DEAD_AFTER_S, FILE, claimed
+from tune import claim
+from tune.claim import FILE, claimed
 from tune.options import Folder, SweepError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,14 +67,32 @@ def test_of_several_that_start_together_one_runs(tmp_path):
     assert sorted(text.split(":")[0].strip() for text in said) == ["held", "refused", "refused"]
 
 
-@pytest.mark.parametrize(("age", "alive"), [(1, True), (DEAD_AFTER_S + 1, False)])
-def test_a_driver_on_another_machine_lives_while_it_says_so(tmp_path, age, alive):
-    claim = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": time.time() - age}
-    (tmp_path / FILE).write_text(json.dumps(claim))
-    if not alive:
-        with claimed(Folder(str(tmp_path))):
-            pass
-        return
-    with pytest.raises(SweepError, match="process 1 on elsewhere"), claimed(Folder(str(tmp_path))):
+def test_a_driver_on_another_machine_lives_while_it_says_so(tmp_path, monkeypatch):
+    """Whatever the two clocks say."""
+    monkeypatch.setattr(claim, "WATCH_S", 2.0)
+    folder = Folder(str(tmp_path))
+    elsewhere = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": 7}
+    folder.write_json(FILE, elsewhere)
+    alive = threading.Timer(0.5, folder.write_json, (FILE, elsewhere | {"beat": 8}))
+    alive.start()
+    with pytest.raises(SweepError, match="process 1 on elsewhere"), claimed(folder):
         pass
-    assert json.loads((tmp_path / FILE).read_text()) == claim
+    alive.join()
+    with claimed(folder):  # no more beats
+        assert folder.read_json(FILE)["pid"] == os.getpid()
+
+
+def test_a_driver_that_was_taken_for_dead_ends(tmp_path, monkeypatch):
+    """A machine that stood still must not write beside the one that has gone on with its sweep."""
+    monkeypatch.setattr(claim, "BEAT_S", 0.2)
+    folder = Folder(str(tmp_path))
+    taken = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": 0}
+
+    def stand_still():
+        with claimed(folder):
+            folder.write_json(FILE, taken)
+            time.sleep(30)
+
+    with pytest.raises(KeyboardInterrupt):
+        stand_still()
+    assert folder.read_json(FILE) == taken

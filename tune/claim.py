@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import platform
 import threading
@@ -12,11 +13,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from data.build_cache import say
+from data.storage import StorageError
 from tune.options import Folder, SweepError
 
 FILE = "running.json"
 BEAT_S = 20.0  # how often a driver says that it is alive
-DEAD_AFTER_S = 120.0  # without a beat; of a driver on this machine its process tells at once
+WATCH_S = 70.0  # how long one on another machine is watched for that
 UNKNOWN = "unknown"  # when a process began: it is gone, or this system does not tell
 SETTLE_S = 0.5  # in which of two that start together the one that wrote first sees the other
 
@@ -25,17 +28,17 @@ SETTLE_S = 0.5  # in which of two that start together the one that wrote first s
 def claimed(folder: Folder) -> Iterator[None]:
     """Hold a sweep's folder while the body runs.
 
-    A driver that was killed leaves its claim behind: on the same machine it counts as gone at once, from another one
-    two minutes after its last sign of life.
+    A driver that was killed leaves its claim behind. On the same machine it is known to be gone at once. One on another
+    machine is watched for a sign of life; the clocks of two machines, which may differ or jump, are never compared.
 
     Raises:
         SweepError: another driver runs this sweep; the message says where.
     """
     other = folder.read_json(FILE)
-    if other is not None and _alive(other):
+    if other is not None and _alive(folder, other):
         raise _refusal(folder, other)
     claim = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
-    _beat(folder, claim)
+    _beat(folder, claim, 0)
     time.sleep(SETTLE_S)
     now = folder.read_json(FILE)
     if now is not None and now["token"] != claim["token"]:
@@ -48,24 +51,42 @@ def claimed(folder: Folder) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        with suppress(FileNotFoundError):
+        left = folder.read_json(FILE)
+        if left is not None and left["token"] == claim["token"]:
             folder.filesystem.delete_file(f"{folder.path}/{FILE}")
 
 
 def _keep_beating(folder: Folder, claim: dict[str, Any], ended: threading.Event) -> None:
+    n_beats = 0
     while not ended.wait(BEAT_S):
-        with suppress(OSError):  # a store that is away for a moment: the next beat may reach it
-            _beat(folder, claim)
+        with suppress(OSError, StorageError):  # a store that is away for a moment: the next beat may reach it
+            now = folder.read_json(FILE)
+            if now is not None and now["token"] != claim["token"]:
+                # This process had stood still for so long that another one took it for dead.
+                say(f"{now['host']}, process {now['pid']}, has taken over {folder.address}", style="red")
+                _thread.interrupt_main()
+                return
+            n_beats += 1
+            _beat(folder, claim, n_beats)
 
 
-def _beat(folder: Folder, claim: dict[str, Any]) -> None:
-    folder.write_json(FILE, {**claim, "beat": time.time()})
+def _beat(folder: Folder, claim: dict[str, Any], number: int) -> None:
+    folder.write_json(FILE, {**claim, "beat": number})
 
 
-def _alive(claim: dict[str, Any]) -> bool:
+def _alive(folder: Folder, claim: dict[str, Any]) -> bool:
     if claim["host"] == platform.node() and claim["started"] != UNKNOWN:
         return claim["pid"] != os.getpid() and _started(claim["pid"]) == claim["started"]
-    return time.time() - claim["beat"] < DEAD_AFTER_S
+    say(f"{folder.address} was being run on {claim['host']}; waiting up to {WATCH_S:.0f} s for a sign of life")
+    until = time.monotonic() + WATCH_S
+    while time.monotonic() < until:
+        time.sleep(WATCH_S / 100)
+        now = folder.read_json(FILE)
+        if now is None:
+            return False  # it has just ended
+        if now != claim:
+            return True
+    return False
 
 
 def _started(pid: int) -> str:
@@ -79,6 +100,5 @@ def _started(pid: int) -> str:
 def _refusal(folder: Folder, claim: dict[str, Any]) -> SweepError:
     return SweepError(
         f"{folder.address} is being run by process {claim['pid']} on {claim['host']}: wait for it, end it, or choose "
-        f"another --name. (Was that machine lost? Then the sweep can be resumed {DEAD_AFTER_S:.0f} s after its last "
-        "sign of life.)"
+        "another --name"
     )
