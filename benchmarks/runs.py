@@ -30,6 +30,7 @@ from data.build_cache import connect, console, graphs_of
 from data.rows import Rows
 from data.tasks import DEMO, open_task
 from tune.dataset import load_dataset
+from tune.options import Batch
 from tune.search import Resources, search_fold
 from tune.space import SearchSpace
 
@@ -137,9 +138,8 @@ def search(folder: Path, fresh: bool = False) -> None:
     began = time.perf_counter()
     outcomes = search_fold(
         dataset,
-        space,
+        [Batch(num_samples=TRIALS, space=space)],
         0,
-        num_samples=TRIALS,
         seed=0,
         resources=Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=AT_ONCE),
         folder=str(folder / uuid4().hex),

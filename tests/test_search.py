@@ -8,7 +8,7 @@ import pytest
 import ray.tune
 
 from models.metrics import metric_of
-from tune.search import _run
+from tune.experiment import run_experiment
 from tune.terminal import Terminal
 from tune.tracking import Tracking
 
@@ -27,7 +27,7 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
 
     def run():
         metric = metric_of("regression")
-        return _run(
+        return run_experiment(
             ray.tune.with_parameters(trial, folder=str(tmp_path)),
             {"x": ray.tune.grid_search([0, 1])},
             ray.tune.TuneConfig(

@@ -79,6 +79,13 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
     return pairs
 
 
+def not_shown(pairs: Sequence[Pair], known: Sequence[LeverCheck], model: str) -> list[Pair]:
+    """The pairs whose two values of their lever no earlier check has compared."""
+    fields = open_model(model).config.model_fields
+    shown = [(check.lever, check.values) for check in known]
+    return [pair for pair in pairs if (pair[0], [_value(config, pair[0], fields) for config in pair[1:]]) not in shown]
+
+
 def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequence[Pair]) -> list[LeverCheck]:
     """Run both configs of each pair on a few rows.
 

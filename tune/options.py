@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -34,6 +35,8 @@ LIBRARIES = (
 )
 
 
+# Modules here that make what a trial is given, or are the trial.
+TRAINING = ("corrections", "dataset", "features", "parts", "scheduler", "search", "searcher", "trial")
 AUTO_COPIES = 8  # of each crystal with `--tta auto`
 
 
@@ -41,8 +44,25 @@ class SweepError(RuntimeError):
     """A sweep that cannot start or go on; the message says why and what to do."""
 
 
+class Batch(BaseModel):
+    """Trials of a search that were asked for together.
+
+    Attributes:
+        num_samples: how many; 0: those that had failed, once more.
+        space: that they come from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_samples: int
+    space: SearchSpace
+
+
 class Options(BaseModel):
-    """All that defines a sweep, kept in its `sweep.json` so that `--resume NAME` needs nothing else."""
+    """All that defines a sweep, kept in its `sweep.json` so that `--resume NAME` needs nothing else.
+
+    Of a sweep that was extended, `num_samples` counts the trials of all batches, and `space` is that of the last.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -66,6 +86,12 @@ class Options(BaseModel):
     every_atom: bool
     tta: str
     track: Literal["wandb", "mlflow"] | None = None
+    batches: list[Batch] = []
+
+    @property
+    def all_batches(self) -> list[Batch]:
+        """What `--extend` has added, and before it what the sweep began with."""
+        return self.batches or [Batch(num_samples=self.num_samples, space=self.space)]
 
     def copies(self) -> Copies | None:
         """What `--tta` asks for: None, `auto`, or a number of copies that is always used."""
@@ -123,18 +149,21 @@ class Folder:
 
 
 def check_or_write_record(folder: Folder, options: Options, data_sha256: str, resumed: bool) -> None:
-    """Keep what defines the sweep; of a resumed one raise SweepError if its data changed."""
+    """Keep what defines the sweep, as it is now; of a resumed one raise SweepError if its data changed."""
     if not resumed:
         refuse_taken(options)  # again: another one of the same name may have begun in the meantime
         record = {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()}
         folder.write_plain_json("sweep.json", record)
         return
-    before = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))["data_sha256"]
+    record = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))
+    before = record["data_sha256"]
     if before != data_sha256:
         raise SweepError(
             f"the data of {options.task!r} changed since this sweep began (SHA-256 {before[:12]} then, "
             f"{data_sha256[:12]} now): start a new sweep under another --name"
         )
+    if record["options"] != (now := options.model_dump()):  # it was extended
+        folder.write_plain_json("sweep.json", {**record, "options": now})
 
 
 def load_options(storage: str, name: str) -> Options:
@@ -174,10 +203,19 @@ def run_record() -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
+        "code_sha256": code_sha256(),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {name: version(name) for name in LIBRARIES},
     }
+
+
+def code_sha256() -> str:
+    """Hash of the code that decides what a trial computes: two trainings with the same one can be compared."""
+    root = Path(__file__).resolve().parent.parent
+    files = [*root.glob("data/*.py"), *root.glob("models/*.py"), *(root / f"tune/{name}.py" for name in TRAINING)]
+    content = [f"{file.relative_to(root)}\n".encode() + file.read_bytes() for file in sorted(files)]
+    return hashlib.sha256(b"\n".join(content)).hexdigest()
 
 
 def git_commit() -> str:

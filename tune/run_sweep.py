@@ -3,6 +3,7 @@
     python tune/run_sweep.py --space head_finetune
     python tune/run_sweep.py --space full_finetune --task matbench_mp_e_form --gpus-per-trial 0.25
     python tune/run_sweep.py --resume NAME
+    python tune/run_sweep.py --extend NAME --num-samples +32
 
 This file is the command line; what a sweep does is `tune/sweep.py`.
 """
@@ -26,6 +27,7 @@ from data.tasks import TaskError
 from models.reference import TargetScaleError
 from models.registry import ModelError
 from tune.evaluate import PredictionError
+from tune.extend import extended
 from tune.options import Options, SweepError, load_options, refuse_taken
 from tune.plan import plan
 from tune.plan_table import show
@@ -149,6 +151,18 @@ def main(
     resume: Annotated[
         str | None, typer.Option(metavar="NAME", help="Go on with a killed sweep.", rich_help_panel=MACHINE)
     ] = None,
+    extend: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Add --num-samples trials to each search of a finished sweep, in a wider --space if wanted.",
+            rich_help_panel=SWEEP,
+        ),
+    ] = None,
+    only_failed: Annotated[
+        bool,
+        typer.Option("--only-failed", help="With --extend: run its failed trials anew instead.", rich_help_panel=SWEEP),
+    ] = False,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -203,13 +217,22 @@ def main(
         if quiet:
             lines_only()
         place = anywhere(storage)
-        if plan_only and (resume or address):
+        if plan_only and (resume or extend or address):
             raise SweepError(
-                "--plan measures a sweep that is not begun yet, on this machine: leave out --resume and --address"
+                "--plan measures a sweep that is not begun yet, on this machine: leave out --resume, --extend and "
+                "--address"
             )
+        if only_failed and extend is None:
+            raise SweepError("--only-failed goes with --extend NAME")
         if resume is not None:
-            _refuse_changed(context)
+            _refuse_changed(context, "--resume", set())
             options = load_options(place, resume)
+        elif extend is not None:
+            _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
+            wider = load_space(space) if "space" in _given(context) else None
+            options = extended(
+                load_options(place, extend), num_samples=num_samples, space=wider, only_failed=only_failed
+            )
         else:
             loaded = load_space(space)
             seeds = seeds or loaded.seeds
@@ -244,7 +267,7 @@ def main(
                 show(plan(options))
                 return
         try:
-            run(options, address=address, resumed=resume is not None)
+            run(options, address=address, resumed=bool(resume or extend))
         except KeyboardInterrupt:
             say(f"interrupted: go on with --resume {options.name}")
             sys.exit(130)
@@ -265,16 +288,23 @@ def anywhere(place: str) -> str:
     return place if "://" in place else str(Path(place).expanduser().resolve())
 
 
-def _refuse_changed(context: typer.Context) -> None:
-    """A resumed sweep keeps its options; refuse any that are given again."""
-    kept = {"resume", "storage", "address", "quiet"}
-    sources = {name: context.get_parameter_source(name) for name in context.params if name not in kept}
-    given = [f"--{name.replace('_', '-')}" for name, source in sources.items() if source and source.name != "DEFAULT"]
-    if given:
+def _refuse_changed(context: typer.Context, option: str, may_change: set[str]) -> None:
+    """A sweep that goes on keeps its options; refuse any others that are given again."""
+    kept = {"resume", "extend", "storage", "address", "quiet"} | may_change
+    given = _given(context)
+    changed = [f"--{name.replace('_', '-')}" for name in sorted(given - kept)]
+    if changed or {"resume", "extend"} <= given:
+        allowed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(kept - {"resume", "extend"}))
         raise SweepError(
-            f"--resume goes on with the options the sweep was begun with; leave out {', '.join(given)} "
-            "(only --storage, --address and --quiet may be given)"
+            f"{option} goes on with the options the sweep was begun with; leave out "
+            f"{', '.join(changed) or '--extend'} (only {allowed} may be given)"
         )
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 if __name__ == "__main__":

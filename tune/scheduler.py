@@ -68,6 +68,6 @@ class ResumableASHA(ASHAScheduler):
         except FileNotFoundError:
             return
         self.stopped = set(state["stopped"])
-        for (milestone, recorded), (saved_milestone, saved) in zip(self._rungs(), state["rungs"], strict=True):
-            if milestone == saved_milestone:
-                recorded.update(saved)
+        saved = dict(state["rungs"])
+        for milestone, recorded in self._rungs():  # more or others than before where a sweep was extended
+            recorded.update(saved.get(milestone, {}))

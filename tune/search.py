@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,20 @@ import ray
 import ray.tune
 import torch
 from pyarrow import fs
-from ray.tune.search.optuna import OptunaSearch
 
+from data.build_cache import say
 from data.storage import read_whole
 from models.metrics import metric_of
 from tune.dataset import Dataset
-from tune.options import SweepError
+from tune.experiment import run_experiment
+from tune.options import Batch
+from tune.preemption import heeding
 from tune.scheduler import ResumableASHA
+from tune.searcher import DistinctOptuna
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
 from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, run_trial
-
-MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
 
 
 @dataclass(frozen=True)
@@ -85,37 +85,75 @@ class Outcome:
 
 def search_fold(
     dataset: Dataset,
-    space: SearchSpace,
+    batches: Sequence[Batch],
     fold: int,
     *,
-    num_samples: int,
     seed: int,
     resources: Resources,
     folder: str,
     watch: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
-    """Search a space on one fold; the best trial comes first, failed ones last.
+    """Search on one fold, batch after batch; the best trial comes first, failed ones last.
 
     ASHA and Optuna see the best validation metric so far, and nothing of the test part.
 
     Args:
         dataset: the task.
-        space: with at least one range.
+        batches: of trials; their spaces have at least one range, and each holds the one before.
         fold: whose training and validation parts are used.
-        num_samples: trials.
         seed: of Optuna's sampler, and of every trial.
         resources: of a trial.
         folder: path or URI for Ray's record of the search; continued if it holds one.
         watch: callbacks beside the usual ones.
     """
-    metric = metric_of(dataset.task.kind)
-    name = f"kept_val_{metric.name}"
-    trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, predict_test=False)
+    outcomes: list[Outcome] = []
+    for number, batch in enumerate(batches):
+        if batch.num_samples:
+            outcomes = [_within(batch.space, outcome) for outcome in outcomes]
+            outcomes += _search(dataset, batches, number, fold, outcomes, seed, resources, folder, watch)
+            continue
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        again = train_chosen(
+            dataset,
+            [(fold, {"model": outcome.model, **outcome.config}) for outcome in failed],
+            resources=resources,
+            folder=f"{folder}-more-{number}",
+            title=f"failed trials of fold {fold}",
+            predict_test=False,
+            watch=watch,
+        )
+        outcomes = [outcome for outcome in outcomes if outcome.error is None] + again
+    sign = 1 if metric_of(dataset.task.kind).mode == "min" else -1
+    return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
+
+
+def _within(space: SearchSpace, outcome: Outcome) -> Outcome:
+    """An earlier trial as one of a wider space: what was not set then, and is searched now, had its default."""
+    added = {field: space.config.model_fields[field].default for field in space.searched}
+    return replace(outcome, config={**added, **outcome.config})
+
+
+def _search(
+    dataset: Dataset,
+    batches: Sequence[Batch],
+    number: int,
+    fold: int,
+    earlier: list[Outcome],
+    seed: int,
+    resources: Resources,
+    folder: str,
+    watch: Sequence[ray.tune.Callback],
+) -> list[Outcome]:
+    """One batch of a search, in any order; ASHA's rungs are those of the whole search."""
+    batch, own_folder = batches[number], f"{folder}-more-{number}" if number else folder
+    metric, space = metric_of(dataset.task.kind), batch.space
+    points = [({field: one.config[field] for field in space.searched}, one.kept_metric) for one in earlier]
+    trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, own_folder, predict_test=False)
     tune_config = ray.tune.TuneConfig(
-        metric=name,
+        metric=f"kept_val_{metric.name}",
         mode=metric.mode,
-        num_samples=num_samples,
-        search_alg=OptunaSearch(seed=seed),
+        num_samples=batch.num_samples,
+        search_alg=DistinctOptuna(seed + number, points),
         scheduler=ResumableASHA(
             f"{folder}-rungs.json",
             time_attr="epoch",
@@ -130,21 +168,23 @@ def search_fold(
     # Left alone, Ray starts one process at a time for a searcher's trials, and gives it up as soon as an earlier
     # trial ends: where trials are shorter than a start, they would run one after the other.
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, resources.slots()))
-    results = _run(
+    title = f"search fold {fold}"
+    results = run_experiment(
         trainable,
         {**space.ray_space(), "model": space.model, "fold": fold, "seed": seed},
         tune_config,
-        folder,
-        f"search fold {fold}",
+        own_folder,
+        title,
         [
-            Tracking(metric, folder, validation_targets(dataset), space),
-            Terminal(f"search fold {fold}", num_samples, metric),
+            Tracking(metric, own_folder, validation_targets(dataset), space),
+            Terminal(title, batch.num_samples, metric),
             *watch,
         ],
+        retry=number == len(batches) - 1,
     )
-    outcomes = [_outcome(result, config) for config, result in results]
-    sign = 1 if metric.mode == "min" else -1
-    return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
+    if len(results) < batch.num_samples:
+        say(f"  {title}: all {len(earlier) + len(results)} configurations of the space were tried")
+    return [_outcome(result, config) for config, result in results]
 
 
 def train_chosen(
@@ -155,9 +195,10 @@ def train_chosen(
     folder: str,
     copies: Copies | None = None,
     title: str = "training the chosen",
+    predict_test: bool = True,
     watch: Sequence[ray.tune.Callback] = (),
 ) -> list[Outcome]:
-    """Train configs on their folds to the end and predict the test parts.
+    """Train configs on their folds to the end and, unless told otherwise, predict the test parts.
 
     Args:
         dataset: the task.
@@ -167,6 +208,7 @@ def train_chosen(
             choice is never continued.
         copies: of each crystal to average over at test time.
         title: for the terminal.
+        predict_test: whether to.
         watch: callbacks beside the usual ones.
 
     Returns:
@@ -183,8 +225,8 @@ def train_chosen(
         reuse_actors=True,
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
-    results = _run(
-        _trainable(dataset, dataset.trial_folds, resources, predict_test=True, copies=copies),
+    results = run_experiment(
+        _trainable(dataset, dataset.trial_folds, resources, folder, predict_test=predict_test, copies=copies),
         {"run": ray.tune.grid_search(runs)},
         tune_config,
         folder,
@@ -205,6 +247,7 @@ def _trainable(
     dataset: Dataset,
     folds: dict[int, ray.ObjectRef],
     resources: Resources,
+    folder: str,
     *,
     predict_test: bool,
     copies: Copies | None = None,
@@ -221,62 +264,15 @@ def _trainable(
         },
         gpus_per_trial=resources.gpus_per_trial,
         cpus_per_trial=resources.cpus_per_trial,
+        folder=folder,
         copies=copies,
     )
     with_data = ray.tune.with_parameters(
         run_trial, rows=dataset.rows_ref, folds=folds, task=task, predict_test=predict_test
     )
-    return ray.tune.with_resources(with_data, {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial})
-
-
-def _run(
-    trainable: Any,
-    param_space: dict[str, Any],
-    tune_config: ray.tune.TuneConfig,
-    folder: str,
-    title: str,
-    callbacks: list[ray.tune.Callback],
-) -> list[tuple[dict[str, Any], ray.tune.Result]]:
-    """Run a new experiment, or go on with the one in `folder`; failed trials get another chance then.
-
-    Returns:
-        Config and result of every trial.
-    """
-    # A snapshot a second: a killed driver then runs no finished trial again.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tracking writes what is read
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the sweep, not only the search
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    for noisy in ("ray.tune", "optuna"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    storage, name = folder.rsplit("/", 1)
-    if ray.tune.Tuner.can_restore(folder):
-        tuner = ray.tune.Tuner.restore(folder, trainable=trainable, param_space=param_space, resume_errored=True)
-    else:
-        tuner = ray.tune.Tuner(
-            trainable,
-            param_space=param_space,
-            tune_config=tune_config,
-            run_config=ray.tune.RunConfig(
-                name=name,
-                storage_path=storage,
-                verbose=0,
-                callbacks=callbacks,
-                failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
-                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
-            ),
-        )
-    try:
-        results = tuner.fit()
-    finally:
-        Terminal.close()
-    # A trial that failed before its first report has a config here only.
-    trials = results._experiment_analysis.trials
-    unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
-    if unfinished:
-        raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
-    return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
+    return ray.tune.with_resources(
+        heeding(with_data), {"cpu": resources.cpus_per_trial, "gpu": resources.gpus_per_trial}
+    )
 
 
 def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:

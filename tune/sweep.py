@@ -19,7 +19,7 @@ from data.tasks import Task
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
-from tune.levers import LeverCheck, Pair, check_levers, lever_pairs
+from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
 from tune.options import Folder, Options, SweepError, check_or_write_record
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
@@ -60,9 +60,8 @@ def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: F
     for fold in options.search_folds if space.searched else []:
         outcomes = search_fold(
             dataset,
-            space,
+            [batch.model_copy(update={"space": batch.space.for_kind(task.kind)}) for batch in options.all_batches],
             fold,
-            num_samples=options.num_samples,
             seed=options.seed,
             resources=resources,
             folder=f"{folder.address}/search_fold_{fold}",
@@ -102,18 +101,20 @@ def prove_levers(
 ) -> list[LeverCheck]:
     """Have tiny runs show that every lever of the space does something, or that of the given pairs.
 
-    A sweep that goes on has shown it already.
+    A sweep that goes on has shown it already; one that is extended tries what is new.
     """
-    known = folder.read_json("levers.json")
-    if known is not None:
-        return [LeverCheck(**check) for check in known]
+    known = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
     fold = options.search_folds[0] if space.searched else options.folds[0]
     pairs = lever_pairs(space, options.seeds) if pairs is None else pairs
+    pairs = not_shown(pairs, known, space.model)
+    if known and not pairs:
+        return known
     checks = check_levers(dataset, space, fold, pairs)
     for check in checks:
         one, other = check.values
         by = check.difference if isinstance(check.difference, str) else f"predictions differ by {check.difference:.2g}"
         say(f"  lever {check.lever}, {one} or {other}: {by} on {check.rows} rows")
+    checks = known + checks
     folder.write_json("levers.json", [asdict(check) for check in checks])
     return checks
 

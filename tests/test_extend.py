@@ -1,0 +1,183 @@
+"""A finished sweep gets more trials, in a wider space if wanted; what was done stays."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tune.extend import changes, outside
+from tune.options import TRAINING
+from tune.run_sweep import app
+from tune.runs import load_sweep
+from tune.space import SearchSpace, load_space
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FIXED = {"freeze_depth": "full", "epochs": 2, "loss": "mse", "weight_decay": 10}
+NARROW = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003]}}
+WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"choice": [2, 3]}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two spaces and 120 ids of the demo."""
+    folder = tmp_path_factory.mktemp("extend")
+    for name, parameters in (("narrow", NARROW), ("wide", WIDE)):
+        space = {"num_samples": 8, "grace_epochs": 2, "parameters": parameters}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(space))
+    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
+    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
+    return folder
+
+
+def run(folder, *arguments, expect=0):
+    environment = {**os.environ, "MATSWEEP_CACHE": str(folder / "cache")}
+    done = CliRunner().invoke(app, [f"--storage={folder}/results", *arguments], env=environment)
+    assert done.exit_code == expect, done.output
+    assert "Traceback" not in done.output
+    return " ".join(done.output.split())
+
+
+@pytest.fixture(scope="module")
+def steps(folder, ray_session):
+    """Results of a sweep of three configs, and again after it was extended, after its failures were repeated."""
+    path = folder / "results/grown/results.json"
+    results, said = [], []
+    for arguments in (
+        [f"--space={folder}/narrow.yaml", f"--ids={folder}/ids.txt", "--name=grown", "--folds=0", "--max-concurrent=1"],
+        ["--extend=grown", "--num-samples=+4", f"--space={folder}/wide.yaml"],
+        ["--extend=grown", "--only-failed"],
+    ):
+        said.append(run(folder, *arguments))
+        results.append(json.loads(path.read_text()))
+    return results, said
+
+
+def by_id(results):
+    return {trial["trial"]: trial | {"rank": 0} for trial in results["trials"]}
+
+
+def test_no_config_is_tried_twice(steps):
+    results, said = steps
+    assert len(results[0]["trials"]) == 3  # of the eight that were asked for
+    assert "all 3 configurations of the space were tried" in said[0]
+    for one in results:
+        configs = [json.dumps({"epochs": 2, **trial["config"]}, sort_keys=True) for trial in one["trials"]]
+        assert len(set(configs)) == len(configs)
+
+
+def test_trials_that_were_done_stay_as_they_are(steps):
+    (before, after, _), said = steps
+    assert len(after["trials"]) == 7
+    for name, trial in by_id(before).items():
+        assert by_id(after)[name] == trial | {"config": {"epochs": 2, **trial["config"]}}
+    assert "3 trials are there, 0 of them failed" in said[1]
+    assert "lr: choice [0.0001, 0.0002, 0.0003] -> choice [0.0001, 0.0002, 0.0003, 1.0]" in said[1]
+    assert "epochs: 2 -> choice [2, 3]" in said[1]
+    assert [batch["num_samples"] for batch in after["options"]["batches"]] == [8, 4]
+    kept = [trial["kept_val_mae"] for trial in after["trials"] if "failed" not in trial]
+    assert kept == sorted(kept)
+    assert after["chosen"][0]["config"]["lr"] == after["trials"][0]["config"]["lr"]
+
+
+def test_a_lever_that_came_with_the_wider_space_was_proven(steps):
+    (before, after, _), _ = steps
+    levers = [[(check["lever"], check["values"]) for check in one["levers"]] for one in (before, after)]
+    assert ("epochs", [2, 3]) not in levers[0]
+    assert ("epochs", [2, 3]) in levers[1]
+    assert levers[1][: len(levers[0])] == levers[0]
+
+
+def test_failed_trials_are_run_again_and_no_other(steps):
+    (_, before, after), said = steps
+    failed = [{name for name, trial in by_id(one).items() if "failed" in trial} for one in (before, after)]
+    assert len(failed[0]) == len(failed[1]) > 0  # the same config fails again
+    assert not failed[0] & failed[1]
+    assert f"{len(failed[0])} of 7 trials failed and are run again" in said[2]
+    assert set(by_id(before)) - failed[0] == set(by_id(after)) - failed[1]
+    assert after["seeds"] == before["seeds"]
+
+
+def test_readers_see_all_trials(steps, folder):
+    sweep = load_sweep(str(folder / "results/grown"))
+    assert len(sweep.trials) == 7
+    assert set(sweep.histories["trial"].dropna()) >= {
+        trial["trial"] for trial in steps[0][-1]["trials"] if "kept_val_mae" in trial
+    }
+
+
+def test_resumed_once_more_nothing_changes(steps, folder):
+    run(folder, "--resume=grown")
+    again = json.loads((folder / "results/grown/results.json").read_text())
+    assert by_id(again) == by_id(steps[0][-1])
+    assert again["seeds"] == steps[0][-1]["seeds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--extend=nothing"], "no sweep 'nothing'"),
+        (["--extend=grown", "--seeds=2"], "leave out --seeds"),
+        (["--extend=grown", "--resume=grown"], "leave out --extend"),
+        (["--extend=grown", "--only-failed", "--num-samples=2"], "leave out --num-samples and --space"),
+        (["--extend=grown", "--space=full_finetune"], "leaves out what was tried"),
+        (["--only-failed"], "goes with --extend"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(steps, folder, arguments, expected):
+    assert expected in run(folder, *arguments, expect=1)
+
+
+def test_another_version_of_the_code_is_refused(steps, folder):
+    path = folder / "results/grown/results.json"
+    text = path.read_text()
+    sha256 = json.loads(text)["record"]["code_sha256"]
+    try:
+        path.write_text(text.replace(sha256, "0" * 64))
+        assert "the code that trains has changed" in run(folder, "--extend=grown", expect=1)
+        path.unlink()
+        assert "--resume grown first" in run(folder, "--extend=grown", expect=1)
+    finally:
+        path.write_text(text)
+
+
+def test_the_hash_of_the_code_covers_what_a_trial_imports():
+    """Of tune/: whatever the modules of the list import, but for what tells, records, or only starts trials."""
+    others = {"experiment", "options", "preemption", "space", "terminal", "tracking"}
+    for name in TRAINING:
+        lines = (REPOSITORY / f"tune/{name}.py").read_text().splitlines()
+        imported = {line.split()[1].removeprefix("tune.") for line in lines if line.startswith("from tune.")}
+        assert imported <= {*TRAINING, *others}
+
+
+def space(**parameters):
+    return SearchSpace(name="x", parameters={"freeze_depth": "readout", **parameters})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fits"),
+    [
+        ({"lr": {"loguniform": [1e-4, 1e-2]}}, {"lr": {"loguniform": [1e-5, 1e-2]}}, True),
+        ({"lr": {"loguniform": [1e-4, 1e-2]}}, {"lr": {"loguniform": [1e-3, 1e-1]}}, False),
+        ({"lr": {"loguniform": [1e-4, 1e-2]}}, {"lr": {"choice": [1e-4, 1e-2]}}, False),
+        ({"lr": 1e-3}, {"lr": {"loguniform": [1e-4, 1e-2]}}, True),
+        ({"lr": 1e-3}, {"lr": 2e-3}, False),
+        ({"lr": {"choice": [1e-3, 2e-3]}}, {"lr": {"uniform": [1e-3, 1e-2]}}, True),
+        ({"epochs": {"choice": [2, 40]}}, {"epochs": {"int": [1, 30]}}, False),
+        ({}, {"loss": {"choice": ["mae", "huber"]}}, True),
+        ({}, {"loss": {"choice": ["mse", "huber"]}}, False),
+        ({"loss": {"choice": ["mse", "huber"]}}, {}, False),
+        ({}, {"batch_size": 32}, True),  # which is the default
+    ],
+)
+def test_a_wider_space_holds_all_of_the_old_one(old, new, fits):
+    assert (outside(space(**old), space(**new)) == []) == fits
+
+
+def test_a_space_does_not_differ_from_itself():
+    assert changes(load_space("head_finetune"), load_space("head_finetune")) == []

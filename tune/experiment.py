@@ -1,0 +1,87 @@
+"""A Ray Tune experiment: begun, or gone on with where its record is."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import ray.tune
+
+from data.storage import open_folder
+from tune.options import SweepError
+from tune.terminal import Terminal
+
+MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
+
+
+def run_experiment(
+    trainable: Any,
+    param_space: dict[str, Any],
+    tune_config: ray.tune.TuneConfig,
+    folder: str,
+    title: str,
+    callbacks: list[ray.tune.Callback],
+    *,
+    retry: bool = True,
+) -> list[tuple[dict[str, Any], ray.tune.Result]]:
+    """Run a new experiment, or go on with the one in `folder`.
+
+    Args:
+        trainable: what a trial does.
+        param_space: configs of the trials.
+        tune_config: of Ray Tune.
+        folder: path or URI of Ray's record.
+        title: for messages.
+        callbacks: of a new experiment; one that goes on has its own.
+        retry: whether trials that failed get another chance when it goes on.
+
+    Returns:
+        Config and result of every trial.
+
+    Raises:
+        SweepError: Ray ended with trials unfinished.
+    """
+    # A snapshot a second: a killed driver then runs no finished trial again.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tracking writes what is read
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the sweep, not only the search
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    for noisy in ("ray.tune", "optuna"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    filesystem, place = open_folder(folder)
+    storage, name = place.rsplit("/", 1)
+    if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
+        tuner = ray.tune.Tuner.restore(
+            place,
+            storage_filesystem=filesystem,
+            trainable=trainable,
+            param_space=param_space,
+            resume_errored=retry,
+        )
+    else:
+        tuner = ray.tune.Tuner(
+            trainable,
+            param_space=param_space,
+            tune_config=tune_config,
+            run_config=ray.tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                storage_filesystem=filesystem,
+                verbose=0,
+                callbacks=callbacks,
+                failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+    try:
+        results = tuner.fit()
+    finally:
+        Terminal.close()
+    # A trial that failed before its first report has a config here only.
+    trials = results._experiment_analysis.trials
+    unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
+    if unfinished:
+        raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
+    return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
