@@ -25,7 +25,7 @@ from data.task_table import (
     task_names,
 )
 
-__all__ = ["DEMO", "Task", "TaskError", "official_ids", "official_task", "open_task", "task_names"]
+__all__ = ["DEMO", "Task", "TaskError", "official_ids", "official_task", "open_task", "read_ids", "task_names"]
 
 _QUANTITIES = ("energy_per_atom", "energy_per_cell", "other")
 _DEMO_FILE = Path(__file__).parent / "demo" / "demo.parquet"
@@ -76,6 +76,22 @@ def open_task(
     if quantity is not None:
         task = _with_quantity(task, quantity)
     return task, rows if ids_file is None else _restrict(rows, ids_file, task)
+
+
+def read_ids(file: Path) -> set[str]:
+    """Ids of a text file, one a line; `#` begins a comment.
+
+    Raises:
+        TaskError: the file cannot be read, or names none.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"ids file {file} cannot be read: {error}") from None
+    ids = {one for line in lines if (one := line.split("#", 1)[0].strip())}
+    if not ids:
+        raise TaskError(f"ids file {file} names no id; expected one a line")
+    return ids
 
 
 def _read(path: Path) -> Source:
@@ -178,13 +194,7 @@ def _with_quantity(task: Task, quantity: str) -> Task:
 
 
 def _restrict(rows: Rows, ids_file: Path, task: Task) -> Rows:
-    try:
-        lines = ids_file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"ids file {ids_file} cannot be read: {error}") from None
-    wanted = {one for line in lines if (one := line.split("#", 1)[0].strip())}
-    if not wanted:
-        raise TaskError(f"ids file {ids_file} names no id; expected one a line")
+    wanted = read_ids(ids_file)
     who, complaint = f"ids file {ids_file} names", f"that {task.name} does not have"
     _refuse_unknown(sorted(wanted), set(rows.ids), who, complaint)
     kept = "\n".join([rows.sha256, *sorted(wanted)])

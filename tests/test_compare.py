@@ -13,11 +13,14 @@ import pandas as pd
 import pytest
 from scipy.stats import t, ttest_ind
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
 from models.metrics import metric_of
-from tune.compare import COLOURS, compare, config_differences, curves, differences, report
+from tune.compare import COLOURS, app, compare, config_differences, curves, differences, report
+from tune.options import Options
 from tune.paired import Pair, difference, seed_noise, weighted_auc
 from tune.runs import RunError, SweepRun, finished_runs, judged, load_sweep
+from tune.space import load_space
 
 REPOSITORY = Path(__file__).parents[1]
 MAE, ROCAUC = metric_of("regression"), metric_of("classification")
@@ -76,7 +79,8 @@ def write_run(
     results = {
         "sweep": folder.name,
         "options": {"search_folds": [0], "num_samples": 4, "seed": 0, "every_atom": False, "space": {"parameters": {}}},
-        "record": {"git_commit": "abc"},
+        "record": {"git_commit": "abc", "created": "2026-11-21T20:49:52+00:00", "versions": {"torch": "2.13.0"}},
+        "model": {"name": "chgnet"},
         "task": {"name": "made", "target": "e", "unit": "eV/atom", "kind": "regression", **(task or {})},
         "data": {"description": f"n={len(rows)}", "sha256": sha256},
         "notes": ["Labels are made."],
@@ -86,7 +90,11 @@ def write_run(
         "protocol": "no search.",
         "metric": metric,
         "reference": {"title": "pretrained + reference", **entries["reference"]},
-        "seeds": [{"seed": int(name[5:]), **entry} for name, entry in entries.items() if name.startswith("seed_")],
+        "seeds": [
+            {"seed": int(name[5:]), **entry, "training": [{"fold": fold, "n_trained": 400} for fold in folds]}
+            for name, entry in entries.items()
+            if name.startswith("seed_")
+        ],
         "chosen": [{"fold": fold, "config": (configs or {}).get(fold, {"lr": 0.001, "seed": 0})} for fold in folds],
         "trials": [],
     }
@@ -94,6 +102,17 @@ def write_run(
         results["ensemble"] = entries["ensemble"]
     (folder / "results.json").write_text(json.dumps(results))
     return folder
+
+
+def write_options(folder: Path, **options) -> Options:
+    """The sweep.json of a sweep of the demo task, by which its rows are opened again."""
+    told = {name: None for name, field in Options.model_fields.items() if field.is_required()}
+    told |= {"name": folder.name, "space": load_space("head_finetune"), "task": "demo", "search_folds": [0]}
+    told |= {"folds": [0, 1], "num_samples": 6, "seed": 0, "seeds": 2, "storage": str(folder.parent), "cache": "none"}
+    told |= {"downloads": "not-needed", "cpus_per_trial": 1, "gpus_per_trial": 0.0, "every_atom": False, "tta": "none"}
+    made = Options(**told | options)
+    (folder / "sweep.json").write_text(json.dumps({"options": made.model_dump()}))
+    return made
 
 
 def predict(rows: pd.DataFrame, error: float, seed: int = 0, seeds: int = 1, jitter: float = 0.0) -> dict:
@@ -348,7 +367,9 @@ def test_what_cannot_be_read_is_told(tmp_path):
     assert finished_runs(str(tmp_path / "nowhere")) == []
     assert re.search(r"no run 'gamma'.*: alpha, beta$", refused("gamma"))
     assert "--resume begun" in refused("begun")
-    assert "--resume begun" in refused("begun/seed_0")
+    assert f"--resume begun --storage {storage}`" in refused("begun/seed_0")
+    (storage / "begun" / "sweep.json").write_text('{"gate": {}}')
+    assert "a queue, whose command (tune/run_queue.py) goes on with it" in refused("begun")
     assert "no member 'seed_5': it has reference, seed_0" in refused("alpha/seed_5")
     (storage / "alpha" / "seed_0" / "preds_fold_3.csv").unlink()
     assert "seed_0/preds_fold_3.csv missing" in refused("alpha")
@@ -363,6 +384,9 @@ def test_what_cannot_be_read_is_told(tmp_path):
         file.write_text(damage)
         assert reason in refused("beta")
         assert "seed_0/preds_fold_2.csv" in refused("beta")
+    file.write_text(whole)
+    (storage / "beta" / "seed_0" / "history_fold_1.csv").write_text("")
+    assert "seed_0/history_fold_1.csv is damaged" in refused("beta")
     (storage / "beta" / "results.json").write_text('{"speed": 1}')
     assert "beta/results.json is not that of a sweep" in refused("beta")
 
@@ -468,16 +492,13 @@ def test_differences_are_per_crystal_means_over_seeds_largest_first(tmp_path):
     assert row["difference"] == pytest.approx((errors[0] + errors[1]) / 2 - errors[2])
 
 
-def test_the_command_writes_report_table_and_picture(tmp_path):
+def test_the_command_writes_report_table_and_picture(tmp_path, monkeypatch):
     rows = make_rows()
     write_run(tmp_path / "ray_results" / "plain", rows, predict(rows, 0.10, seeds=3, jitter=0.001))
     write_run(tmp_path / "ray_results" / "tuned", rows, predict(rows, 0.08, seeds=3, jitter=0.001))
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, REPOSITORY / "tune" / "compare.py", *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-
-    done = run("plain", "tuned")
+    command = [sys.executable, REPOSITORY / "tune" / "compare.py", "plain", "tuned"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "ray_results" / "compare-plain-tuned"
     text = (folder / "compare.md").read_text()
@@ -491,6 +512,7 @@ def test_the_command_writes_report_table_and_picture(tmp_path):
     for colour in COLOURS.values():
         assert (np.abs(picture - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.02).sum() > 100
 
-    refused = run("plain", "untold")
-    assert (refused.returncode, refused.stdout) == (1, "")
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["plain", "untold"])
+    assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr == "RunError: no run 'untold'. Finished runs in ray_results: plain, tuned\n"

@@ -8,15 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Structure
-from test_compare import made, make_rows
-from test_leaderboard import board, change
+from test_compare import made, make_rows, write_options
+from test_leaderboard import board
+from typer.testing import CliRunner
 
 from data.convert import reduced_formula
 from data.rows import Rows
 from data.tasks import open_task
 from tune.contamination import exposures, report
+from tune.ensemble import app as average
 from tune.ranking import Section, sections
-from tune.runs import SweepRun, load_sweep
+from tune.runs import SweepRun, load_sweep, weights_of
 from tune.seen import SeenError, read_seen, seen_ids
 
 FROM_SCRATCH = {fold: {"weights": "random", "seed": 0} for fold in range(5)}
@@ -94,6 +96,20 @@ def test_without_a_control_nothing_is_concluded_and_a_peer_can_be_one(tmp_path, 
     assert "bad" not in [line.name for line in split.lines]
 
 
+def test_an_average_of_pretrained_networks_is_no_control(tmp_path, rows, listed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    section = section_of(tmp_path, rows, tuned=(0.1, 0.3), other=(0.2, 0.3), scratch=(0.4, 0.4))
+    for name, parts in (("both", ["tuned", "other"]), ("all", ["both", "scratch"])):
+        assert CliRunner().invoke(average, [*parts, "--name", name]).exit_code == 0
+    averages = [load_sweep(name) for name in ("both", "all")]
+    assert [weights_of(run) for run in averages] == ["0.3.0", "0.3.0, random"]
+    (section,) = sections([*section.runs, *averages], {})
+    (split,) = exposures([section], read_seen(str(listed)))
+    assert split.control == "scratch"
+    assert {line.name for line in split.lines if line.role == "pretrained"} == {"tuned", "other", "both", "all"}
+    assert [line.name for line in split.lines if line.role == "zero-shot"] == ["pretrained + reference (0.3.0)"]
+
+
 @pytest.fixture(scope="module")
 def demo() -> Rows:
     return open_task("demo", download_dir=Path())[1]
@@ -110,9 +126,9 @@ def demo_run(tmp_path: Path, demo: Rows) -> SweepRun:
             "y_true": demo.targets[:300],
         }
     )
-    made(tmp_path, "demo", table, {"seed_0": table["y_true"].to_numpy() + 0.1}, sha256=demo.sha256)
-    change(tmp_path / "ray_results" / "demo", options={"task": "demo", "downloads": str(tmp_path)})
-    return load_sweep("demo", str(tmp_path / "ray_results"))
+    run = made(tmp_path, "demo", table, {"seed_0": table["y_true"].to_numpy() + 0.1}, sha256=demo.sha256)
+    write_options(Path(run.address))
+    return run
 
 
 def structures(demo: Rows, positions: list[int]) -> list[Structure]:
@@ -183,13 +199,14 @@ def test_what_cannot_be_split_says_why(tmp_path, rows, listed, demo):
     assert "has no structure that can be read" in refused(tmp_path / "folder", section)
 
     run = demo_run(tmp_path, demo)
-    change(tmp_path / "ray_results" / "demo", options={"task": "gone.json.gz", "downloads": str(tmp_path)})
-    (section,) = sections([load_sweep("demo", str(tmp_path / "ray_results"))], {})
+    write_options(Path(run.address), task="gone.json.gz")
+    (section,) = sections([run], {})
     file = tmp_path / "seen.json"
     cell = structures(demo, [0])[0].as_dict()
     file.write_text(json.dumps({"index": [0], "columns": ["structure"], "data": [[cell]]}))
-    assert "the structures of made cannot be opened (demo: there is no task" in refused(file, section)
-    assert run.name == "demo"
+    why = refused(file, section)
+    assert "structures of made are needed, or a list of ids instead" in why
+    assert "demo: The structures cannot be opened any more: there is no task" in why
 
 
 def test_the_leaderboard_has_the_split(tmp_path, rows, listed, monkeypatch):

@@ -1,21 +1,19 @@
 """Runs averaged into a run: the numbers by hand, what is left on disk, who can read it, and what is refused."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
-from test_compare import REPOSITORY, made, make_rows, mean_error, predict, write_run
+from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from tune.compare import compare
-from tune.ensemble import app, average, contribution, tables
+from tune.ensemble import app, average, collect, tables
 from tune.ranking import sections
-from tune.runs import RunError, SweepRun, load_sweep
+from tune.runs import RunError, SweepRun, contribution, load_sweep
 
 
 def two_runs(tmp_path: Path, rows: pd.DataFrame, val_rows: pd.DataFrame) -> list[SweepRun]:
@@ -69,6 +67,31 @@ def test_a_run_gives_its_ensemble_else_its_only_seed_else_the_reference(tmp_path
     assert contribution(load_sweep(f"{two.address}/seed_1")).name == "seed_1"
     found = average([load_sweep(f"{two.address}/seed_0"), load_sweep(f"{two.address}/seed_1")])
     assert found.labels == ["two/seed_0", "two/seed_1"]
+
+
+def test_two_experiments_of_a_queue_are_two_runs_and_members_of_one_sweep_cost_it_once(tmp_path, rows, val_rows):
+    runs = [made(tmp_path, f"daily/{name}", rows, predict(rows, 0.1)) for name in ("ema", "swa")]
+    for run in runs:
+        run.results["sweep"] = f"daily/{run.name}"
+    assert average(runs).labels == ["daily/ema/seed_0", "daily/swa/seed_0"]
+    two = two_runs(tmp_path, rows, val_rows)[1]
+    members = [load_sweep(f"{two.address}/seed_{number}") for number in (0, 1)]
+    for together, cpu_hours in ((members, 0.5), ([*members, runs[0]], 1.0)):
+        results = collect("mean", together, average(together), "equal")
+        assert (results["cost"]["cpu_hours"], results["cost"]["trainings"]) == (cpu_hours, 2 * cpu_hours)
+
+
+def test_weights_that_flatter_a_run_which_chose_its_epoch_by_validation_say_so(tmp_path, rows, val_rows):
+    def notes(*keep: str) -> list[str]:
+        runs = [
+            made(tmp_path, name, rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1),
+                 configs={fold: {"keep": kept} for fold in (0, 1)})
+            for name, kept in zip("ab", keep, strict=True)
+        ]  # fmt: skip
+        return collect("mean", runs, average(runs, "validation"), "validation")["notes"]
+
+    assert notes("best", "last")[-1].startswith("The epoch of a/seed_0 was chosen on the validation parts")
+    assert notes("best", "best") == notes("last", "last") == ["Labels are made."]
 
 
 def test_a_member_in_another_order_is_put_in_order(tmp_path, rows):
@@ -128,12 +151,11 @@ def test_folds_split_otherwise_are_averaged_without_a_validation_part(tmp_path, 
     assert "old has no predictions of its validation parts" in found.why_no_validation
 
 
-def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows):
+def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     runs = two_runs(tmp_path, rows, val_rows)
-    script = REPOSITORY / "tune" / "ensemble.py"
-    command = [sys.executable, script, "one", "two", "--name", "both", "--weights", "validation"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["one", "two", "--name", "both", "--weights", "validation"])
+    assert done.exit_code == 0, done.stderr
     folder = tmp_path / "ray_results" / "both"
     text = (folder / "RESULTS.md").read_text()
     assert text in done.stdout

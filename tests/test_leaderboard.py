@@ -18,8 +18,7 @@ from tune.compare import compare
 from tune.leaderboard import FILES, app, cells, facts
 from tune.peers import peer_tables, read_peers
 from tune.ranking import Section, mean_scores, pooled_spread, sections
-from tune.results import OVERLAP
-from tune.runs import RunError
+from tune.runs import RunError, load_sweep
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 PREDICTIONS, LABELS = SHARED / "peer_predictions_mp_e_form.parquet", SHARED / "mp_e_form_compositions.parquet"
@@ -84,11 +83,12 @@ def test_everyone_is_scored_on_the_runs_crystals_best_first(tmp_path):
 def test_ids_that_a_peer_lacks_are_counted_and_one_is_named(tmp_path):
     run = made(tmp_path, "mine", two_folds(), {"seed_0": two_folds()["y_true"]})
     few = write_peers(tmp_path / "few.parquet", {"few": {"a": 1.0, "c": 3.0}})
-    with pytest.raises(RunError, match=rf"^2 test ids are not in {few}, for example b$"):
+    with pytest.raises(RunError, match=rf"^2 test ids are not in {few}, for example b: name runs"):
         sections([run], {str(few): read_peers(few)})
-    gap = write_peers(tmp_path / "gap.parquet", {"gap": {**dict.fromkeys("abc", 1.0), "d": np.nan}})
-    with pytest.raises(RunError, match=rf"^gap of {gap} has no prediction of 1 test ids, for example d$"):
-        sections([run], {str(gap): read_peers(gap)})
+    for nothing in (np.nan, np.inf):
+        gap = write_peers(tmp_path / "gap.parquet", {"gap": {**dict.fromkeys("abc", 1.0), "d": nothing}})
+        with pytest.raises(RunError, match=rf"^gap of {gap} has no prediction of 1 test ids, for example d: take"):
+            sections([run], {str(gap): read_peers(gap)})
     other = write_peers(tmp_path / "other.parquet", {"other": {"mb-phonons-0001": 1.0}})
     with pytest.raises(RunError, match=r"other.parquet: it has none of the test ids of these runs"):
         sections([run], {str(other): read_peers(other)})
@@ -180,6 +180,17 @@ def test_a_difference_that_seeds_explain_shares_the_first_rank(tmp_path):
     assert ranks(section)["far"] == (3, False)
 
 
+def test_seeds_count_once_and_only_where_all_folds_were_trained(tmp_path):
+    rows = make_rows()
+    noisy = made(tmp_path, "noisy", rows, predict(rows, 0.1, seeds=4, jitter=0.003))
+    alone = sections([noisy], {})[0].spread
+    assert alone.freedom == 3
+    members = [load_sweep(f"{noisy.address}/seed_{number}") for number in (0, 2)]
+    first = rows[rows["fold"] == 0]  # one fold's mean is spread otherwise than that of five
+    part = made(tmp_path, "part", first, predict(first, 0.1, seeds=3, jitter=0.05))
+    assert sections([noisy, *members, part], {})[0].spread == alone
+
+
 def test_the_spread_of_seeds_is_pooled_and_its_band_as_by_hand():
     spread = pooled_spread([np.array([1.0, 3.0]), np.array([5.0]), np.array([0.0, 0.0, 3.0])])
     assert (spread.std, spread.freedom) == (pytest.approx(((2 + 6) / 3) ** 0.5), 3)
@@ -220,14 +231,8 @@ def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
     results = json.loads((tmp_path / "ray_results" / "a" / "results.json").read_text())
     results["reference"]["title"] = "reference: linear in the element fractions"
     (tmp_path / "ray_results" / "a" / "results.json").write_text(json.dumps(results))
-    (section,) = sections([made_again(tmp_path, "a")], {})
+    (section,) = sections([load_sweep(a.address)], {})
     assert names(section) == ["a"]
-
-
-def made_again(tmp_path: Path, name: str):
-    from tune.runs import load_sweep
-
-    return load_sweep(name, str(tmp_path / "ray_results"))
 
 
 def test_other_rows_and_other_tasks_are_other_sections(tmp_path):
@@ -302,16 +307,16 @@ def test_the_command_lists_all_runs_with_what_a_reader_must_know(here, tmp_path)
     official = {"name": "matbench_mp_e_form", "n_official": 132752}
     for name, error in (("a", 0.1), ("queue/b", 0.2), ("old", 0.3)):
         write_run(here / name, rows, {"seed_0": y + error}, task=official)
-    record = {"created": "2026-11-21T20:49:52+00:00", "git_commit": "abc"}
-    change(here / "a", flags=["subset", "inert"], record=record, model={"name": "chgnet"},
-           cost={"cpu_hours": 1.25, "gpu_hours": 0.4})  # fmt: skip
+    change(here / "a", flags=["subset", "inert"], cost={"cpu_hours": 1.25, "gpu_hours": 0.4})
     told = json.loads((here / "a" / "results.json").read_text())
     told["seeds"][0]["training"] = [{"fold": 0, "n_trained": 400}, {"fold": 1, "n_trained": 412525}]
     change(here / "a", seeds=told["seeds"])
     change(here / "queue" / "b", sweep="queue/b")
     (here / "queue" / "queue.json").write_text("{}")
-    change(here / "old", flags=None, cost=None, notes=["Labels are made.", OVERLAP])
+    change(here / "old", flags=["pretraining overlap"])
     write_run(here / "damaged", rows, {"seed_0": y})
+    write_run(here / "older", rows, {"seed_0": y})
+    change(here / "older", flags=None, cost=None)
     (here / "damaged" / "seed_0" / "preds_fold_1.csv").unlink()
     peers = write_peers(tmp_path / "peers.parquet", {"net": dict(zip(rows["id"], y + 0.15, strict=True))})
 
@@ -333,9 +338,10 @@ def test_the_command_lists_all_runs_with_what_a_reader_must_know(here, tmp_path)
     assert table[1]["what"] == "peer"
     assert table[1]["flags"] == "trained on the whole task"
     assert table[1]["MAE behind the best"] == "+0.0500 (+0.0500 to +0.0500)"
-    assert table[3]["flags"] == "pretraining overlap"  # of results older than flags
+    assert table[3]["flags"] == "pretraining overlap"
     assert "was pretrained on Materials Project data" in text
     assert "- damaged: " in text
+    assert "of another version of matsweep (KeyError: 'cost, flags')" in text
     assert "Left out: damaged" in done.output
 
     loaded = (here / "leaderboard.json").read_text()

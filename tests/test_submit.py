@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from data.folds import make_folds
 from data.tasks import official_ids, official_task
 from models.metrics import metric_of
+from tune.ensemble import app as average
 from tune.matbench_record import quiet_matbench, read_record
 from tune.results import OVERLAP
 from tune.runs import load_sweep
@@ -143,6 +145,33 @@ def test_a_whole_task_is_recorded_scored_and_validated_by_matbench(here, small):
     assert "info.json names no authors, give --authors" in seed.output
     assert read_record(here / "one" / "results.json.gz").scores[SMALL].mae.mean == pytest.approx(1.5)
     assert json.loads((here / "one" / "info.json").read_text())["algorithm"] == "mine/seed_1"
+
+
+def test_run_py_repeats_the_runs_of_a_queue_and_their_average(here, small):
+    y = small["y_true"].to_numpy()
+    for name, error in (("ema", 0.5), ("swa", -0.7)):
+        official_run(here / "daily" / name, SMALL, small, {"seed_0": y + error}, sweep=f"daily/{name}")
+    done = CliRunner().invoke(average, ["daily/ema", "daily/swa", "--name", "both"])
+    assert done.exit_code == 0, done.output
+    done = submit("both", "--out", here / "out")
+    assert done.exit_code == 0, done.output
+    assert read_record(here / "out" / "results.json.gz").scores[SMALL].mae.mean == pytest.approx(0.1)
+    script = (here / "out" / "run.py").read_text()
+    assert "'--name', 'daily_ema', '--space', 'daily_ema.yaml'" in script
+    assert "['tune/ensemble.py', 'daily_ema/seed_0', 'daily_swa/seed_0', '--name', 'both'" in script
+
+
+def test_a_model_of_ones_own_goes_along_unless_it_changed(here, small):
+    file = here.parent / "mine.py"
+    file.write_text("MODEL = 1\n")
+    model = {"name": "mine.py", "file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    official_run(here / "mine", SMALL, small, {"seed_0": small["y_true"].to_numpy() + 0.5}, model=model)
+    assert submit("mine", "--out", here / "out").exit_code == 0
+    assert (here / "out" / "mine.py").read_text() == "MODEL = 1\n"
+    file.write_text("MODEL = 2\n")
+    done = submit("mine", "--out", here / "again")
+    assert (done.exit_code, (here / "again").exists()) == (1, False)
+    assert "mine.py, the model of mine, is gone or was changed since: put it back" in done.output
 
 
 def test_a_record_that_was_changed_is_not_read(here, small):

@@ -35,7 +35,17 @@ from tune.paired import (
     pair_up,
     seed_noise,
 )
-from tune.runs import STORAGE, On, RunError, SweepRun, judged, load_sweep, predictions, refuse_different
+from tune.runs import (
+    STORAGE,
+    On,
+    RunError,
+    SweepRun,
+    chose_by_validation,
+    judged,
+    load_sweep,
+    predictions,
+    refuse_different,
+)
 
 SHOWN = 10  # ids in the report
 COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: told apart by colour-blind people
@@ -109,7 +119,7 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     )
     band = seed_noise(of_a, of_b, other)
     verdict, sentence = judge(pair, a.metric, found, band)
-    if on == "validation" and len({_chose_by_validation(run) for run in (a, b)}) > 1:
+    if on == "validation" and len({chose_by_validation(run) for run in (a, b)}) > 1:
         verdict, sentence = (
             "undecided",
             (
@@ -118,11 +128,6 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
             ),
         )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
-
-
-def _chose_by_validation(run: SweepRun) -> bool:
-    """Whether the epoch of a run was chosen on its validation parts."""
-    return any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def trains(run: SweepRun) -> bool:

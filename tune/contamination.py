@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tune.entries import OVERLAP_FLAG, Entry, weights_of
+from tune.entries import OVERLAP_FLAG, Entry
 from tune.paired import MIN_COMPOSITIONS, clusters, fold_scores, interval, pair_up, resampled_scores
 from tune.ranking import Section, resamples_for
+from tune.runs import weights_of
 from tune.seen import Seen, SeenError, seen_ids
 
 
@@ -54,7 +55,7 @@ class Exposure:
     Attributes:
         section: that was split.
         source: what was seen.
-        n_by_id: test crystals that are listed.
+        n_by_id: test crystals that are listed; like the next two 0 where the section cannot be split.
         n_by_structure: others that equal a structure.
         n_unseen: the rest.
         n_unreadable: structures of the source that could not be read.
@@ -75,10 +76,11 @@ class Exposure:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without empty values."""
+        if self.why_not:
+            return {"source": self.source, "not_split_because": self.why_not}
         told: dict[str, Any] = {"source": self.source, "n_by_id": self.n_by_id, "n_by_structure": self.n_by_structure}
         told |= {"n_unseen": self.n_unseen, "n_unreadable": self.n_unreadable, "lines": []}
         told |= {"control": self.control} if self.control else {}
-        told |= {"not_split_because": self.why_not} if self.why_not else {}
         for line in self.lines:
             entry = {what: one for what, one in vars(line).items() if one is not None}
             told["lines"].append({k: vars(one) if isinstance(one, Measured) else one for k, one in entry.items()})
@@ -112,6 +114,8 @@ def report(exposure: Exposure, digits: int) -> str:
         return "\n".join([*lines, f"Not split: {exposure.why_not}."])
     metric = exposure.section.metric.name.upper()
     n_seen = exposure.n_by_id + exposure.n_by_structure
+    columns = ["name", "role", f"{metric} seen", f"{metric} unseen", "advantage on seen"]
+    columns += [f"beyond that of {exposure.control}"] if exposure.control else []
     lines += [
         (
             f"{n_seen:,} test crystals were seen ({exposure.n_by_id:,} by id, {exposure.n_by_structure:,} by "
@@ -120,8 +124,8 @@ def report(exposure: Exposure, digits: int) -> str:
             + (f" {exposure.n_unreadable:,} structures could not be read." if exposure.n_unreadable else "")
         ),
         "",
-        f"| name | role | {metric} seen | {metric} unseen | advantage on seen | beyond that of {exposure.control} |",
-        "|---|---|---|---|---|---|",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
     ]
 
     def told(one: Measured | None, sign: str = "") -> str:
@@ -132,10 +136,7 @@ def report(exposure: Exposure, digits: int) -> str:
     for line in exposure.lines:
         role = f"{line.role} (control)" if line.name == exposure.control else line.role
         scores = [told(line.seen), told(line.unseen), told(line.advantage, "+"), told(line.beyond_control, "+")]
-        lines.append(f"| {line.name} | {role} | {' | '.join(scores)} |")
-    if not exposure.control:
-        lines = [line.replace(" beyond that of  |", "").removesuffix("  |") for line in lines]
-        lines[5:6] = ["|---|---|---|---|---|"]
+        lines.append(f"| {' | '.join([line.name, role, *scores][: len(columns)])} |")
     return "\n".join([*lines, "", sentence(exposure, digits)])
 
 
@@ -165,26 +166,15 @@ def sentence(exposure: Exposure, digits: int) -> str:
 
 
 def _split(section: Section, seen: Seen) -> Exposure:
-    def not_split(why: str) -> Exposure:
-        return Exposure(
-            section,
-            seen.source,
-            len(listed),
-            len(equal),
-            len(table) - len(listed | equal),
-            seen.n_unreadable,
-            "",
-            [],
-            why,
-        )
-
-    listed: set[str] = set()
-    equal: set[str] = set()
-    table = section.places[0].entry.table
+    """A section split, or why it is not."""
     try:
-        listed, equal = seen_ids(section, seen)
+        return _measured(section, seen)
     except SeenError as problem:
-        return not_split(str(problem))
+        return Exposure(section, seen.source, 0, 0, 0, seen.n_unreadable, "", [], str(problem))
+
+
+def _measured(section: Section, seen: Seen) -> Exposure:
+    listed, equal = seen_ids(section, seen)
     entries = [place.entry for place in section.places if place.rank is not None]
     control = _control(entries)
     # Of all the peers, that alone which the others are held against.
@@ -193,11 +183,11 @@ def _split(section: Section, seen: Seen) -> Exposure:
     was_seen = pair.rows["id"].isin(listed | equal).to_numpy()
     for which, n in (("seen", int(was_seen.sum())), ("unseen", int((~was_seen).sum()))):
         if n == 0:
-            return not_split(f"none of the {len(table):,} test crystals of {section.task['name']} is {which}")
+            raise SeenError(f"none of the {len(was_seen):,} test crystals of {section.task['name']} is {which}")
     parts = [(pair.rows[mask].reset_index(drop=True), pair.a[:, mask]) for mask in (was_seen, ~was_seen)]
     few = min(int(clusters(rows).max()) + 1 for rows, _ in parts)
     if few < MIN_COMPOSITIONS:
-        return not_split(f"{few} compositions on one side are too few for an interval, {MIN_COMPOSITIONS} are needed")
+        raise SeenError(f"{few} compositions on one side are too few for an interval, {MIN_COMPOSITIONS} are needed")
     metric = section.metric
     values, resampled = [], []
     n_resamples = resamples_for(int(clusters(pair.rows).max()) + 1, metric)

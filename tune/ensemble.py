@@ -18,10 +18,23 @@ import pandas as pd
 import typer
 
 from data.storage import StorageError, file_names
-from models.metrics import Metric, all_scores
+from models.metrics import Kind, all_scores
 from tune.options import Folder, run_record
 from tune.paired import pair_up
-from tune.runs import STORAGE, Member, On, RunError, SweepRun, load_sweep, predictions, refuse_different
+from tune.results import over_folds
+from tune.runs import (
+    STORAGE,
+    Member,
+    On,
+    RunError,
+    SweepRun,
+    chose_by_validation,
+    contribution,
+    load_sweep,
+    predictions,
+    refuse_different,
+    weights_of,
+)
 
 Weights = Literal["equal", "validation"]
 _HOW = {
@@ -64,12 +77,6 @@ class Average:
     why_no_validation: str
 
 
-def contribution(run: SweepRun) -> Member:
-    """What a run adds to an average: its ensemble, else its only seed, else the untrained reference."""
-    seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
-    return run.members.get("ensemble") or (seeds[0] if seeds else run.members["reference"])
-
-
 def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
     """Average the predictions of several runs.
 
@@ -95,7 +102,7 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
                 f"{first.name} and {run.name} do not go together: folds {sorted(first.folds)} and {sorted(run.folds)}"
             )
     members = [contribution(run) for run in runs]
-    labels = [f"{run.name.split('/')[0]}/{member.name}" for run, member in zip(runs, members, strict=True)]
+    labels = [f"{run.results['sweep']}/{member.name}" for run, member in zip(runs, members, strict=True)]
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise RunError(f"{', '.join(repeated)} is given more than once")
@@ -158,24 +165,17 @@ def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {fold: table[table["fold"] == fold].drop(columns="fold") for fold in sorted(set(table["fold"]))}
 
 
-def scores(part: Part, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
+def scores(part: Part, predicted: np.ndarray, kind: Kind) -> dict[str, Any]:
     """Scores by fold, their mean and their standard deviation over folds, as in a sweep's results.json."""
-    kind: Literal["regression", "classification"] = "regression" if metric.name == "mae" else "classification"
-    by_fold = []
-    for fold in sorted(set(part.rows["fold"])):
-        here = (part.rows["fold"] == fold).to_numpy()
-        of_fold = all_scores(kind, part.rows["y_true"].to_numpy()[here], predicted[here])
-        by_fold.append({"fold": int(fold), "n_test": int(here.sum()), **of_fold})
-    table = pd.DataFrame(by_fold).drop(columns=["fold", "n_test"])
-    result = {"folds": by_fold, "mean": table.mean().to_dict(), "n_folds": len(by_fold)}
-    if len(by_fold) > 1:
-        result["std_over_folds"] = table.std(ddof=1).to_dict()
-    return result
+    y_true, fold = part.rows["y_true"].to_numpy(), part.rows["fold"].to_numpy()
+    parts = [(int(one), np.flatnonzero(fold == one)) for one in np.unique(fold)]
+    return over_folds([(one, len(here), all_scores(kind, y_true[here], predicted[here])) for one, here in parts])
 
 
 def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -> dict[str, Any]:
     """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
     first = runs[0]
+    kind = first.task["kind"]
     members = []
     for position, (run, label) in enumerate(zip(runs, found.labels, strict=True)):
         member = {"member": label, "address": run.address, "notes": run.results["notes"]}
@@ -183,12 +183,19 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
         for on, part in (("test", found.test), ("validation", found.validation)):
             if part is not None:
-                member[on] = scores(part, part.members[position], first.metric)["mean"]
+                member[on] = scores(part, part.members[position], kind)["mean"]
         members.append(member)
     notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
     if found.validation is None:
         notes.append(f"No predictions of the validation parts: {found.why_no_validation}.")
+    flattered = [label for run, label in zip(runs, found.labels, strict=True) if chose_by_validation(run)]
+    if weights == "validation" and len(flattered) in range(1, len(runs)):
+        notes.append(
+            f"The epoch of {', '.join(flattered)} was chosen on the validation parts (keep: best), that of the others "
+            "was not: the weights flatter it."
+        )
     title = f"mean of {len(runs)} runs"
+    costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
         "options": {"name": name, "members": found.labels, "weights": weights},
@@ -210,13 +217,14 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
             for fold, of_fold in found.weights.items()
         ],
         "trials": [],
-        "cost": {what: sum(run.results["cost"][what] for run in runs) for what in first.results["cost"]},
+        "cost": {what: sum(spent[what] for spent in costs) for what in first.results["cost"]},
         "inert": [],
-        "ensemble": {"title": title, **scores(found.test, found.test.mean, first.metric)},
+        "ensemble": {"title": title, **scores(found.test, found.test.mean, kind)},
         "members": members,
+        "weights": ", ".join(sorted({one for run in runs for one in weights_of(run).split(", ") if one})),
     }
     if found.validation is not None:
-        results["validation"] = scores(found.validation, found.validation.mean, first.metric)["mean"]
+        results["validation"] = scores(found.validation, found.validation.mean, kind)["mean"]
     return results
 
 

@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-from pyarrow import fs
 
-from data.storage import file_names, open_folder
-from tune.ensemble import contribution
-from tune.runs import RunError, SweepRun, finished_runs, load_sweep
+from tune.runs import RunError, SweepRun, contribution, finished_runs, load_sweep, weights_of
 
 Kind = Literal["run", "zero-shot", "peer"]
 OVERLAP_FLAG = "pretraining overlap"
-_OVERLAP_NOTE = "was pretrained on Materials Project data"  # of results older than their flags
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,18 +39,6 @@ class Entry:
     run: SweepRun | None
 
 
-def all_runs(storage: str) -> list[str]:
-    """Names of the finished sweeps in a folder, those of its queues included, sorted."""
-    filesystem, path = open_folder(storage)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = finished_runs(storage)
-    for info in found:
-        if info.type == fs.FileType.Directory and "queue.json" in file_names(filesystem, info.path):
-            queue = info.base_name
-            names += [f"{queue}/{name}" for name in finished_runs(f"{storage}/{queue}")]
-    return sorted(names)
-
-
 def load_runs(names: Sequence[str], storage: str) -> tuple[list[SweepRun], dict[str, str]]:
     """The runs of these names, or all there are, of which those that cannot be read are left out with the reason.
 
@@ -64,39 +48,20 @@ def load_runs(names: Sequence[str], storage: str) -> tuple[list[SweepRun], dict[
     if names:
         return [load_sweep(name, storage) for name in names], {}
     runs, skipped = [], {}
-    for name in all_runs(storage):
+    for name in finished_runs(storage):
         try:
             runs.append(load_sweep(name, storage))
-        except (RunError, OSError, ValueError, KeyError, TypeError) as problem:
+        except (RunError, OSError) as problem:
             skipped[name] = str(problem)
     if not runs:
-        raise RunError(f"there is no finished sweep in {storage}")
+        why = [" that can be read:", *(f"{name}: {reason}" for name, reason in skipped.items())] if skipped else []
+        raise RunError(f"there is no finished sweep in {storage}" + "\n  ".join(why))
     return runs, skipped
-
-
-def flags_of(run: SweepRun) -> list[str]:
-    """The flags of a run; of results that are older than flags, those that their text tells."""
-    results = run.results
-    if "flags" in results:
-        return [str(flag) for flag in results["flags"]]
-    told = {
-        "subset": results["data"]["description"].startswith("subset"),
-        OVERLAP_FLAG: any(_OVERLAP_NOTE in note for note in results["notes"]),
-        "labels of a model": run.task["name"] == "demo",
-        "inert": bool(results.get("inert")),
-    }
-    return [flag for flag, raised in told.items() if raised]
 
 
 def is_zero_shot(run: SweepRun) -> bool:
     """Whether its untrained reference is a pretrained network."""
     return str(run.results["reference"]["title"]).startswith("pretrained")
-
-
-def weights_of(run: SweepRun) -> str:
-    """Pretrained weights that a run starts from, `random`, or "" where its model has none or none are told."""
-    found = {str(config["weights"]) for config in run.configs.values() if "weights" in config}
-    return found.pop() if len(found) == 1 else ""
 
 
 def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
@@ -107,11 +72,11 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         member = contribution(run)
         if member.name == "reference":
             kind: Kind = "zero-shot" if is_zero_shot(run) else "run"
-            entries.append(Entry(run.name, kind, member.test, member.name, 0, flags_of(run), run))
+            entries.append(Entry(run.name, kind, member.test, member.name, 0, run.results["flags"], run))
             references.setdefault(_fingerprint(member.test), []).append(run)
             continue
         n_seeds = max(1, len(run.results["seeds"])) if member.name == "ensemble" else 1
-        entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, flags_of(run), run))
+        entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, run.results["flags"], run))
         if is_zero_shot(run) and "reference" in run.members:
             references.setdefault(_fingerprint(run.members["reference"].test), []).append(run)
     listed = {entry.run for entry in entries if entry.member == "reference"}
@@ -124,13 +89,14 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         those = references[folds]
         if any(run in listed for run in those):
             continue
-        run = next((run for run in those if weights_of(run)), those[0])  # an average does not know its weights
+        # An average has the reference of one of its members, and does not say of which.
+        run = next((run for run in those if "members" not in run.results), those[0])
         table = run.members["reference"].test
         name = str(run.results["reference"]["title"])
-        name += f" ({weights_of(run)})" if weights_of(run) else ""
+        name += f" ({weights_of(run)})" if weights_of(run) and "members" not in run.results else ""
         name = f"{name} of {run.name}" if name in taken else name
         taken.add(name)
-        flags = [flag for flag in flags_of(run) if flag in ("subset", "labels of a model", OVERLAP_FLAG)]
+        flags = [flag for flag in run.results["flags"] if flag in ("subset", "labels of a model", OVERLAP_FLAG)]
         entries.append(Entry(name, "zero-shot", table, "reference", 0, flags, run))
     return entries
 

@@ -28,11 +28,11 @@ from data.storage import StorageError
 from data.tasks import TaskError
 from tune.contamination import Exposure, exposures
 from tune.contamination import report as exposure_report
-from tune.entries import OVERLAP_FLAG, load_runs, short_protocol, weights_of
+from tune.entries import OVERLAP_FLAG, load_runs, short_protocol
 from tune.options import Folder
 from tune.peers import read_peers
 from tune.ranking import Place, Section, sections, seed_scores
-from tune.runs import STORAGE, RunError
+from tune.runs import STORAGE, RunError, weights_of
 from tune.seen import SeenError, read_seen
 
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
@@ -55,23 +55,24 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
     if run is None:
         return told
     results, own = run.results, run.name == entry.name
-    told |= {"member": entry.member, "run": run.name, "created": results["record"].get("created", "unknown")}
-    told |= {"git_commit": results["record"].get("git_commit", "unknown")}
-    told |= {"weights": weights_of(run)} if weights_of(run) else {}
+    told |= {"member": entry.member, "run": run.name}
+    told |= {what: results["record"][what] for what in ("created", "git_commit")}
+    if weights_of(run) and (own or "members" not in results):
+        told["weights"] = weights_of(run)
     if not own:  # the untrained network that a run started from
         return told | {"seeds": 0, "parameters": 0, "protocol": "nothing trained"}
-    told |= {"seeds": entry.n_seeds, "protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
-    if "model" in results:
-        told["model"] = results["model"]["name"]
+    told |= {"protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
     if "members" in results:
         told["members"] = [one["member"] for one in results["members"]]
+    else:
+        told |= {"seeds": entry.n_seeds, "model": results["model"]["name"]}
     if len(seed_scores(run)) > 1:
         told["seed_std"] = float(seed_scores(run).std(ddof=1))
-    told |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours") if "cost" in results}
-    trained = [one.get("n_trained") for seed in results["seeds"] for one in seed.get("training", [])]
+    told |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours")}
+    trained = [one["n_trained"] for seed in results["seeds"] for one in seed["training"]]
     if entry.member == "reference":
         told["parameters"] = 0
-    elif trained and None not in trained:
+    elif trained:
         told["parameters"] = max(trained)
     return told
 
@@ -103,11 +104,11 @@ def cells(place: Place, section: Section) -> dict[str, str]:
     return {
         "rank": rank,
         "name": told["name"],
-        "what": _SHOWN_KIND[place.entry.kind] or told.get("model") or told["protocol"],
+        "what": _SHOWN_KIND[place.entry.kind] or told.get("model", "average"),
         metric.upper(): score,
         **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
         f"{metric.upper()} behind the best": behind,
-        "seeds": "" if place.entry.kind == "peer" or "members" in told else str(told["seeds"]),
+        "seeds": str(told.get("seeds", "")),
         "parameters": f"{told['parameters']:,}" if "parameters" in told else "",
         "GPU h": _hours(told.get("gpu_hours")),
         "CPU h": _hours(told.get("cpu_hours")),

@@ -63,17 +63,23 @@ def peer_tables(peers: pd.DataFrame, rows: pd.DataFrame, file: str) -> dict[str,
     if not known.any():
         return {}
     if not known.all():
-        raise RunError(f"{(~known).sum()} test ids are not in {file}, for example {ids[~known].iloc[0]}")
+        raise RunError(
+            f"{(~known).sum()} test ids are not in {file}, for example {ids[~known].iloc[0]}: name runs of those "
+            "crystals alone that it has"
+        )
     found = peers.loc[ids]
     tables = {}
     for name in found.columns:
         predicted = found[name].to_numpy()
-        lacking = np.isnan(predicted)
+        lacking = ~np.isfinite(predicted)
         if lacking.all():  # a model that did not enter this task
             continue
         if lacking.any():
             first = ids[lacking].iloc[0]
-            raise RunError(f"{name} of {file} has no prediction of {lacking.sum()} test ids, for example {first}")
+            raise RunError(
+                f"{name} of {file} has no prediction of {lacking.sum()} test ids, for example {first}: take that "
+                "column out, or name other runs"
+            )
         tables[str(name)] = rows.assign(y_pred=predicted)
     return tables
 

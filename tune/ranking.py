@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from models.metrics import Metric, all_scores
+from models.metrics import Kind, Metric, all_scores
 from tune.entries import Entry, run_entries
 from tune.paired import (
     MIN_COMPOSITIONS,
@@ -34,7 +34,7 @@ _BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """How much a metric differs from seed to seed, learnt from all runs that have several.
+    """How much a metric differs from seed to seed, learnt from all runs of the ranked folds that have several.
 
     Attributes:
         std: standard deviation of one training.
@@ -134,21 +134,23 @@ def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[S
 def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
     """Rank entries of the same task, target and rows."""
     metric, kind = runs[0].metric, runs[0].task["kind"]
+    sign = 1.0 if metric.mode == "min" else -1.0
     most = max(len(entry.table) for entry in entries)
     whole = [entry for entry in entries if len(entry.table) == most]
     folds = set(whole[0].table["fold"])
     whole = [entry for entry in whole if set(entry.table["fold"]) == folds]
     pair = pair_up([entry.table for entry in whole], [])
     values = fold_scores(pair.rows, pair.a, metric)
-    order = np.argsort(values.mean(axis=1) * (1 if metric.mode == "min" else -1), kind="stable").tolist()
+    order = np.argsort(sign * values.mean(axis=1), kind="stable").tolist()
     first = order[0]
     best = whole[first]
-    sign = 1.0 if metric.mode == "min" else -1.0
-    n_resamples = resamples_for(int(clusters(pair.rows).max()) + 1, metric)
-    resampled = resampled_scores(pair.rows, list(pair.a[:, None]), metric, n_resamples)
-    spread = pooled_spread([seed_scores(run) for run in runs])
-    names = np.unique(pair.rows["fold"]).tolist()
     n_compositions = int(clusters(pair.rows).max()) + 1
+    n_resamples = resamples_for(n_compositions, metric)
+    resampled = resampled_scores(pair.rows, list(pair.a[:, None]), metric, n_resamples)
+    # Each run once, whichever of its members are ranked; the mean over fewer folds is spread otherwise.
+    alike = {run.address: seed_scores(run) for run in runs if set(run.folds) == folds}
+    spread = pooled_spread(list(alike.values()))
+    names = np.unique(pair.rows["fold"]).tolist()
     places = []
     for position, one in enumerate(order, start=1):
         entry, found, tied = whole[one], None, False
@@ -180,7 +182,7 @@ def resamples_for(n_compositions: int, metric: Metric) -> int:
     return int(np.clip(_BUDGET[metric.name] // n_compositions, 500, RESAMPLES))
 
 
-def mean_scores(table: pd.DataFrame, kind: Any) -> dict[str, float]:
+def mean_scores(table: pd.DataFrame, kind: Kind) -> dict[str, float]:
     """Means over folds of what Matbench scores, and the largest error of all."""
     by_fold = [
         all_scores(kind, part["y_true"].to_numpy(), part["y_pred"].to_numpy()) for _, part in table.groupby("fold")
@@ -208,7 +210,7 @@ def pooled_spread(by_run: Sequence[np.ndarray]) -> SeedSpread | None:
     return SeedSpread(float(np.sqrt(squares / freedom)), freedom)
 
 
-def _place_apart(entry: Entry, best: Entry, metric: Metric, kind: Any) -> Place:
+def _place_apart(entry: Entry, best: Entry, metric: Metric, kind: Kind) -> Place:
     """The place of an entry that lacks ids: no rank, and the difference to the best on what both have."""
     own = fold_scores(entry.table, entry.table["y_pred"].to_numpy()[None], metric)[0]
     by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))

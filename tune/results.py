@@ -232,12 +232,15 @@ def write_evaluation(
 
 def summary(scores: Sequence[FoldScore]) -> dict[str, Any]:
     """Scores by fold, their mean, and their standard deviation over folds where there are several."""
-    names = list(scores[0].scores)
-    by_fold = [{"fold": score.fold, "n_test": len(score.predictions), **score.scores} for score in scores]
-    mean = {name: float(np.mean([score.scores[name] for score in scores])) for name in names}
-    result: dict[str, Any] = {"folds": by_fold, "mean": mean, "n_folds": len(scores)}
-    if len(scores) > 1:
-        result["std_over_folds"] = {
-            name: float(np.std([score.scores[name] for score in scores], ddof=1)) for name in names
-        }
+    return over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
+
+
+def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:
+    """The same of each fold's index, number of test crystals, and scores."""
+    by_fold = [{"fold": fold, "n_test": n_test, **scores} for fold, n_test, scores in folds]
+    by_name = {name: [scores[name] for *_, scores in folds] for name in folds[0][-1]}
+    mean = {name: float(np.mean(values)) for name, values in by_name.items()}
+    result: dict[str, Any] = {"folds": by_fold, "mean": mean, "n_folds": len(folds)}
+    if len(folds) > 1:
+        result["std_over_folds"] = {name: float(np.std(values, ddof=1)) for name, values in by_name.items()}
     return result

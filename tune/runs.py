@@ -28,6 +28,8 @@ from models.metrics import Metric, metric_of
 On = Literal["test", "validation"]
 STORAGE = "ray_results"  # where names are looked up
 _PREFIX = {"test": "preds", "validation": "val"}
+# What else readers take from results.json.
+_NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert"}
 _MEMBER = re.compile(r"reference|ensemble|seed_\d+")
 _LISTED = 20  # runs named in an error
 
@@ -45,7 +47,7 @@ class Member:
         test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), one row a test crystal.
         validation: the same of the folds' validation parts, or None where a file is missing.
         history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
-        missing: files that an older version of matsweep did not write.
+        missing: files of the validation parts that are not there, as of an average of runs that split otherwise.
     """
 
     name: str
@@ -149,6 +151,9 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
         metric = metric_of(task["kind"])
+        needed = _NEEDED | ({"weights"} if "members" in results else {"model"})
+        if lacking := sorted(needed - results.keys()):
+            raise KeyError(", ".join(lacking))
     except (ValueError, KeyError, TypeError) as problem:
         raise RunError(
             f"{folder}/results.json is not that of a sweep, or of another version of matsweep "
@@ -173,17 +178,43 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
 
 
 def finished_runs(storage: str = STORAGE) -> list[str]:
-    """Names of the finished sweeps in a folder, sorted; none if there is no such folder."""
+    """Names of the finished sweeps in a folder, `QUEUE/EXPERIMENT` of a queue's, sorted; none if there is no folder."""
     filesystem, path = open_folder(storage)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    folders = [info.path for info in found if info.type == fs.FileType.Directory]
-    return sorted(one.rsplit("/", 1)[-1] for one in folders if "results.json" in file_names(filesystem, one))
+    names = []
+    for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
+        if info.type == fs.FileType.Directory:
+            files = file_names(filesystem, info.path)
+            if "results.json" in files:
+                names.append(info.base_name)
+            elif "queue.json" in files:
+                names += [f"{info.base_name}/{one}" for one in finished_runs(f"{storage}/{info.base_name}")]
+    return sorted(names)
 
 
 def judged(run: SweepRun) -> list[Member]:
     """The members a run is judged by: all its seeds, else its ensemble, else the untrained reference."""
     seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
     return seeds or [run.members.get("ensemble") or run.members["reference"]]
+
+
+def contribution(run: SweepRun) -> Member:
+    """The one member that stands for a run: its ensemble, else its only seed, else the untrained reference."""
+    return run.members.get("ensemble") or judged(run)[0]
+
+
+def weights_of(run: SweepRun) -> str:
+    """Weights that a run's networks start from: pretrained ones, `random`, or "" where its model has none.
+
+    Of an average those of all its members.
+    """
+    if "members" in run.results:
+        return str(run.results["weights"])
+    return ", ".join(sorted({str(config["weights"]) for config in run.configs.values() if "weights" in config}))
+
+
+def chose_by_validation(run: SweepRun) -> bool:
+    """Whether the epoch of a run was chosen on its validation parts, which flatter it then."""
+    return any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
@@ -196,8 +227,8 @@ def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
         return member.test
     if member.validation is None:
         raise RunError(
-            f"{run.address} has no predictions of its validation parts ({', '.join(member.missing)} missing): an "
-            "older version of matsweep made it, sweep again to have them"
+            f"{run.name} has no predictions of its validation parts ({', '.join(member.missing)} missing), as an "
+            "average of runs that split the folds otherwise has none: sweep with the same --seed to have them"
         )
     return member.validation
 
@@ -230,13 +261,20 @@ def _find(address: str, storage: str) -> tuple[str, str | None]:
             if "results.json" in files:
                 return candidate, member
             if "sweep.json" in files:
-                raise RunError(
-                    f"{candidate} is not finished (no results.json): go on with "
-                    f"`python tune/run_sweep.py --resume {candidate.rsplit('/', 1)[-1]}`"
-                )
+                raise RunError(f"{candidate} is not finished (no results.json): {_go_on(candidate)}")
     there = finished_runs(storage)
     listed = ", ".join(there[:_LISTED]) + (f" and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
     raise RunError(f"no run {address!r}. Finished runs in {storage}: {listed or 'none'}")
+
+
+def _go_on(folder: str) -> str:
+    """How a sweep that is not finished goes on."""
+    above, _, name = folder.rpartition("/")
+    filesystem, path = open_folder(folder)
+    if "gate" in json.loads(read_whole(filesystem, f"{path}/sweep.json")):
+        return "it belongs to a queue, whose command (tune/run_queue.py) goes on with it"
+    elsewhere = "" if above == STORAGE else f" --storage {above}"
+    return f"go on with `python tune/run_sweep.py --resume {name}{elsewhere}`"
 
 
 def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
@@ -260,23 +298,26 @@ def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[in
 
 
 def _load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
-    # A fingerprint is text, even one of digits alone.
-    return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
+    try:  # a fingerprint is text, even one of digits alone
+        return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
+    except ValueError as problem:
+        raise RunError(f"{file} is damaged: {problem}") from None
 
 
 def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
     # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
-    text = {"id": str, "composition": str}
+    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std"]
     try:
         table = pd.read_csv(
             io.BytesIO(read_whole(filesystem, file)),
-            dtype={**text, "y_true": float, "y_pred": float, "abs_error": float},
+            dtype={**text, **dict.fromkeys(numeric, float)},
             keep_default_na=False,
-            na_values={"y_true": [""], "y_pred": [""], "abs_error": [""]},
+            na_values=dict.fromkeys(numeric, ""),
             float_precision="round_trip",
         )
-        numbers = table[["y_true", "y_pred", "abs_error"]].to_numpy()
-        table = table[[*text, "y_true", "y_pred", "abs_error", *(["std"] if "std" in table else [])]]
+        numeric = [name for name in numeric if name != "std" or name in table]
+        numbers = table[numeric].to_numpy()
+        table = table[[*text, *numeric]]
     except (ValueError, KeyError) as problem:
         raise RunError(f"{file} is damaged: {problem}") from None
     if not np.isfinite(numbers).all():

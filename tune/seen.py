@@ -7,18 +7,17 @@ volume, its default tolerances) finds it equal to any of the structures with its
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.convert import reduced_formula
 from data.crystal import BadCrystalError, Crystal
-from data.download import DownloadError
 from data.readers import read_matbench_file
 from data.rows import RawChunk, Rows, structure_file_format
-from data.tasks import TaskError, open_task
+from data.tasks import TaskError, read_ids
+from tune.crystal_facts import FactsError, predicted_rows
 from tune.ranking import Section
-from tune.runs import SweepRun
 
 
 class SeenError(ValueError):
@@ -74,13 +73,9 @@ def read_seen(source: str) -> Seen:
         spans = [table.buffer[a:b] for a, b in table.spans.tolist()]
         return _with_crystals(source, ids, [RawChunk(0, table.names, table.names, spans, table.format)])
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise SeenError(f"--contamination {source} cannot be read: {problem}") from None
-    ids = {one for line in lines if (one := line.split("#", 1)[0].strip())}
-    if not ids:
-        raise SeenError(f"--contamination {source} names no id; expected one a line")
-    return Seen(source, ids, {}, 0)
+        return Seen(source, read_ids(path), {}, 0)
+    except TaskError as problem:
+        raise SeenError(f"--contamination: {problem}") from None
 
 
 def seen_ids(section: Section, seen: Seen) -> tuple[set[str], set[str]]:
@@ -94,15 +89,14 @@ def seen_ids(section: Section, seen: Seen) -> tuple[set[str], set[str]]:
     rest = table[~table["id"].isin(listed) & table["composition"].isin(list(seen.crystals))]
     if rest.empty:
         return listed, set()
-    rows = _rows(section)
     formula = dict(zip(rest["id"], rest["composition"], strict=True))
+    rows = _rows(section, formula)
     equal = set()
-    # One by one and in order: a gzip file is unpacked again as it is read.
+    # One by one, for there may be many, and in order: a gzip file is unpacked again as it is read.
     for position, one in enumerate(rows.ids):
-        if one in formula:
-            crystal = next(iter(rows.chunk(position, position + 1).crystals()))
-            if not isinstance(crystal, BadCrystalError) and _matches(crystal, seen.crystals[formula[one]]):
-                equal.add(one)
+        crystal = next(rows.chunk(position, position + 1).crystals())
+        if not isinstance(crystal, BadCrystalError) and _matches(crystal, seen.crystals[formula[one]]):
+            equal.add(one)
     return listed, equal
 
 
@@ -120,35 +114,15 @@ def _with_crystals(source: str, ids: set[str], chunks: Sequence[RawChunk]) -> Se
     return Seen(source, ids, by_formula, unreadable)
 
 
-def _rows(section: Section) -> Rows:
-    """The rows of a section's task, by way of any of its sweeps."""
+def _rows(section: Section, ids: Iterable[str]) -> Rows:
+    """Some rows of a section's task, by way of any of its sweeps."""
     reasons = []
     for run in section.runs:
         try:
-            rows = _open(run)
-        except (TaskError, DownloadError, OSError) as problem:
+            return predicted_rows(run, ids)
+        except FactsError as problem:
             reasons.append(f"{run.name}: {problem}")
-            continue
-        if rows.format == "composition":
-            raise SeenError(f"{section.task['name']} was read as compositions: give a list of ids")
-        if rows.sha256 == run.data_sha256:
-            return rows
-        reasons.append(f"{run.name}: its data changed since")
-    raise SeenError(f"the structures of {section.task['name']} cannot be opened ({'; '.join(reasons)})")
-
-
-def _open(run: SweepRun) -> Rows:
-    # Not by way of sweep.json: these few options have not changed since the first version, the others do.
-    options = run.results["options"]
-    if "task" not in options:
-        raise TaskError("an average does not know where its rows are, its members do")
-    return open_task(
-        options["task"],
-        target=options.get("target"),
-        quantity=options.get("quantity"),
-        ids_file=Path(options["ids"]) if options.get("ids") else None,
-        download_dir=Path(options["downloads"]),
-    )[1]
+    raise SeenError(f"structures of {section.task['name']} are needed, or a list of ids instead. {'; '.join(reasons)}")
 
 
 def _matches(crystal: Crystal, others: Sequence[Crystal]) -> bool:

@@ -10,6 +10,7 @@ reference; `NAME/seed_1` submits that member. What is not complete is refused wi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -20,11 +21,9 @@ import typer
 import yaml
 
 from data.storage import StorageError, open_folder, read_whole
-from tune.ensemble import contribution
-from tune.entries import flags_of
 from tune.matbench_record import IncompleteError, file_content, make_record, refuse_incomplete, refuse_other_labels
 from tune.options import Folder
-from tune.runs import STORAGE, Member, RunError, SweepRun, load_sweep
+from tune.runs import STORAGE, Member, RunError, SweepRun, contribution, load_sweep
 
 MISSING = "missing_ids.csv"
 NOBODY = "not told yet"
@@ -78,7 +77,7 @@ def fold_params(run: SweepRun, member: Member) -> dict[int, dict[str, Any]]:
 def notes(run: SweepRun, member: Member, scores: dict[str, Any]) -> str:
     """What a reader of the leaderboard must know, in sentences."""
     results = run.results
-    flags = flags_of(run)
+    flags = results["flags"]
     code = results["record"]["git_commit"]
     told = [
         f"Made by matsweep, sweep {run.name} ({member.name}), code {code}, data {run.data_sha256}.",
@@ -119,7 +118,11 @@ def info(
 
 
 def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
-    """Commands that repeat a run, and the files they need."""
+    """Commands that repeat a run, and the files they need.
+
+    Raises:
+        RunError: the user's own model is not what it was.
+    """
     results, options = run.results, run.results["options"]
     name = _slug(results["sweep"])
     files: dict[str, str] = {}
@@ -127,18 +130,26 @@ def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
         commands: list[list[str]] = []
         for one in dict.fromkeys(one["address"] for one in results["members"]):
             try:
-                more, needed = repeat(load_sweep(one))
+                averaged = load_sweep(one)
             except RunError:  # the average is there without what it averaged
                 continue
+            more, needed = repeat(averaged)
             commands += [command for command in more if command not in commands]
             files |= needed
-        labels = [one["member"] for one in results["members"]]
+        parts = [one["member"].rpartition("/") for one in results["members"]]
+        labels = [f"{_slug(sweep)}/{member}" for sweep, _, member in parts]
         return [*commands, ["tune/ensemble.py", *labels, "--name", name, "--weights", options["weights"]]], files
     space = {field: value for field, value in options["space"].items() if field != "name"}
     model = results.get("model", {})
-    if "file" in model and Path(model["file"]).is_file():
+    if "file" in model:
+        code = Path(model["file"]).read_bytes() if Path(model["file"]).is_file() else b""
+        if hashlib.sha256(code).hexdigest() != model["sha256"]:
+            raise RunError(
+                f"{model['file']}, the model of {results['sweep']}, is gone or was changed since: put it back as it "
+                "was, for run.py repeats the sweep with it"
+            )
         space["model"] = model["name"]
-        files[model["name"]] = Path(model["file"]).read_text()
+        files[model["name"]] = code.decode()
     file = f"{name}.yaml"
     files[file] = yaml.safe_dump(space, sort_keys=False, allow_unicode=True)
     command = ["tune/run_sweep.py", "--name", name, "--space", file, "--task", run.task["official"]]
@@ -156,12 +167,12 @@ def submission(
     """The files of a submission by name, and Matbench's own scores of it.
 
     Raises:
-        RunError: the run is not a complete official task with its official labels and folds.
+        RunError: the run is not a complete official task with its official labels and folds, or its model changed.
     """
     member = contribution(run)
     refuse_incomplete(run, member)
     refuse_other_labels(run, member)
-    about = {"sweep": run.name, "data_sha256": run.data_sha256, "flags": ", ".join(flags_of(run))}
+    about = {"sweep": run.name, "data_sha256": run.data_sha256, "flags": ", ".join(run.results["flags"])}
     benchmark = make_record(run, member, fold_params(run, member), about)
     scores = benchmark.tasks_map[run.task["official"]].scores
     own = {metric: float(scores[metric]["mean"]) for metric in scores}
