@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_compare import make_rows, predict, write_run
+from test_compare import make_rows, predict, write_options, write_run
 from typer.testing import CliRunner
 
 from data.convert import reduced_formula
 from data.tasks import open_task
 from tune.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
-from tune.options import Options
 from tune.report import app, write_report
 from tune.runs import load_sweep
 from tune.space import load_space
@@ -90,17 +89,7 @@ def searched(tmp_path_factory, demo, crystals):
         levers=[{"lever": "lr", "values": [0.001, 0.01], "difference": 0.0125, "rows": 16}],
         flags=["labels of a model"],
     )
-    options = dict.fromkeys(Options.model_fields)
-    options |= {"name": "searched", "space": space.model_dump(), "task": "demo", "search_folds": [0], "folds": [0, 1]}
-    options |= {"num_samples": 6, "seed": 0, "seeds": 2, "storage": str(folder.parent), "cache": "none"}
-    options |= {
-        "downloads": "not-needed",
-        "cpus_per_trial": 1,
-        "gpus_per_trial": 0.0,
-        "every_atom": False,
-        "tta": "none",
-    }
-    (folder / "sweep.json").write_text(json.dumps({"options": Options(**options).model_dump()}))
+    write_options(folder)
     write_report(load_sweep(str(folder)))
     return folder
 
@@ -246,12 +235,22 @@ def test_a_page_holds_plotly_once_and_nothing_from_elsewhere(searched):
 
 def test_without_search_structures_and_ensemble_the_page_says_why(tmp_path):
     rows = make_rows(1, 60)
-    text = made(tmp_path / "plain", rows, predict(rows, 0.1, seeds=2, jitter=0.01))
+    text = made(tmp_path / "plain", rows, predict(rows, 0.1))
     assert "Nothing was searched" in text
-    assert "the first of 2 seeds" in text
+    assert "the predictions of seed 0." in text
     assert "fold 0 alone" in text
     assert "The structures cannot be opened any more: no sweep 'plain' in" in text
     assert "There is no uncertainty to judge" in text
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_a_page_of_few_crystals_or_of_equal_errors_is_made_all_the_same(tmp_path, n, error):
+    rows = make_rows(1, n).assign(composition="NaCl", std=0.2)
+    text = made(tmp_path / "few", rows, {"seed_0": rows["y_true"].to_numpy() + error})
+    assert f"These {n} of {n} crystals" in text
+    assert " nan" not in text
+    assert "100% of the errors are within one std" in text
 
 
 def test_an_experiment_of_a_queue_stands_beside_the_others_with_their_verdicts(tmp_path):
@@ -296,7 +295,13 @@ def test_an_average_looks_for_structures_at_its_members(tmp_path, searched, crys
     folder = write_run(tmp_path / "mean", crystals, members, sha256=results["data"]["sha256"])
     one = {"member": "searched/ensemble", "address": str(searched), "notes": [], "chosen": []}
     weights = [{"fold": fold, "config": {"weight of searched/ensemble": 1.0}} for fold in (0, 1)]
-    edit(folder, members=[one], chosen=weights, ensemble={"title": "mean of 1 runs", **results["ensemble"]})
+    edit(
+        folder,
+        members=[one],
+        weights="0.3.0",
+        chosen=weights,
+        ensemble={"title": "mean of 1 runs", **results["ensemble"]},
+    )
     text = text_of(folder)
     assert "An average trains nothing" in text
     assert "Space groups by spglib" in text

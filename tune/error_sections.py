@@ -125,6 +125,8 @@ def _elements(shown: Shown, found: pd.DataFrame) -> Section:
     sentence = figures.group_sentence(found, ("compounds with {}", "elements"), shown.unit)
     note = "The mean of the crystals that hold the element; how many they are shows on touching it, and in the table."
     table = _table(found.sort_values("error", ascending=False), "element", shown)
+    if not found["error"].any():  # no colour stands for an error of 0 alone
+        return Section("elements", "By element", sentence, tables=[table])
     return Section("elements", "By element", sentence, [figures.elements(found, shown.error)], [table], note=note)
 
 
@@ -177,9 +179,12 @@ def calibration(shown: Shown) -> Section:
         why = "neither an ensemble (--seeds above 1) nor a model that knows its own"
         return Section(key, title, f"There is no uncertainty to judge: {why}.")
     known = table[table["std"].notna()]
-    inside, by_std = figures.coverage(known), figures.errors_by_std(known, shown.in_unit)
+    inside = figures.coverage(known)
+    pictures = [_silent(inside)]
+    if known[["std", "abs_error"]].nunique().min() > 1:
+        pictures.append(figures.errors_by_std(known, shown.in_unit))
     source = "the spread of the members" if shown.member.name == "ensemble" else "the model's own"
-    return Section(key, title, inside.sentence, [_silent(inside), by_std], note=f"The std is {source}.")
+    return Section(key, title, inside.sentence, pictures, note=f"The std is {source}.")
 
 
 def _silent(picture: Picture) -> Picture:

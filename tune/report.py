@@ -4,7 +4,7 @@
     python tune/report.py SWEEP SWEEP
 
 A sweep is a name in `ray_results/` or a path; `NAME/seed_1` shows that member. Writes `report.html` into the sweep's
-folder. The predictions shown are the ensemble's if there is one, else the first seed's, else the untrained reference's.
+folder. The predictions shown are the ensemble's if there is one, else the seed's, else the untrained reference's.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ from data.storage import StorageError, open_folder, write_whole
 from tune import crystal_facts, error_sections, report_sections, search_sections
 from tune.crystal_facts import FactsError
 from tune.report_sections import Section, Shown
-from tune.runs import RunError, SweepRun, load_sweep
+from tune.runs import RunError, SweepRun, contribution, load_sweep
 
 _TEMPLATES = Path(__file__).parent
 
 
 def look_at(sweep: SweepRun) -> Shown:
     """Gather all that the page shows, the structures as far as they can still be opened."""
-    names = ["ensemble", *(name for name in sweep.members if name.startswith("seed_")), *sweep.members]
-    member = sweep.members[next(name for name in names if name in sweep.members)]
+    member = contribution(sweep)
     table = member.test.copy()
     table["elements"] = table["composition"].map(crystal_facts.elements_of)
     why, pictures = "", {}
@@ -79,14 +78,14 @@ def page(shown: Shown) -> str:
     about = {
         "task": task["name"],
         "target": f"{task['target']}{shown.in_unit}",
-        "data": results["data"].get("description", f"n={len(shown.table)}"),
+        "data": results["data"]["description"],
         "protocol": results["protocol"],
     }
     return environment.get_template("report.html").render(
         name=shown.sweep.name,
         about=about,
         notes=results["notes"],
-        flags=results.get("flags", []),
+        flags=results["flags"],
         sections=parts,
         # `</` inside a script would end it.
         figures=Markup(json.dumps(drawn, separators=(",", ":")).replace("</", "<\\/")),
@@ -115,9 +114,8 @@ def sections(shown: Shown) -> list[Section]:
 def _record(results: dict[str, Any]) -> str:
     """Code, data and versions, for the foot of the page."""
     record = results["record"]
-    facts = [f"Code {record['git_commit']}", record.get("created", ""), f"data {results['data']['sha256'][:12]}"]
-    facts += [f"{name} {version}" for name, version in record.get("versions", {}).items()]
-    return ", ".join(fact for fact in facts if fact)
+    facts = [f"Code {record['git_commit']}", record["created"], f"data {results['data']['sha256'][:12]}"]
+    return ", ".join([*facts, *(f"{name} {version}" for name, version in record["versions"].items())])
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)

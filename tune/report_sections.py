@@ -134,7 +134,7 @@ def formula(text: str) -> Markup:
 def scores(shown: Shown) -> Section:
     """The main table: the untrained reference, seeds and ensemble, by fold."""
     results, metric = shown.sweep.results, shown.sweep.metric.name
-    entries = [(results["reference"].get("title", "reference"), results["reference"])]
+    entries = [(results["reference"]["title"], results["reference"])]
     entries += [(f"seed {entry['seed']}", entry) for entry in results["seeds"]]
     if "ensemble" in results:
         entries.append(
@@ -170,8 +170,6 @@ def scores(shown: Shown) -> Section:
     told = f"The rest of this page shows the predictions of {titles.get(shown.member.name, 'the ' + shown.member.name)}"
     if shown.member.name == "ensemble":
         told += ", the mean of the members" if not many else f", the mean of the {len(many)} seeds"
-    elif len(many) > 1:
-        told += f", the first of {len(many)} seeds"
     if "seed_std" in results:
         told += f"; the mean differs between seeds by {number(results['seed_std'])}{shown.unit} (standard deviation)"
     spread_told = " ± is the standard deviation over folds." if len(folds) > 1 else ""
@@ -224,7 +222,7 @@ def configuration(shown: Shown) -> Section:
 def levers(shown: Shown) -> Section:
     """The tiny runs that proved each lever, and what turned out to do nothing in the search."""
     results = shown.sweep.results
-    checks, inert = results.get("levers", []), results.get("inert", [])
+    checks, inert = results.get("levers", []), results["inert"]
     key, title = "levers", "Levers"
     if "members" in results:
         return Section(key, title, "An average trains nothing; the levers of its members are in their own reports.")
@@ -299,8 +297,6 @@ def _gain(entry: dict[str, Any], which: str) -> Cell:
 def cost(shown: Shown) -> Section:
     """What the trainings took."""
     results = shown.sweep.results
-    if "cost" not in results:
-        return Section("cost", "Cost", "The version of matsweep that made this sweep did not write what it took.")
     spent, record = results["cost"], results["record"]
     hours = {"cpu_hours": "core-hours", "gpu_hours": "GPU-hours"}
     took = " and ".join(f"{number(spent[name])} {told}" for name, told in hours.items() if spent.get(name))

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from tune.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Picture, counted, number, style
-from tune.report_sections import Section, Shown
+from tune.report_sections import Section, Shown, short
 
 TRIALS = 4  # that a search needs before anything is said about its fields
 
@@ -114,8 +114,7 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
             if (row["trial"] in best) != (colour == BLUE):
                 continue
             line = histories[histories["trial"] == row["trial"]].sort_values("epoch")
-            told = "<br>".join(f"{name[7:]} {row[name]:.3g}" if isinstance(row[name], float) else
-                               f"{name[7:]} {row[name]}" for name in fields)  # fmt: skip
+            told = "<br>".join(f"{name[7:]} {short(row[name])}" for name in fields)
             text = f"fold {row['search_fold']}, rank {row['rank']}<br>{told}"
             hover = f"{text}<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>"
             figure.add_scatter(x=line["epoch"], y=line[column], mode="lines", name=label, legendgroup=label,
@@ -203,8 +202,7 @@ def parallel_coordinates(study: Any, axis: str) -> Picture:
     style(figure)
     figure.update_xaxes(ticks="", showline=False)
     figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
-    best = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in study.best_params.items())  # fmt: skip
+    best = ", ".join(f"{name} {short(value)}" for name, value in study.best_params.items())
     return Picture(figure, f"The best trial ({number(study.best_value)}) has {best}.", 400, 640)
 
 
@@ -222,8 +220,7 @@ def contour(study: Any, fields: list[str], axis: str) -> Picture:
     style(figure, showlegend=False)
     for log_axis in (*figure.select_xaxes({"type": "log"}), *figure.select_yaxes({"type": "log"})):
         log_axis.update(dtick="D2", exponentformat="none")
-    best = study.best_params
-    told = " and ".join(f"{f} {best[f]:.3g}" if isinstance(best[f], float) else f"{f} {best[f]}" for f in fields)
+    told = " and ".join(f"{name} {short(study.best_params[name])}" for name in fields)
     sentence = (
         f"Validation over {' and '.join(fields)}, drawn between the points of {len(study.trials)} trials; the best has "
         f"{told}."
