@@ -39,8 +39,9 @@ from data.tasks import DEMO, Task, open_task
 from models.features import AtomFeatures
 from models.network import cutoffs
 from tune.dataset import Dataset, load_dataset
-from tune.features import ROWS_PER_PART, feature_prefix, write_part
-from tune.options import run_record
+from tune.features import feature_prefix
+from tune.options import Batch, run_record
+from tune.parts import ROWS_PER_PART, write_part
 from tune.search import Resources, search_fold
 from tune.space import load_space
 from tune.trial import TrialFold
@@ -154,7 +155,7 @@ def _write_features(graphs: Graphs, cache_folder: str) -> None:
         numbers = graphs.numbers[graphs.atom_start[first] : graphs.atom_start[last]]
         n_atoms = graphs.atoms_per_graph[first:last].astype(np.int32)
         features = AtomFeatures(by_element[numbers], np.ones(len(numbers), np.float32), n_atoms)
-        write_part(filesystem, path, feature_prefix(SPACE.weights, collapse=True), number, features)
+        write_part(filesystem, path, feature_prefix(SPACE.weights, collapse=True), number, vars(features))
 
 
 def _shared(dataset: Dataset) -> dict[str, Any]:
@@ -188,9 +189,8 @@ def _search(dataset: Dataset, name: str, freeze_depth: str, folder: Path) -> Non
     parameters = {**space.parameters, "freeze_depth": freeze_depth, "epochs": 1}
     outcomes = search_fold(
         dataset,
-        space.model_copy(update={"parameters": parameters, "grace_epochs": 1}),
+        [Batch(num_samples=TRIALS, space=space.model_copy(update={"parameters": parameters, "grace_epochs": 1}))],
         0,
-        num_samples=TRIALS,
         seed=0,
         resources=Resources(cpus_per_trial=1, gpus_per_trial=0, max_concurrent=TRIALS),
         folder=str(folder / name),

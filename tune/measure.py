@@ -32,7 +32,8 @@ from models.finetune import CHGNetConfig, start_chgnet
 from models.model import TrainingRows
 from models.network import CHGNetwork, cutoffs
 from tune.dataset import load_dataset, untrained
-from tune.features import ROWS_PER_PART, n_parts, pretrained_outputs
+from tune.features import pretrained_outputs
+from tune.parts import ROWS_PER_PART, n_parts
 from tune.search import Resources
 from tune.space import SearchSpace
 from tune.trial import TrialFold

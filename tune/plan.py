@@ -25,10 +25,11 @@ from data.storage import open_folder
 from models.finetune import CHGNET, CHGNetConfig
 from models.network import cutoffs
 from tune.dataset import VALIDATION_FRACTION
-from tune.features import ROWS_PER_PART, feature_prefix, n_parts, parts_present
+from tune.features import feature_prefix
 from tune.forecast import Phase, TrialCost, forecast
 from tune.measure import Measured, measure, n_bytes
 from tune.options import Options, SweepError
+from tune.parts import missing_parts, rows_of_part
 from tune.plan_table import Epoch, Memory, Plan, Step
 from tune.search import Resources
 from tune.space import SearchSpace
@@ -186,9 +187,9 @@ def _cached(rows: Rows, space: SearchSpace, options: Options) -> _Cached:
     read = time.perf_counter() - began
     parts = []
     if space.weights != "random":
-        there = parts_present(filesystem, path, feature_prefix(space.weights, not options.every_atom))
-        numbers = [number for number in range(n_parts(len(rows))) if number not in there]
-        parts = [min(ROWS_PER_PART, len(rows) - number * ROWS_PER_PART) for number in numbers]
+        prefix = feature_prefix(space.weights, not options.every_atom)
+        numbers = missing_parts(filesystem, path, prefix, len(rows))
+        parts = [len(rows_of_part(len(rows), number)) for number in numbers]
     return _Cached(sizes, graph_bytes, read, missing, parts)
 
 
