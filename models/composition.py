@@ -13,6 +13,8 @@ from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.network import Mix
+
 N_ELEMENTS = 94
 _HEADS = 4
 _FREQUENCIES = 8
@@ -122,7 +124,7 @@ class _Residual(nn.Module):
 
 
 class CompositionNetwork(nn.Module):
-    """Predicts a property of a crystal from the fractions of its elements.
+    """Predicts a property of a crystal from the fractions of its elements; a `models.train.Trainable`.
 
     Every element present becomes a vector of its identity, its properties and its fraction; rounds of
     self-attention let the elements act on each other; means over the elements, with and without their
@@ -178,16 +180,19 @@ class CompositionNetwork(nn.Module):
                 nn.Linear(head_width, 1),
             )
 
-    def forward(self, fractions: Tensor) -> Tensor:
+    def forward(self, fractions: Tensor, mix: Mix | None = None) -> Tensor:
         """Predict from element fractions.
 
         Args:
             fractions: of the atoms, float32, shape (n, 94), column Z - 1; a row sums to 1 and may hold any
                 number of elements.
+            mix: which rows are mixed; a mixture of two compositions is one, so that it happens at the input.
 
         Returns:
             The property in units of the standardised target, shape (n,).
         """
+        if mix is not None:
+            fractions = torch.lerp(fractions[mix.partner], fractions, mix.share)
         n = len(fractions)
         owner, element = fractions.nonzero(as_tuple=True)
         fraction = fractions[owner, element][:, None]
@@ -208,6 +213,16 @@ class CompositionNetwork(nn.Module):
         weighted = zeros.index_add(0, owner, h * fraction)
         plain = zeros.index_add(0, owner, h) / count[:, None]
         return self.head(torch.cat([weighted, plain], dim=1))[:, 0]
+
+    def parameter_groups(self) -> list[list[nn.Parameter]]:
+        """All parameters, in one group."""
+        return [list(self.parameters())]
+
+    def open_groups(self, n_groups: int) -> None:
+        """There is one group, which always trains."""
+
+    def rescale(self, shift: float, scale: float) -> None:
+        """A fresh network has no unit yet, so that there is nothing to keep."""
 
 
 def _tokens(owner: Tensor, count: Tensor, log_fraction: Tensor) -> _Tokens:

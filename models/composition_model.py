@@ -17,18 +17,11 @@ from models.config import GradientConfig
 from models.fitted_network import FittedNetwork, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
-from models.network import Mix
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.train import GradientRun
 
 ROWS_PER_PASS = 8192
-_ARGUMENTS = {
-    "width",
-    "rounds",
-    "head_width",
-    "head_depth",
-    "dropout",
-}  # fields of the config that a network is made of
+_ARGUMENTS = {"width", "rounds", "head_width", "head_depth", "dropout"}  # fields that a network is made of
 
 
 class CompositionConfig(GradientConfig):
@@ -59,31 +52,6 @@ class FractionInputs:
         return [which[k : k + ROWS_PER_PASS] for k in range(0, len(which), ROWS_PER_PASS)]
 
 
-class TrainableComposition(nn.Module):
-    """The network as the training loop wants it: `models.train.Trainable`."""
-
-    def __init__(self, arguments: dict[str, Any], seed: int = 0) -> None:
-        """Fresh weights; `arguments` are those of `CompositionNetwork`."""
-        super().__init__()
-        self.network = CompositionNetwork(**arguments, seed=seed)
-
-    def forward(self, fractions: Tensor, mix: Mix | None = None) -> Tensor:
-        """One number a row, shape (n,). A mixture of two compositions is one: mixing happens at the input."""
-        if mix is not None:
-            fractions = torch.lerp(fractions[mix.partner], fractions, mix.share)
-        return self.network(fractions)
-
-    def parameter_groups(self) -> list[list[nn.Parameter]]:
-        """All parameters, in one group."""
-        return [list(self.network.parameters())]
-
-    def open_groups(self, n_groups: int) -> None:
-        """There is one group, which always trains."""
-
-    def rescale(self, shift: float, scale: float) -> None:
-        """A fresh network has no unit yet, so that there is nothing to keep."""
-
-
 def start_composition(
     config: CompositionConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu"
 ) -> GradientRun:
@@ -93,7 +61,7 @@ def start_composition(
         ValueError: a loss that does not fit the kind of task.
     """
     arguments = config.model_dump(include=_ARGUMENTS)
-    network = TrainableComposition(arguments, config.seed).to(device)
+    network = CompositionNetwork(**arguments, seed=config.seed).to(device)
     targets = part.targets[part.train]
     if part.quantity == "energy_per_cell":
         targets = targets / rows.n_atoms[part.train]
@@ -113,7 +81,7 @@ def load_composition(content: dict[str, Any], device: str = "cpu") -> FittedNetw
     """What `FittedNetwork.content` describes, on a device."""
     networks = []
     for state in content["state_dicts"]:
-        network = TrainableComposition(content["arguments"])
+        network = CompositionNetwork(**content["arguments"])
         network.load_state_dict(state)
         networks.append(network.to(device).eval())
     return _fitted(

@@ -17,7 +17,7 @@ import typer
 from pymatgen.core import Structure
 
 from data.crystal import BadCrystalError
-from data.storage import StorageError
+from data.storage import StorageError, open_folder, write_whole
 from models.fitted import FittedModel, ModelFileError, SeedEnsemble, load_model
 from models.registry import ModelError
 
@@ -28,14 +28,14 @@ def read(crystal: str, reads: str) -> Structure | str:
     Raises:
         BadCrystalError: no such file, or one that pymatgen cannot read.
     """
-    if reads == "compositions" and not Path(crystal).exists():
-        return crystal
+    if not Path(crystal).exists():
+        if reads == "compositions":
+            return crystal
+        raise BadCrystalError("no such file; this model reads structures, from files")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pymatgen says much about a CIF that is read all the same
             return Structure.from_file(crystal)
-    except FileNotFoundError:
-        raise BadCrystalError("no such file") from None
     except Exception as problem:  # its parsers raise whatever they meet
         raise BadCrystalError(f"pymatgen cannot read it: {problem}") from problem
 
@@ -85,9 +85,8 @@ def main(
         if out is None:
             typer.echo(text, nl=False)
         else:
-            aside = out.with_name(f".part-{out.name}")
-            aside.write_text(text)
-            aside.replace(out)
+            filesystem, path = open_folder(out)
+            write_whole(filesystem, path, text.encode())
             typer.echo(f"{len(table)} predictions in {out}", err=True)
     except (ModelFileError, ModelError, StorageError, OSError) as problem:
         typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)

@@ -30,10 +30,10 @@ from models.fitted_network import combine
 from models.fitted import load_model
 
 torch.set_num_threads(1)
-structures = [Structure.from_dict(one) for one in json.load(open(sys.argv[2]))]
-model = load_model(sys.argv[1])
+structures = [Structure.from_dict(one) for one in json.load(open(sys.argv[1]))]
+models = [load_model(file) for file in sys.argv[2:]]
 known = sorted({name.split(".")[0] for name in sys.modules} & {"ray", "tune", "optuna"})
-print(json.dumps([model.predict(structures).tolist(), model.about, known]))
+print(json.dumps([[model.predict(structures).tolist() for model in models], [model.about for model in models], known]))
 """
 
 
@@ -65,24 +65,22 @@ def fitted(run) -> FittedModel:
     return FittedModel(CHGNET, run.fitted(), {"unit": "eV/atom", "labels": "made for a test"})
 
 
-@pytest.mark.parametrize(
-    ("quantity", "kind", "weights"),
-    [
+def test_another_process_predicts_the_same_without_ray(tmp_path):
+    cases = [
         ("energy_per_atom", "regression", "0.3.0"),
         ("energy_per_cell", "regression", "0.2.0"),
         ("other", "classification", "r2scan"),
         ("other", "regression", "random"),
-    ],
-)
-def test_another_process_predicts_the_same_without_ray(tmp_path, quantity, kind, weights):
-    data = sample(N_ROWS, weights, small=True)
-    run = trained(data, quantity, kind, weights=weights)
-    fitted(run).save(tmp_path / "model.pth")
-    expected = predictions(run, TEST)
-    structures = [data.structures[k].as_dict() for k in TEST]
+    ]
+    files, expected = [tmp_path / f"{weights}.pth" for *_, weights in cases], []
+    for file, (quantity, kind, weights) in zip(files, cases, strict=True):
+        run = trained(sample(N_ROWS, weights, small=True), quantity, kind, weights=weights)
+        fitted(run).save(file)
+        expected.append(predictions(run, TEST))
+    structures = [sample(N_ROWS, small=True).structures[k].as_dict() for k in TEST]
     (tmp_path / "structures.json").write_text(json.dumps(structures))
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, tmp_path / "model.pth", tmp_path / "structures.json"],
+        [sys.executable, "-c", ELSEWHERE, tmp_path / "structures.json", *files],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -90,8 +88,9 @@ def test_another_process_predicts_the_same_without_ray(tmp_path, quantity, kind,
     )
     assert done.returncode == 0, done.stderr
     predicted, about, loaded = json.loads(done.stdout)
-    np.testing.assert_allclose(predicted, expected, rtol=1e-6, atol=1e-5)
-    assert about == {"unit": "eV/atom", "labels": "made for a test"}
+    for case, one, other in zip(cases, predicted, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-5, err_msg=str(case))
+    assert about == 4 * [{"unit": "eV/atom", "labels": "made for a test"}]
     assert loaded == []
 
 
@@ -139,7 +138,7 @@ def test_a_bad_structure_is_named_by_its_position(model, data, bad, reason):
 def test_hopeless_logits_are_probabilities_without_a_warning(data):
     run = trained(data, "other", "classification")
     outputs = np.array([-2e3, 0.0, 2e3])
-    args = run.reference, outputs, np.zeros((3, 94)), np.ones(3), np.zeros(3), "classification", "other"
+    args = run.fitted().reference, outputs, np.zeros((3, 94)), np.ones(3), np.zeros(3), "classification", "other"
     found = combine(*args)
     assert found[0] == 0.0
     assert 0 < found[1] < 1
