@@ -17,7 +17,7 @@ from typing import Annotated
 
 import ray
 import typer
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,6 +47,13 @@ _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages
 def say(line: str, style: str = "") -> None:
     """Print a line as it is: what looks like rich's markup in it may be a path or a column's name."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_problem(problem: BaseException) -> None:
+    """Print what went wrong; of an error in another process its own message, not where it was met on the way."""
+    if isinstance(problem, RayTaskError) and not isinstance(problem.cause, RayError):
+        problem = problem.cause
+    say(f"{type(problem).__name__}: {problem}", style="red")
 
 
 class Converter:
@@ -244,7 +251,7 @@ def main(
         say("interrupted; the same command goes on from here")
         sys.exit(130)
     except (TaskError, DownloadError, StorageError, DamagedShardError, OSError, RayError) as problem:
-        say(f"{type(problem).__name__}: {problem}", style="red")
+        say_problem(problem)
         sys.exit(1)
     n_rejected = sum(reason is not None for reason in stored.reasons)
     say(

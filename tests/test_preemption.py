@@ -58,7 +58,7 @@ def wait_for(pattern: str, place: Path, driver: subprocess.Popen) -> Path:
 def workers(driver: subprocess.Popen) -> list[psutil.Process]:
     """Processes of Ray that train."""
     children = psutil.Process(driver.pid).children(recursive=True)
-    return [child for child in children if child.cmdline() and child.cmdline()[0].startswith("ray::Trial")]
+    return [child for child in children if child.cmdline() and "Trainable" in child.cmdline()[0]]
 
 
 def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, request):

@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 import ray.tune
+from ray.tune.error import TuneError
 
-from data.storage import open_folder
+from data.storage import StorageError, open_folder
 from tune.options import SweepError
 from tune.terminal import Terminal
 
@@ -41,6 +42,7 @@ def run_experiment(
 
     Raises:
         SweepError: Ray ended with trials unfinished.
+        StorageError: the driver could not write.
     """
     # A snapshot a second: a killed driver then runs no finished trial again.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
@@ -48,7 +50,7 @@ def run_experiment(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # Tracking writes what is read
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must end the sweep, not only the search
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    for noisy in ("ray.tune", "optuna"):
+    for noisy in ("ray.tune", "ray.train", "optuna"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     filesystem, place = open_folder(folder)
     storage, name = place.rsplit("/", 1)
@@ -77,6 +79,11 @@ def run_experiment(
         )
     try:
         results = tuner.fit()
+    except TuneError as problem:  # of what scheduler and callbacks raise Ray keeps the traceback's text alone
+        _, ours, why = str(problem).rpartition("StorageError: ")
+        if not ours:
+            raise
+        raise StorageError(why.strip()) from problem
     finally:
         Terminal.close()
     # A trial that failed before its first report has a config here only.

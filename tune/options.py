@@ -82,6 +82,7 @@ class Options(BaseModel):
     downloads: str
     cpus_per_trial: int
     gpus_per_trial: float
+    pack_gpus: bool = False  # with 1 GPU a trial until the sweep has measured what fits
     max_concurrent: int | None
     every_atom: bool
     tta: str

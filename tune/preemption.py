@@ -60,6 +60,11 @@ class Preemption:
                 break
         self.still.set()
 
+    def end_if_told(self) -> None:
+        """Wait for the end of the process; to return would tell Ray that the trial is done."""
+        if self.told.is_set():
+            threading.Event().wait()
+
     def save(self) -> None:
         """Pause the run and write its state; called from another thread than the run's."""
         self.told.set()

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.build_cache import connect, default_cache, say
+from data.build_cache import connect, default_cache, say, say_problem
 from data.rows import Rows
 from data.tasks import Task
 from models.metrics import metric_of
@@ -272,7 +272,7 @@ def main(
             say("interrupted: the same command goes on")
             sys.exit(130)
     except (*USER_ERRORS, RunError) as problem:
-        say(f"{type(problem).__name__}: {problem}", style="red")
+        say_problem(problem)
         sys.exit(1)
 
 

@@ -18,12 +18,13 @@ from typing import Annotated
 import typer
 from ray.exceptions import RayError
 
-from data.build_cache import default_cache, say
+from data.build_cache import default_cache, say, say_problem
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.shards import DamagedShardError
 from data.storage import StorageError
 from data.tasks import TaskError
+from models.device import NoGPUError
 from models.reference import TargetScaleError
 from models.registry import ModelError
 from tune.evaluate import PredictionError
@@ -47,6 +48,7 @@ USER_ERRORS = (
     PredictionError,
     TargetScaleError,
     ModelError,
+    NoGPUError,
     OSError,
     RayError,
 )
@@ -190,9 +192,12 @@ def main(
         typer.Option(help="Ray cluster to join; `auto` on one of its nodes.", rich_help_panel=MACHINE),
     ] = None,
     gpus_per_trial: Annotated[
-        float,
-        typer.Option(min=0, help="Share of a GPU a trial gets, such as 0.25; 0: CPU only.", rich_help_panel=MACHINE),
-    ] = 0,
+        str,
+        typer.Option(
+            help="Share of a GPU a trial gets, such as 0.25; `auto`: measured, as many as its memory holds; 0: CPU.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = "0",
     cpus_per_trial: Annotated[int, typer.Option(min=1, help="Threads of a trial.", rich_help_panel=MACHINE)] = 1,
     max_concurrent: Annotated[
         int | None,
@@ -255,7 +260,8 @@ def main(
                 cache=anywhere(cache or str(default_cache() / "graphs")),
                 downloads=anywhere(str(downloads or default_cache() / "downloads")),
                 cpus_per_trial=cpus_per_trial,
-                gpus_per_trial=gpus_per_trial,
+                gpus_per_trial=gpu_share(gpus_per_trial),
+                pack_gpus=gpus_per_trial == "auto",
                 max_concurrent=max_concurrent,
                 every_atom=every_atom,
                 tta=copies(tta),
@@ -272,7 +278,7 @@ def main(
             say(f"interrupted: go on with --resume {options.name}")
             sys.exit(130)
     except USER_ERRORS as problem:
-        say(f"{type(problem).__name__}: {problem}", style="red")
+        say_problem(problem)
         sys.exit(1)
 
 
@@ -281,6 +287,17 @@ def copies(text: str) -> str:
     if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
         raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
     return text
+
+
+def gpu_share(text: str) -> float:
+    """What one trial gets of a GPU; a whole one for `auto`, which is measured later. SweepError for anything else."""
+    try:
+        share = 1.0 if text == "auto" else float(text)
+    except ValueError:
+        share = -1.0
+    if not (0 <= share <= 1 or (share > 1 and share.is_integer())):
+        raise SweepError(f"--gpus-per-trial {text!r}: expected auto, a share such as 0.25, or whole GPUs")
+    return share
 
 
 def anywhere(place: str) -> str:

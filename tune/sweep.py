@@ -15,15 +15,18 @@ import ray
 
 from data.build_cache import connect, say
 from data.rows import Rows
+from data.storage import StorageError
 from data.tasks import Task
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
 from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
 from tune.options import Folder, Options, SweepError, check_or_write_record
+from tune.packing import share_of_gpu
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
 from tune.space import SearchSpace
+from tune.storage_check import check_storage
 from tune.summary import print_summary, results_markdown
 from tune.trackers import trackers
 
@@ -39,6 +42,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     space = options.space.for_kind(task.kind)
     refuse_copies(options, task, space)
     connect(address)
+    check_storage(options, cluster=address is not None)
     if address is None:
         refuse_impossible(options)
     with claimed(folder):
@@ -54,6 +58,8 @@ def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: F
     dataset = open_dataset(options, space, task, rows)
     write_quarantine(folder, dataset)
     levers = prove_levers(options, space, dataset, folder)
+    if options.pack_gpus:
+        options = options.model_copy(update={"gpus_per_trial": share_of_gpu(options, space, dataset, folder)})
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
 
     searches: dict[int, list[Outcome]] = {}
@@ -67,6 +73,7 @@ def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: F
             folder=f"{folder.address}/search_fold_{fold}",
             watch=trackers(options.track, options.name),
         )
+        refuse_lost(outcomes, f"the search on fold {fold}")
         if outcomes[0].kept_metric is None or outcomes[0].error is not None:
             reasons = sorted({outcome.error or "no result" for outcome in outcomes})
             raise SweepError(f"all {len(outcomes)} trials of the search on fold {fold} failed: {'; '.join(reasons)}")
@@ -145,11 +152,19 @@ def train(
         copies=options.copies(),
         watch=trackers(options.track, options.name),
     )
+    refuse_lost(trained, "the final training")
     failed = [outcome for outcome in trained if outcome.error is not None]
     if failed:
         told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
         raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
     return trained
+
+
+def refuse_lost(outcomes: list[Outcome], what: str) -> None:
+    """Raise StorageError if trials failed for want of storage: to choose among the others would be chance."""
+    reasons = [outcome.error.partition("StorageError: ")[2] for outcome in outcomes if outcome.error]
+    if lost := [reason for reason in reasons if reason]:
+        raise StorageError(f"{len(lost)} of {len(outcomes)} trials of {what} could not go on: {lost[0]}")
 
 
 def chosen_config(space: SearchSpace, searches: dict[int, list[Outcome]], fold: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ The lines and the table on the terminal are `tune/terminal.py`.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ class Tracking(Callback):
             figure = _parity(self.val_targets[fields["fold"]], state["val_predictions"].numpy(), self.metric)
             writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
         self._close(trial)
-        self._add_to_study(trial, state)
+        with suppress(optuna.exceptions.StorageInternalError):  # a full disk: the search's end adds what is missing
+            self._add_to_study(trial, state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close its events."""
@@ -80,9 +82,10 @@ class Tracking(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Bring the study up to date: an earlier driver may have died between a trial's end and its entry."""
-        for trial in trials if self.space is not None else []:
-            if trial.trial_id not in self._known():
-                self._add_to_study(trial, _state(trial))
+        with suppress(optuna.exceptions.StorageInternalError):
+            for trial in trials if self.space is not None else []:
+                if trial.trial_id not in self._known():
+                    self._add_to_study(trial, _state(trial))
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:

@@ -18,7 +18,7 @@ import torch
 from pyarrow import fs
 
 from data.allocator import keep_freed_memory
-from data.storage import read_whole
+from data.storage import StorageError, read_whole
 from data.task_table import Quantity
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
@@ -117,8 +117,7 @@ def run_trial(
         with watched(run, own_folder) as preemption:
             for _ in preemption.epochs():
                 reports.send()
-            if preemption.told.is_set():  # the process is about to end
-                return
+            preemption.end_if_told()
     except NonFiniteLossError as problem:
         if not run.history:
             raise
@@ -147,6 +146,8 @@ def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[s
         try:
             content = read_whole(filesystem, f"{place}/{STATE_FILE}")
             return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except StorageError:  # the store is away, and what it holds may well be whole
+            raise
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # not there, or cut off
             continue
     return None

@@ -1,0 +1,270 @@
+"""Storage as a user meets it: whole files, stores that fail and recover, full disks, and what is then said."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pyarrow import fs
+from s3_server import s3_server
+
+import data.storage as storage
+from data.build_cache import graphs_of
+from data.rows import Rows
+from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Ray leaves sockets and log files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+SPACE = """\
+description: small, for tests
+num_samples: 3
+grace_epochs: 4
+parameters:
+  freeze_depth: readout
+  lr: {loguniform: [0.0005, 0.01]}
+  epochs: {choice: [10, 20]}
+  loss: huber
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A server with a bucket, for this process and those it starts."""
+    with s3_server("bucket") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def server(bucket):
+    """The same, healthy before and after."""
+    yield bucket
+    bucket.heal()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, 17 MB large."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=17m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def enlarge(disk):
+    subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "cut"])
+def test_faults_that_pass_are_not_noticed(server, kind):
+    """The first two requests of each kind fail."""
+    filesystem, path = open_folder(f"s3://bucket/passing-{kind}")
+    content = os.urandom(100_000)
+    for operation, expected in (
+        (lambda: write_whole(filesystem, f"{path}/a", content), None),
+        (lambda: read_whole(filesystem, f"{path}/a"), content),
+        (lambda: file_names(filesystem, path), ["a"]),
+        (lambda: filesystem.delete_file(f"{path}/a"), None),
+    ):
+        faults = server.fail(kind, lambda method, path, count: count <= 2)
+        assert operation() == expected
+        assert sum(faults.done.values()) >= 2
+
+
+def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
+    monkeypatch.setattr(storage, "ANSWER_S", 1)
+    filesystem, path = open_folder("s3://bucket/silent")
+    for operation in (lambda: write_whole(filesystem, f"{path}/a", b"x"), lambda: read_whole(filesystem, f"{path}/a")):
+        faults = server.fail("silence", lambda method, path, count: count == 1)
+        operation()
+        assert sum(faults.done.values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("500", "fails again and again"),
+        ("silence", "does not answer"),
+        ("cut", "fails again and again"),
+        ("403", "access denied"),
+    ],
+)
+def test_a_store_that_stays_away_ends_in_a_sentence(server, monkeypatch, kind, expected):
+    monkeypatch.setattr(storage, "PATIENCE_S", 3)
+    monkeypatch.setattr(storage, "ANSWER_S", 1)
+    filesystem, path = open_folder("s3://bucket/away")
+    server.fail(kind, lambda method, path, count: True)
+    for operation in (lambda: write_whole(filesystem, f"{path}/a", b"x"), lambda: read_whole(filesystem, f"{path}/a")):
+        with pytest.raises(StorageError, match=f"s3://bucket/away/a.*: .*{expected}") as caught:
+            operation()
+        assert "\n" not in str(caught.value)
+        assert "AWS Error" not in str(caught.value)
+
+
+def test_what_ray_copies_into_a_store_is_there_or_raises(server, monkeypatch, tmp_path):
+    """pyarrow.fs.copy_files says nothing where an upload fails when it is closed."""
+    monkeypatch.setattr(storage, "PATIENCE_S", 2)
+    (tmp_path / "state.pt").write_bytes(os.urandom(50_000))
+    (tmp_path / "empty").touch()
+    filesystem, path = open_folder("s3://bucket/checkpoint")
+
+    def copy():
+        fs.copy_files(str(tmp_path), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+
+    server.fail("503", lambda method, path, count: method == "PUT")
+    with pytest.raises(StorageError, match=r"cannot write s3://bucket/checkpoint/state\.pt"):
+        copy()
+    server.heal()
+    assert "state.pt" not in file_names(filesystem, path)
+    copy()
+    assert file_names(filesystem, path) == ["empty", "state.pt"]
+    assert read_whole(filesystem, f"{path}/state.pt") == (tmp_path / "state.pt").read_bytes()
+
+
+def test_a_cache_is_built_and_read_through_faults(server, ray_session):
+    rows = small_rows()
+    expected, key = graphs_of(rows, (6, 3), "s3://bucket/quiet", rows_per_shard=50)
+    faults = server.fail("503", lambda method, path, count: count % 3 == 0)
+    found, same = graphs_of(rows, (6, 3), "s3://bucket/troubled", rows_per_shard=50)
+    assert same == key
+    assert faults.done["PUT"] >= 1
+    server.heal()
+    filesystem, _ = open_folder("s3://bucket")
+    names = file_names(filesystem, f"bucket/troubled/{key}")
+    assert names == file_names(filesystem, f"bucket/quiet/{key}")  # the names carry the content's checksum
+    assert (found.ids, found.formulas) == (expected.ids, expected.formulas)
+
+
+def small_rows():
+    """Rows of the first 120 structures that are at hand."""
+    from model_cases import AT_HAND, open_rows
+
+    rows: Rows = open_rows(AT_HAND)[1]
+    return rows.select(list(range(120)), "the first 120")
+
+
+def test_a_disk_that_fills_while_shards_are_written(small_disk, ray_session):
+    rows = small_rows()
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(1_200_000))  # less than the reserve is left
+    with pytest.raises(StorageError, match=rf"cannot write {small_disk}/.*shard-.*: the disk is full"):
+        graphs_of(rows, (6, 3), str(small_disk), rows_per_shard=20)
+    assert not [file for file in small_disk.rglob("*") if file.is_file() and file != ballast]
+    ballast.unlink()
+    stored, key = graphs_of(rows, (6, 3), str(small_disk), rows_per_shard=20)
+    assert stored.ids == rows.ids
+    assert not list((small_disk / key).glob(".part-*"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a small space and 120 ids of the demo."""
+    folder = tmp_path_factory.mktemp("storage")
+    (folder / "small.yaml").write_text(SPACE)
+    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
+    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
+    return folder
+
+
+def sweep(folder, place, *arguments):
+    """The command line of a sweep on one fold; its events go to `folder`, where it is to be started."""
+    return [sys.executable, str(REPOSITORY / "tune/run_sweep.py"), f"--storage={place}", *arguments]
+
+
+def first_time(folder, name, cache):
+    return [f"--space={folder}/small.yaml", f"--ids={folder}/ids.txt", f"--name={name}", f"--cache={cache}",
+            "--max-concurrent=1", "--folds=0"]  # fmt: skip
+
+
+def run(command, folder, expect=0):
+    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    assert done.returncode == expect, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """The results of a sweep on a local disk that nothing disturbed."""
+    run(sweep(folder, folder / "local", *first_time(folder, "whole", folder / "graphs")), folder)
+    return json.loads((folder / "local/whole/results.json").read_text())
+
+
+def same_results(after, before):
+    """Trials, choice and scores; a trial that was begun anew has another id and took another time."""
+    other = {"trial": "", "seconds": 0}
+    assert [trial | other for trial in after["trials"]] == [trial | other for trial in before["trials"]]
+    assert after["chosen"] == before["chosen"]
+    assert after["seeds"] == before["seeds"]
+
+
+def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
+    """Graphs, checkpoints and results are in the bucket; one request in five fails."""
+    faults = server.fail("503", lambda method, path, count: count % 5 == 0)
+    log = folder / "killed.log"
+    with log.open("w") as stream:
+        driver = subprocess.Popen(
+            sweep(folder, "s3://bucket/results", *first_time(folder, "killed", "s3://bucket/graphs")),
+            cwd=folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while "search fold 0: 1/3" not in log.read_text():
+        assert driver.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+    time.sleep(1.5)  # one snapshot of Ray's
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    filesystem, path = open_folder("s3://bucket/results/killed")
+    assert "results.json" not in file_names(filesystem, path)
+    run(sweep(folder, "s3://bucket/results", "--resume=killed"), folder)
+    assert sum(faults.done.values()) > 50
+    same_results(json.loads(read_whole(filesystem, f"{path}/results.json")), whole)
+
+
+def test_a_disk_that_fills_while_checkpoints_are_written(folder, whole, small_disk):
+    (small_disk / "ballast").write_bytes(bytes(400_000))
+    output = run(sweep(folder, small_disk, *first_time(folder, "full", folder / "graphs")), folder, expect=1)
+    assert f"cannot write {small_disk}/full/" in output
+    assert "the disk is full" in output
+    assert not list(small_disk.rglob(".part-*"))
+    enlarge(small_disk)
+    run(sweep(folder, small_disk, "--resume=full"), folder)
+    same_results(json.loads((small_disk / "full/results.json").read_text()), whole)
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("s3://no-such-bucket/results", "no such bucket"),
+        ("s3://bucket/results", "nothing listens there"),
+        ("abc://bucket/results", "Protocol not known"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_refused_at_once(folder, server, monkeypatch, place, expected):
+    from tune.options import Options
+    from tune.space import load_space
+    from tune.storage_check import check_storage
+
+    monkeypatch.setattr(storage, "PATIENCE_S", 1)
+    if "listens" in expected:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = Options.model_construct(storage=str(folder), cache=place, space=load_space("head_finetune"))
+    with pytest.raises(StorageError, match=expected) as caught:
+        check_storage(options, cluster=False)
+    assert str(caught.value).startswith("--cache: ")
+    assert not list(folder.glob(".probe-*"))
