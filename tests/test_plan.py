@@ -177,7 +177,7 @@ def test_what_the_cache_holds_costs_nothing_and_has_its_true_size(ray_session, f
 def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     done = CliRunner().invoke(app, ["--plan", other])
     assert done.exit_code == 1
-    assert "not begun yet, on this machine: leave out --resume and --address" in " ".join(
+    assert "not begun yet, on this machine: leave out --resume, --extend and --address" in " ".join(
         (done.output + capsys.readouterr().err).split()
     )
 

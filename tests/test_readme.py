@@ -27,7 +27,14 @@ from tune.queue_file import load_queue
 from tune.space import load_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/models.md", "ray_results/README.md", "data/demo/README.md", "cluster.yaml")
+PAGES = (
+    "README.md",
+    "docs/models.md",
+    "ray_results/README.md",
+    "data/demo/README.md",
+    "cluster.yaml",
+    "cluster.aws.yaml",
+)
 COMMANDS = {
     "tune/run_sweep.py": tune.run_sweep.app,
     "tune/run_queue.py": tune.run_queue.app,

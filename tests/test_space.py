@@ -1,5 +1,6 @@
 """Search spaces: what ships is sound, what is sound samples, and a mistake is named with file and line."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import ray.tune
 from ray.tune.search.variant_generator import generate_variants
 
 from models.finetune import CHGNetConfig
-from tune.space import RANGES, SPACES_FOLDER, SpaceError, load_space
+from tune.space import RANGES, SPACES_FOLDER, SearchSpace, SpaceError, load_space
 
 SHIPPED = sorted(file.stem for file in SPACES_FOLDER.glob("*.yaml") if "experiments:" not in file.read_text())
 
@@ -217,3 +218,15 @@ def test_ray_gets_domains_for_ranges_and_values_for_values(load):
     assert isinstance(space["lr"], ray.tune.search.sample.Float)
     assert isinstance(space["batch_size"], ray.tune.search.sample.Integer)
     assert isinstance(space["loss"], ray.tune.search.sample.Categorical)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "size"),
+    [
+        ({}, 1),
+        ({"lr": {"choice": [0.1, 0.2, 0.3]}, "epochs": {"int": [5, 8]}}, 12),
+        ({"lr": {"choice": [0.1, 0.2]}, "weight_decay": {"uniform": [0.0, 0.1]}}, math.inf),
+    ],
+)
+def test_a_space_knows_how_many_configs_it_has(parameters, size):
+    assert SearchSpace(name="x", parameters=parameters).size == size

@@ -85,7 +85,7 @@ def folder(tmp_path_factory):
         "unread": "{neighbours: 5, never_read: 0.5}",
         "placeholder": "{neighbours: 5, placeholder: {choice: [0.0, 0.25]}}",
     }.items():
-        text = f"model: neighbours.py\nnum_samples: 4\ngrace_epochs: 1\nparameters: {parameters}\n"
+        text = f"model: neighbours.py\nnum_samples: 4\nparameters: {parameters}\n"
         (folder / f"{name}.yaml").write_text(text)
     return folder
 

@@ -120,12 +120,17 @@ def inert_pairs(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
     Every epoch that both have done is compared; two trials that both keep the untrained model are not the same for it.
     """
+    by_first: dict[str, list[Outcome]] = {}  # what differs after one epoch need not be compared
+    for outcome in outcomes:
+        for epoch in outcome.history:
+            if epoch["epoch"] == 1:
+                by_first.setdefault(epoch["fingerprint"], []).append(outcome)
     found = []
-    for one, other in itertools.combinations(outcomes, 2):
+    for one, other in itertools.chain(*(itertools.combinations(group, 2) for group in by_first.values())):
         differing = sorted(k for k in {*one.config, *other.config} if one.config.get(k) != other.config.get(k))
         known = [{e["epoch"]: e["fingerprint"] for e in o.history if e["epoch"]} for o in (one, other)]
         common = known[0].keys() & known[1].keys()
-        if differing and common and all(known[0][epoch] == known[1][epoch] for epoch in common):
+        if differing and all(known[0][epoch] == known[1][epoch] for epoch in common):
             found.append({"fold": one.fold, "trials": [one.trial_id, other.trial_id], "levers": differing})
     return found
 

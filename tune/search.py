@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -41,7 +41,14 @@ class Resources:
 
     def slots(self) -> int:
         """Trials that run at once on the Ray cluster as it is now; 0 where it has too little for one."""
-        have = ray.cluster_resources()
+        return self._fitting(ray.cluster_resources())
+
+    def most_slots(self) -> int:
+        """The same of the cluster with all nodes that its autoscaler may add."""
+        may_have = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        return max(self.slots(), self._fitting(may_have))
+
+    def _fitting(self, have: Mapping[str, float]) -> int:
         fit = have.get("CPU", 0) / self.cpus_per_trial
         if self.gpus_per_trial:
             fit = min(fit, have.get("GPU", 0) / self.gpus_per_trial)
@@ -143,9 +150,16 @@ def _search(
     resources: Resources,
     folder: str,
     watch: Sequence[ray.tune.Callback],
+    lost: int = 0,
 ) -> list[Outcome]:
-    """One batch of a search, in any order; ASHA's rungs are those of the whole search."""
+    """One batch of a search, in any order; ASHA's rungs are those of the whole search.
+
+    With `lost`, so many trials of it anew: Ray's record is several files, and a driver that dies between two of them
+    can leave trials out.
+    """
     batch, own_folder = batches[number], f"{folder}-more-{number}" if number else folder
+    if lost:
+        batch, own_folder = batch.model_copy(update={"num_samples": lost}), f"{own_folder}-lost"
     metric, space = metric_of(dataset.task.kind), batch.space
     points = [({field: one.config[field] for field in space.searched}, one.kept_metric) for one in earlier]
     trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, own_folder, predict_test=False)
@@ -158,7 +172,7 @@ def _search(
             f"{folder}-rungs.json",
             time_attr="epoch",
             max_t=space.most("epochs"),
-            grace_period=space.grace_epochs,
+            grace_period=min(space.grace_epochs, space.most("epochs")),  # a fit at once is one epoch
             reduction_factor=space.reduction_factor,
         ),
         max_concurrent_trials=resources.max_concurrent,
@@ -166,8 +180,9 @@ def _search(
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     # Left alone, Ray starts one process at a time for a searcher's trials, and gives it up as soon as an earlier
-    # trial ends: where trials are shorter than a start, they would run one after the other.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, resources.slots()))
+    # trial ends: where trials are shorter than a start, they would run one after the other. And an autoscaler starts
+    # nodes for what is pending: one after the other for one trial at a time.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, min(batch.num_samples, resources.most_slots())))
     title = f"search fold {fold}"
     results = run_experiment(
         trainable,
@@ -182,9 +197,15 @@ def _search(
         ],
         retry=number == len(batches) - 1,
     )
-    if len(results) < batch.num_samples:
-        say(f"  {title}: all {len(earlier) + len(results)} configurations of the space were tried")
-    return [_outcome(result, config) for config, result in results]
+    outcomes = [_outcome(result, config) for config, result in results]
+    missing, size = batch.num_samples - len(results), space.size
+    if missing and size == len(earlier) + len(results):
+        say(f"  {title}: all {size} configurations of the space were tried")
+    elif missing and not lost:
+        say(f"  {title}: the record of {missing} trials was lost as the driver ended; others are run")
+        together = earlier + outcomes
+        outcomes += _search(dataset, batches, number, fold, together, seed, resources, folder, watch, lost=missing)
+    return outcomes
 
 
 def train_chosen(

@@ -64,6 +64,16 @@ class SearchSpace(BaseModel):
         return {field: value for field, value in self.parameters.items() if isinstance(value, dict)}
 
     @property
+    def size(self) -> float:
+        """How many different configurations there are."""
+        counts = []
+        for value in self.searched.values():
+            ((kind, bounds),) = value.items()
+            whole = bounds[-1] - bounds[0] + 1 if kind in ("int", "logint") else math.inf
+            counts.append(len(bounds) if kind == "choice" else whole)
+        return math.prod(counts)
+
+    @property
     def config(self) -> type[ModelConfig]:
         """The class of the model's configs."""
         return open_model(self.model).config
