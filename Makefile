@@ -18,10 +18,10 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test lint bench bench-scale format clean distclean
+.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=$(PYTHON)  VENV=$(VENV)  EXTRAS=$(EXTRAS)  SPACE=$(SPACE)  ARGS=$(ARGS)"
 
@@ -44,7 +44,13 @@ sweep: $(STAMP) ## run the sweep of SPACE
 	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m 'not cluster and not faults' $(ARGS)
+
+test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, about 15 minutes
+	$(PY) -m pytest -m faults $(ARGS)
+
+test-cluster: $(STAMP) ## run `ray up` and sweeps on three hosts made of namespaces; needs root, openssh-server, rsync
+	$(PY) -m pytest -m cluster -rP $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff check .

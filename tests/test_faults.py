@@ -1,0 +1,132 @@
+"""Long runs of what may happen to a sweep: `make test-faults`. Short forms of each are in the ordinary tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytestmark = pytest.mark.faults
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+KILLS = int(os.environ.get("MATSWEEP_KILLS", "20"))
+SPACE = """\
+num_samples: 5
+grace_epochs: 3
+parameters:
+  freeze_depth: full
+  lr: {loguniform: [0.0005, 0.01]}
+  epochs: {choice: [6, 9]}
+"""
+# A time.time() that jumps once a process is 15 s old; put where Python looks for it at every start.
+JUMPING = """\
+import time
+_clock, _began = time.time, time.monotonic()
+time.time = lambda: _clock() + ({seconds} if time.monotonic() - _began > 15 else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A space, ids of the demo, and the caches of all sweeps."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "small.yaml").write_text(SPACE)
+    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
+    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
+    return folder
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
+    with (folder / "log.txt").open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "tune/run_sweep.py", f"--storage={folder}/results", *arguments],
+            cwd=REPOSITORY,
+            env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache"), **environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def new(folder: Path, name: str) -> list[str]:
+    return [
+        f"--space={folder}/small.yaml", f"--ids={folder}/ids.txt", f"--name={name}", "--max-concurrent=1", "--folds=0"
+    ]  # fmt: skip
+
+
+def finish(folder: Path, driver: subprocess.Popen) -> None:
+    assert driver.wait(timeout=900) == 0, (folder / "log.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """An uninterrupted sweep, the second one, for which everything is cached; and how long it took."""
+    for name in ("first", "whole"):
+        began = time.monotonic()
+        finish(folder, start(folder, *new(folder, name)))
+    return outcome(folder, "whole"), time.monotonic() - began
+
+
+def outcome(folder: Path, name: str) -> dict:
+    """What must be equal, however a sweep came to its end."""
+    results = json.loads((folder / f"results/{name}/results.json").read_text())
+    other_each_time = {"trial": "", "seconds": 0}
+    return {
+        "trials": [trial | other_each_time for trial in results["trials"]],
+        "chosen": results["chosen"],
+        "seeds": results["seeds"],
+    }
+
+
+def redone(folder: Path, name: str) -> int:
+    """Epochs that were trained more than once, of all trials, by the events that each report leaves."""
+    count = 0
+    for trial in (folder / f"results/{name}").glob("*/trial_*"):
+        if trial.is_dir():
+            events = EventAccumulator(str(trial)).Reload()
+            if "lr" in events.Tags()["scalars"]:
+                steps = [event.step for event in events.Scalars("lr")]
+                count += len(steps) - len(set(steps))
+    return count
+
+
+def test_killed_at_any_moment_it_ends_the_same(folder, whole, capsys):
+    expected, seconds = whole
+    moments = random.Random(0)
+    lines = []
+    for number in range(KILLS):
+        name = f"killed_{number}"
+        after = moments.uniform(0.02, 0.98) * seconds
+        driver = start(folder, *new(folder, name))
+        time.sleep(after)
+        there = (folder / f"results/{name}/sweep.json").exists()
+        ended = driver.poll() is not None
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        before = len(list((folder / f"results/{name}").glob("*/trial_*/checkpoint_*")))
+        finish(folder, start(folder, *([f"--resume={name}"] if there else new(folder, name))))
+        assert outcome(folder, name) == expected, f"killed after {after:.1f} s of {seconds:.1f} s"
+        again = redone(folder, name)
+        assert again <= 2, f"killed after {after:.1f} s: {again} epochs were trained again"
+        state = "had ended" if ended else "was running" if there else "had not begun"
+        lines.append(f"{after:6.1f} s: {state}, {before} checkpoints there, {again} epochs redone")
+    with capsys.disabled():
+        print(f"\n{KILLS} kills of a sweep of {seconds:.0f} s:", *lines, sep="\n  ")
+
+
+@pytest.mark.parametrize("hours", [5, -5])
+def test_a_clock_that_jumps_changes_nothing(folder, whole, tmp_path, hours):
+    """In the driver, in Ray's own Python processes and in the workers."""
+    (tmp_path / "sitecustomize.py").write_text(JUMPING.format(seconds=3600 * hours))
+    name = f"jump_{hours}"
+    driver = start(folder, *new(folder, name), PYTHONPATH=str(tmp_path))
+    finish(folder, driver)
+    assert outcome(folder, name) == whole[0]
