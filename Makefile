@@ -18,7 +18,7 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale format clean distclean
+.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale bench-trials audit format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,14 @@ bench: $(STAMP) ## time it against stock chgnet, about 20 minutes; writes benchm
 bench-scale: $(STAMP) ## time and memory at the size of matbench_mp_e_form, about 10 minutes; writes benchmarks/scale.json
 	$(PY) -m benchmarks.scale $(ARGS)
 
+bench-trials: $(STAMP) ## time, memory and files of one more trial, about 10 minutes; writes benchmarks/trials.json
+	$(PY) -m benchmarks.trials $(ARGS)
+
+audit: $(STAMP) ## look the pinned packages up among the known vulnerabilities; needs the internet
+	$(PY) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
+
 format: $(STAMP) ## format the code and mend what ruff can mend
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
@@ -72,4 +80,4 @@ clean: ## remove caches and build products; results and the environment stay
 	find . -path './$(VENV)' -prune -o -path ./.git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment too
-	rm -rf "$(VENV)"
+	rm -rf "$(VENV)" "$(VENV)-audit"

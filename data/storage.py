@@ -20,6 +20,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -204,11 +205,16 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
         address: a local path or a URI such as `s3://bucket/folder` or `gs://bucket/folder`.
 
     Raises:
-        StorageError: unknown scheme, or a scheme whose package is not installed.
+        StorageError: unknown scheme, a scheme whose package is not installed, or an address with a key in it.
     """
     text = str(address)
     if "://" not in text:
         return whole(fs.LocalFileSystem()), str(Path(text).expanduser().absolute())
+    if "@" in urlsplit(text).netloc:
+        raise StorageError(
+            f"an address of {text.partition('://')[0]}:// has keys in it, which would be written into every record of "
+            "a sweep. Leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+        )
     try:
         filesystem, path = patiently(f"cannot open {text!r}", lambda: fs.FileSystem.from_uri(text))
     except (pa.ArrowInvalid, NotImplementedError):
