@@ -17,7 +17,7 @@ from tune.run_sweep import USER_ERRORS
 
 SECONDS_BETWEEN_READINGS = 0.05
 SECONDS_BETWEEN_SEARCHES = 0.5  # for workers that Ray started
-WORKERS = {"Converter": "converter", "ImplicitFunc": "trial"}  # what Ray calls them in their title
+WORKERS = {"Converter": "converter", "ResourceTrainable": "trial"}  # what Ray calls them in their title
 SMAPS = Path("/proc/self/smaps_rollup")
 
 # What a stage tells: the name of the step that begins ("" for none), or facts.

@@ -8,12 +8,8 @@ filesystem for its checkpoints and snapshots.
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import random
-import re
 import shutil
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,47 +21,19 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from data.store_faults import StorageError, patiently
+
 T = TypeVar("T")
-# One request may be silent for ANSWER_S. What fails is tried again until PATIENCE_S have passed; no try is begun later.
+# One request may be silent for ANSWER_S.
 CONNECT_S = 5.0
 ANSWER_S = 10.0
-PATIENCE_S = 60.0
-_FIRST_WAIT_S = 0.2
-_LONGEST_WAIT_S = 5.0
-_TELL_AFTER_S = 5.0  # of waiting, whoever watches is told why nothing goes on
 
 _ATTEMPTS = 3  # at a local write whose half-done file another process has cleaned up
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # A disk with less left counts as full. Filled to the last byte it would take the small files of Ray's snapshot and not
 # the large one, and a search would go on from a snapshot that contradicts itself; the logs beside need some, too.
 _RESERVE = 16 << 20
 _RAY_PART = 64 << 20  # bytes that Ray copies at once: less than that is the end of a file
 _OBJECT_STORES = ("s3", "gcs")  # there an object appears when all of it has arrived
-# pyarrow gives no codes, only these words of Amazon's and Google's clients.
-_PASSING = re.compile(
-    r"NETWORK_CONNECTION|INTERNAL_FAILURE|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT"
-    r"|HTTP status (408|429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|RESOURCE_EXHAUSTED|ABORTED):"
-)
-_REASONS = {
-    r"NO_SUCH_BUCKET|Bucket '\S+' not found|bucket does not exist": "there is no such bucket. Create it, or correct "
-    "the address",
-    "INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|InvalidToken|ExpiredToken"
-    "|UNAUTHENTICATED": "the store does not accept these keys. Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-    "~/.aws/credentials, or GOOGLE_APPLICATION_CREDENTIALS",
-    "OAuth2 access token": "no credentials for Google Cloud were found. Run `gcloud auth application-default login`, "
-    "set GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account",
-    "ACCESS_DENIED|PERMISSION_DENIED|HTTP status 40[13]": "access denied. Either there are no credentials (in the "
-    "environment, ~/.aws/credentials, or as a role of the machine), or they do not permit to list, read, write and "
-    "delete there",
-    "resolve host": "its host is not known. Check the address, AWS_ENDPOINT_URL and the network",
-    r"curlCode: 7\b|onnection refused": "nothing listens there. Check the address, AWS_ENDPOINT_URL and the network",
-    "curlCode: 28|DEADLINE_EXCEEDED": "it does not answer. Check the address, AWS_ENDPOINT_URL and the network",
-    _PASSING.pattern: "the store fails again and again. Try later",
-}
-
-
-class StorageError(OSError):
-    """A folder that cannot be opened, read or written; the message says which and what to do."""
 
 
 class WholeFiles(fs.FileSystemHandler):
@@ -167,35 +135,6 @@ class WholeFiles(fs.FileSystemHandler):
     def _tried(self, what: str, path: str, operation: Callable[[], T]) -> T:
         scheme = {"local": "", "gcs": "gs://"}.get(self.plain.type_name, f"{self.plain.type_name}://")
         return patiently(f"cannot {what} {scheme}{path}", operation)
-
-
-def patiently(failure: str, operation: Callable[[], T]) -> T:
-    """Do something with a store, again if it fails in a way that may pass.
-
-    Args:
-        failure: how a message begins that says that it did not work.
-        operation: to do, once or several times.
-
-    Raises:
-        StorageError: it does not work; one sentence why.
-        OSError: any other reason, such as FileNotFoundError.
-    """
-    began, wait, told = time.monotonic(), _FIRST_WAIT_S, False
-    while True:
-        try:
-            return operation()
-        except StorageError:
-            raise
-        except OSError as problem:
-            spent = time.monotonic() - began
-            passing = problem.errno is None and _PASSING.search(str(problem))
-            if not passing or spent + wait > PATIENCE_S:
-                raise _plain(failure, problem, spent) from problem
-            if spent > _TELL_AFTER_S and not told:
-                told = True
-                logging.getLogger(__name__).warning("%s yet; trying for another %.0f s", failure, PATIENCE_S - spent)
-            time.sleep(wait * random.uniform(0.5, 1))  # not all trials at once
-            wait = min(2 * wait, _LONGEST_WAIT_S)
 
 
 def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
@@ -356,20 +295,3 @@ def _write_aside(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
             with suppress(OSError):  # half of it would fill a full disk for good
                 filesystem.delete_file(aside)
             raise
-
-
-def _plain(failure: str, problem: OSError, spent_s: float) -> OSError:
-    """A sentence for what people can mend; else the problem itself."""
-    if problem.errno in _FULL:
-        return StorageError(
-            f"{failure}: the disk is full. Nothing half-written stays; make space, and the same command "
-            "(of a sweep: --resume) goes on"
-        )
-    if type(problem) is not OSError or problem.errno is not None:  # a store's complaint has neither
-        return problem
-    text = " ".join(str(problem).split())
-    reason = next((reason for pattern, reason in _REASONS.items() if re.search(pattern, text)), None)
-    if reason is None:
-        return StorageError(f"{failure}: {text}")
-    tried = f" after {spent_s:.0f} s" if _PASSING.search(text) else ""
-    return StorageError(f"{failure}{tried}: {reason}")

@@ -111,7 +111,10 @@ def test_a_target_scale_is_fitted_on_training_rows_alone(data):
     other = data.targets.copy()
     other[VAL] += 5.0
     one, two = (fine_tuning(data, targets, target_scale="standard") for targets in (data.targets, other))
-    assert (one.reference.scale, one.reference.intercept) == (two.reference.scale, two.reference.intercept)
+    assert (one.objective.reference.scale, one.objective.reference.intercept) == (
+        two.objective.reference.scale,
+        two.objective.reference.intercept,
+    )
 
 
 @pytest.mark.parametrize("error", [-3.0, -0.2, 0.01, 0.5, 40.0])
@@ -276,17 +279,17 @@ def test_deeper_layers_learn_more_slowly_by_the_decay(data):
 
 def test_a_refitted_reference_fits_the_trained_network(data):
     once, again = trained(data), trained(data, refit_reference=True)
-    assert not np.array_equal(once.reference.coefficients, again.reference.coefficients)
+    assert not np.array_equal(once.objective.reference.coefficients, again.objective.reference.coefficients)
     outputs = again._outputs([flat.detach() for flat in again.flats], TRAIN)
     fractions = data.rows.fractions[TRAIN].astype(float)
-    before, after = (fractions @ one.reference.coefficients + outputs for one in (once, again))
+    before, after = (fractions @ one.objective.reference.coefficients + outputs for one in (once, again))
     errors = [np.abs(said - data.targets[TRAIN]).mean() for said in (before, after)]
     assert errors[1] < errors[0]
 
 
 def test_ridge_and_no_reference_are_what_they_say(data):
     ridge, none = (fine_tuning(data, reference=name) for name in ("ridge", "none"))
-    assert not none.reference.coefficients.any()
+    assert not none.objective.reference.coefficients.any()
     residual = data.targets[TRAIN] - predictions(ridge, TRAIN)
     assert residual.mean() == pytest.approx(0, abs=1e-3)  # a ridge has an intercept
     assert np.abs(residual).mean() < np.abs(data.targets[TRAIN] - predictions(none, TRAIN)).mean() / 3

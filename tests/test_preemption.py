@@ -26,7 +26,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("preemption")
     (folder / "long.yaml").write_text("parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n")
     ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::3]))
+    (folder / "ids.txt").write_text("\n".join(ids.iloc[::5]))
     return folder
 
 

@@ -1,4 +1,7 @@
-"""What comes from outside runs nothing (model files: tests/test_fitted.py), reads nothing beside it, and what goes out tells no secret."""
+"""What comes from outside runs nothing and reads nothing beside it; what goes out tells no secret.
+
+That a model file runs no code is in tests/test_fitted.py.
+"""
 
 from __future__ import annotations
 

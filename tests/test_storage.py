@@ -12,13 +12,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import ray
 from pyarrow import fs
 from s3_server import s3_server
 
-import data.storage as storage
-from data.build_cache import graphs_of
+from data import storage, store_faults
+from data.build_cache import connect, graphs_of
 from data.rows import Rows
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from tune.storage_check import check_storage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Ray leaves sockets and log files to the garbage collector.
@@ -104,7 +106,7 @@ def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
     ],
 )
 def test_a_store_that_stays_away_ends_in_a_sentence(server, monkeypatch, kind, expected):
-    monkeypatch.setattr(storage, "PATIENCE_S", 3)
+    monkeypatch.setattr(store_faults, "PATIENCE_S", 3)
     monkeypatch.setattr(storage, "ANSWER_S", 1)
     filesystem, path = open_folder("s3://bucket/away")
     server.fail(kind, lambda method, path, count: True)
@@ -117,7 +119,7 @@ def test_a_store_that_stays_away_ends_in_a_sentence(server, monkeypatch, kind, e
 
 def test_what_ray_copies_into_a_store_is_there_or_raises(server, monkeypatch, tmp_path):
     """pyarrow.fs.copy_files says nothing where an upload fails when it is closed."""
-    monkeypatch.setattr(storage, "PATIENCE_S", 2)
+    monkeypatch.setattr(store_faults, "PATIENCE_S", 2)
     (tmp_path / "state.pt").write_bytes(os.urandom(50_000))
     (tmp_path / "empty").touch()
     filesystem, path = open_folder("s3://bucket/checkpoint")
@@ -135,7 +137,18 @@ def test_what_ray_copies_into_a_store_is_there_or_raises(server, monkeypatch, tm
     assert read_whole(filesystem, f"{path}/state.pt") == (tmp_path / "state.pt").read_bytes()
 
 
-def test_a_cache_is_built_and_read_through_faults(server, ray_session):
+@pytest.fixture
+def ray_with_bucket(ray_session, bucket):
+    """Ray begun after the server: its processes take the environment as it is when they start."""
+    ray.shutdown()
+    connect()
+    yield
+    ray.shutdown()
+    connect()
+
+
+@pytest.mark.usefixtures("ray_with_bucket")
+def test_a_cache_is_built_and_read_through_faults(server):
     rows = small_rows()
     expected, key = graphs_of(rows, (6, 3), "s3://bucket/quiet", rows_per_shard=50)
     faults = server.fail("503", lambda method, path, count: count % 3 == 0)
@@ -212,6 +225,7 @@ def same_results(after, before):
     assert after["seeds"] == before["seeds"]
 
 
+@pytest.mark.faults
 def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
     """Graphs, checkpoints and results are in the bucket; one request in five fails."""
     faults = server.fail("503", lambda method, path, count: count % 5 == 0)
@@ -236,6 +250,7 @@ def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, s
     same_results(json.loads(read_whole(filesystem, f"{path}/results.json")), whole)
 
 
+@pytest.mark.faults
 def test_a_disk_that_fills_while_checkpoints_are_written(folder, whole, small_disk):
     (small_disk / "ballast").write_bytes(bytes(400_000))
     output = run(sweep(folder, small_disk, *first_time(folder, "full", folder / "graphs")), folder, expect=1)
@@ -256,15 +271,10 @@ def test_a_disk_that_fills_while_checkpoints_are_written(folder, whole, small_di
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused_at_once(folder, server, monkeypatch, place, expected):
-    from tune.options import Options
-    from tune.space import load_space
-    from tune.storage_check import check_storage
-
-    monkeypatch.setattr(storage, "PATIENCE_S", 1)
+    monkeypatch.setattr(store_faults, "PATIENCE_S", 1)
     if "listens" in expected:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    options = Options.model_construct(storage=str(folder), cache=place, space=load_space("head_finetune"))
     with pytest.raises(StorageError, match=expected) as caught:
-        check_storage(options, cluster=False)
+        check_storage({"--storage": str(folder), "--cache": place}, cluster=False)
     assert str(caught.value).startswith("--cache: ")
     assert not list(folder.glob(".probe-*"))

@@ -33,7 +33,6 @@ DRIVER = """\
 import os, sys, time
 import ray
 from data.build_cache import connect
-from tune.options import Options
 from tune.storage_check import check_storage, could_grow
 
 connect(sys.argv[1])
@@ -42,7 +41,7 @@ while time.monotonic() < deadline and not (could_grow() or len([n for n in ray.n
     time.sleep(0.2)
 for place in os.environ["PLACES"].split():
     try:
-        check_storage(Options.model_construct(storage=place, cache=os.environ["CACHE"]), cluster=True)
+        check_storage({"--storage": place, "--cache": os.environ["CACHE"]}, cluster=True)
         print("fine:", place, flush=True)
     except Exception as problem:
         print(type(problem).__name__, problem, flush=True)

@@ -27,7 +27,7 @@ from tune.run_sweep import app
 from tune.runs import load_sweep
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "val_mae_current", "lr", "seconds", "fingerprint"]
+COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "val_mae_current", "lr", "seconds", "fingerprint", "parts"]
 SPACE = """\
 description: small, for tests
 num_samples: 4
@@ -398,7 +398,7 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
     """A learning rate that blows up in some trials costs those trials and nothing else."""
     (folder / "wild.yaml").write_text(
         "num_samples: 5\ngrace_epochs: 2\nparameters:\n  freeze_depth: full\n  epochs: 2\n  loss: mse\n"
-        "  lr: {choice: [0.0001, 0.0002, 0.0003, 1.0, 2.0]}\n  weight_decay: 10\n"
+        "  lr: {choice: [0.0001, 0.0002, 0.0003, 0.9, 1.0]}\n  weight_decay: 10\n"
     )
     output = run_here(folder, f"--space={folder}/wild.yaml", f"--ids={folder}/ids.txt", "--name=wild", "--folds=0")
     results = json.loads((folder / "results/wild/results.json").read_text())
@@ -406,7 +406,7 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
     failed = [trial for trial in results["trials"] if "failed" in trial]
     assert len(failed) == 2
     assert all("after epoch" in trial["failed"] or "in epoch" in trial["failed"] for trial in failed)
-    assert all(trial["config"]["lr"] >= 1 for trial in failed)
+    assert all(trial["config"]["lr"] >= 0.9 for trial in failed)
     assert "failed: " in (folder / "results/wild/RESULTS.md").read_text()
     assert "Traceback" not in output
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import platform
 import threading
@@ -63,9 +62,8 @@ def _keep_beating(folder: Folder, claim: dict[str, Any], ended: threading.Event)
             now = folder.read_json(FILE)
             if now is not None and now["token"] != claim["token"]:
                 # This process had stood still for so long that another one took it for dead.
-                say(f"{now['host']}, process {now['pid']}, has taken over {folder.address}", style="red")
-                _thread.interrupt_main()
-                return
+                say(f"{now['host']}, process {now['pid']}, has taken over {folder.address}: this one ends", style="red")
+                os._exit(1)  # at once, in whatever thread: it must not write beside the other
             n_beats += 1
             _beat(folder, claim, n_beats)
 

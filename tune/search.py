@@ -120,6 +120,8 @@ def search_fold(
             outcomes += _search(dataset, batches, number, fold, outcomes, seed, resources, folder, watch)
             continue
         failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if not failed:  # in this one of several searches
+            continue
         again = train_chosen(
             dataset,
             [(fold, {"model": outcome.model, **outcome.config}) for outcome in failed],

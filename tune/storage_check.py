@@ -14,28 +14,24 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.storage import StorageError, open_folder, read_whole, write_whole
-from models.registry import open_model
-from tune.options import Options, SweepError
+from tune.options import SweepError
 
 NODE_S = 120.0  # for all nodes to answer: one that has just started unpacks the code first
 _NETWORK = ("nfs", "cifs", "smb", "ceph", "gluster", "lustre", "gpfs", "beegfs", "9p", "virtiofs", "afs", "fuse.")
 _ADVICE = "Give a place that all nodes share, such as gs://BUCKET/..., s3://BUCKET/... or an NFS folder"
 
 
-def check_storage(options: Options, *, cluster: bool) -> None:
-    """Write, read and delete a file in --storage, and in --cache if it is needed, here and from every other node.
+def check_storage(places: dict[str, str], *, cluster: bool) -> None:
+    """Write, read and delete a file in each place, here and from every other node.
 
     Args:
-        options: of the sweep.
+        places: path or URI by the option that gave it.
         cluster: whether a Ray cluster was joined; else there is only this machine.
 
     Raises:
         StorageError: this machine cannot use a folder.
         SweepError: another node cannot, or nodes that an autoscaler may add could not.
     """
-    places = {"--storage": options.storage}
-    if open_model(options.space.model).reads != "compositions":
-        places["--cache"] = options.cache
     for option, address in places.items():
         file = f"{address.rstrip('/')}/.probe-{uuid.uuid4().hex}"
         try:

@@ -42,7 +42,10 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     space = options.space.for_kind(task.kind)
     refuse_copies(options, task, space)
     connect(address)
-    check_storage(options, cluster=address is not None)
+    places = {"--storage": options.storage}
+    if open_model(space.model).reads != "compositions":
+        places["--cache"] = options.cache
+    check_storage(places, cluster=address is not None)
     if address is None:
         refuse_impossible(options)
     with claimed(folder):
