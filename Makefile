@@ -46,7 +46,7 @@ sweep: $(STAMP) ## run the sweep of SPACE
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not cluster and not faults' $(ARGS)
 
-test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, about 15 minutes
+test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, and more; about half an hour
 	$(PY) -m pytest -m faults $(ARGS)
 
 test-cluster: $(STAMP) ## run `ray up` and sweeps on three hosts made of namespaces; needs root, openssh-server, rsync
