@@ -161,6 +161,25 @@ def test_run_py_repeats_the_runs_of_a_queue_and_their_average(here, small):
     assert "['tune/ensemble.py', 'daily_ema/seed_0', 'daily_swa/seed_0', '--name', 'both'" in script
 
 
+def test_run_py_repeats_every_batch_of_a_sweep_that_was_extended(here, small):
+    narrow = OPTIONS["space"] | {"num_samples": 9, "parameters": {"lr": {"choice": [0.001, 0.002]}, "epochs": 2}}
+    wide = narrow | {"parameters": {"lr": {"loguniform": [0.0001, 0.01]}, "epochs": 2}}
+    batches = [{"num_samples": n, "space": space} for n, space in ((3, narrow), (5, wide), (0, wide))]
+    folder = official_run(here / "mine", SMALL, small, {"seed_0": small["y_true"].to_numpy() + 0.5})
+    results = json.loads((folder / "results.json").read_text())
+    results["options"] |= {"space": wide, "num_samples": 8, "batches": batches}
+    (folder / "results.json").write_text(json.dumps(results))
+    done = submit("mine", "--out", here / "out")
+    assert done.exit_code == 0, done.output
+    script = (here / "out" / "run.py").read_text()
+    first, second, third = (script.index(part) for part in (
+        "'--num-samples', '3'", "'--extend', 'mine', '--num-samples', '5', '--space', 'mine-1.yaml'", "'--only-failed'"
+    ))  # fmt: skip
+    assert first < second < third
+    spaces = [load_space(str(here / "out" / name)).parameters["lr"] for name in ("mine.yaml", "mine-1.yaml")]
+    assert spaces == [narrow["parameters"]["lr"], wide["parameters"]["lr"]]
+
+
 def test_a_model_of_ones_own_goes_along_unless_it_changed(here, small):
     file = here.parent / "mine.py"
     file.write_text("MODEL = 1\n")

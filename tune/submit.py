@@ -139,7 +139,6 @@ def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
         parts = [one["member"].rpartition("/") for one in results["members"]]
         labels = [f"{_slug(sweep)}/{member}" for sweep, _, member in parts]
         return [*commands, ["tune/ensemble.py", *labels, "--name", name, "--weights", options["weights"]]], files
-    space = {field: value for field, value in options["space"].items() if field != "name"}
     model = results.get("model", {})
     if "file" in model:
         code = Path(model["file"]).read_bytes() if Path(model["file"]).is_file() else b""
@@ -148,17 +147,35 @@ def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
                 f"{model['file']}, the model of {results['sweep']}, is gone or was changed since: put it back as it "
                 "was, for run.py repeats the sweep with it"
             )
-        space["model"] = model["name"]
         files[model["name"]] = code.decode()
+    first, *added = options.get("batches") or [options]  # of a sweep that was extended, what it began with is first
     file = f"{name}.yaml"
-    files[file] = yaml.safe_dump(space, sort_keys=False, allow_unicode=True)
+    files[file] = _space_file(first["space"], model)
     command = ["tune/run_sweep.py", "--name", name, "--space", file, "--task", run.task["official"]]
     command += ["--folds", ",".join(map(str, options["folds"]))]
     command += ["--search-folds", ",".join(map(str, options["search_folds"]))]
+    command += ["--num-samples", str(first["num_samples"])]
     command += ["--seed", str(options["seed"]), "--seeds", str(options["seeds"])]
     command += ["--tta", str(options["tta"])] if options.get("tta", "none") != "none" else []
     command += ["--every-atom"] if options.get("every_atom") else []
-    return [command], files
+    extensions = []
+    for number, batch in enumerate(added, start=1):
+        extension = ["tune/run_sweep.py", "--extend", name]
+        if batch["num_samples"]:
+            wider = f"{name}-{number}.yaml"
+            files[wider] = _space_file(batch["space"], model)
+            extension += ["--num-samples", str(batch["num_samples"]), "--space", wider]
+        else:
+            extension += ["--only-failed"]
+        extensions.append(extension)
+    return [command, *extensions], files
+
+
+def _space_file(space: dict[str, Any], model: dict[str, str]) -> str:
+    """A search space as YAML; a model of the user's own is the file beside it."""
+    fields = {field: value for field, value in space.items() if field != "name"}
+    fields |= {"model": model["name"]} if "file" in model else {}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
 def submission(
