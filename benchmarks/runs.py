@@ -1,4 +1,4 @@
-"""Comparisons of whole runs: 20 trials of a sweep against a process each, and a cache built on one core or two.
+"""Comparisons of whole runs: 20 trials of a sweep against a process each, and a cache built by one or by many.
 
     python -m benchmarks.runs FOLDER    # what the first of them time: one search, with Ray started for it
 
@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ import numpy as np
 import ray
 import ray.tune
 import typer
+from ray.cluster_utils import Cluster
 
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
 from data.build_cache import connect, console, graphs_of
@@ -38,6 +40,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TRIALS, PROCESSES, AT_ONCE = 20, 4, 2
 EPOCHS = 10
 CACHE_ROWS = 130_000  # about those of matbench_mp_e_form
+NODE_STORE = 1 << 30  # bytes of a node's object store
+_QUIET: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
 
 
 def twenty_trials(cases: StructureSet) -> Sides:
@@ -155,11 +159,43 @@ def search(folder: Path, fresh: bool = False) -> None:
         (folder / "data.pickle").write_bytes(pickle.dumps(data))
 
 
-def cache_build(cases: StructureSet) -> Sides:
-    """The same rows to the same shards on one core and on two; Ray's start is not timed.
+@contextmanager
+def one_node(cores: int) -> Iterator[None]:
+    """Ray on this machine with so many cores."""
+    ray.init(address="local", num_cpus=cores, include_dashboard=False, **_QUIET)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def nodes_of_one_cpu(n_nodes: int) -> Iterator[None]:
+    """A Ray cluster of so many nodes, processes of this machine, with one CPU each."""
+    node = {"num_cpus": 1, "object_store_memory": NODE_STORE}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        for _ in range(n_nodes - 1):
+            cluster.add_node(**node)
+        ray.init(address=cluster.address, **_QUIET)
+        yield
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def cache_build(
+    cases: StructureSet, many: int = 2, start: Callable[[int], AbstractContextManager[None]] = one_node
+) -> Sides:
+    """The same rows to the same shards by one actor and by many; Ray's start is not timed.
 
     The structures are repeated to `CACHE_ROWS`. The driver, which cuts the rows and verifies the shards, shares
-    the cores with the actors, one for each core.
+    the cores with the actors, and one actor has one core.
+
+    Args:
+        cases: whose structures are repeated.
+        many: actors on the right.
+        start: Ray with a CPU for each of so many actors.
     """
     which = np.arange(CACHE_ROWS) % len(cases)
     stops = np.cumsum([len(text) for text in cases.texts])
@@ -169,33 +205,29 @@ def cache_build(cases: StructureSet) -> Sides:
     rows = Rows(ids, cases.labels[which], None, "benchmark", ids, "matbench_json", buffer, spans)
     shards: dict[int, list[str]] = {}
 
-    def build(cores: int) -> Callable[[], float]:
+    def build(actors: int) -> Callable[[], float]:
         def run() -> float:
-            _keep_to(cores)
-            ray.init(
-                address="local", num_cpus=cores, include_dashboard=False, logging_level="error", log_to_driver=False
-            )
+            _keep_to(actors)
             console.quiet = True
             try:
-                with tempfile.TemporaryDirectory() as folder:
+                with start(actors), tempfile.TemporaryDirectory() as folder:
                     began = time.perf_counter()
                     graphs_of(rows, (ATOM_CUTOFF, BOND_CUTOFF), folder)
                     seconds = time.perf_counter() - began
-                    shards[cores] = sorted(path.name for path in Path(folder).glob("*/shard-*"))
+                    shards[actors] = sorted(path.name for path in Path(folder).glob("*/shard-*"))
             finally:
                 console.quiet = False
-                ray.shutdown()
-                _keep_to(os.cpu_count() or cores)
+                _keep_to(os.cpu_count() or actors)
             return seconds
 
         return run
 
     def check(*_: float) -> dict[str, Any]:
-        if shards[1] != shards[2]:  # their names carry the hash of what is in them
-            raise BenchmarkError("two cores made other shards than one")
+        if shards[1] != shards[many]:  # their names carry the hash of what is in them
+            raise BenchmarkError(f"{many} actors made other shards than one")
         return {"max_abs_difference": 0.0, "n": CACHE_ROWS}
 
-    return Sides(build(1), build(2), check)
+    return Sides(build(1), build(many), check)
 
 
 def _keep_to(cores: int) -> None:

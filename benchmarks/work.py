@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from benchmarks.checks import (
     same_graphs,
     same_network,
 )
-from benchmarks.runs import cache_build, twenty_trials, twenty_trials_of_ray
+from benchmarks.runs import cache_build, nodes_of_one_cpu, twenty_trials, twenty_trials_of_ray
 from data.batches import GraphBatch
 from data.convert import convert_chunk
 from data.crystal import crystal_from_structure
@@ -249,6 +250,11 @@ def stock_targets(run: GradientRun) -> np.ndarray:
     return run.objective.wanted.numpy().astype(np.float64) + composition
 
 
+def by_nodes(many: int) -> Callable[[StructureSet], Sides]:
+    """A cache built by one node of a Ray cluster and by many, which share the cores of this machine."""
+    return partial(cache_build, many=many, start=nodes_of_one_cpu)
+
+
 # Structures of a set at most, so that all of it takes less than ten minutes.
 _CONVERTED = {"B": 50, "C": 50}
 _FORWARD = {"A": 256, "B": 48, "C": 48}
@@ -278,4 +284,6 @@ WORK = [
     Work("20 short trials: a process each, without Ray", twenty_trials, "s", whole_run=True),
     Work("20 short trials: a worker process each, Ray Tune's default", twenty_trials_of_ray, "s", whole_run=True),
     Work("cache of 130,000 graphs: 1 core -> 2 cores", cache_build, "s", whole_run=True),
+    Work("cache of 130,000 graphs: 1 node of one CPU -> 2 nodes", by_nodes(2), "s", whole_run=True),
+    Work("cache of 130,000 graphs: 1 node of one CPU -> 3 nodes", by_nodes(3), "s", whole_run=True),
 ]

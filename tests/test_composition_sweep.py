@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Composition
+from sweeps import run
 from typer.testing import CliRunner
 
 from models.fitted import load_model
 from tune.run_sweep import app
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 WEIGHTS = {"Li": -1.0, "Na": -1.5, "Mg": -2.0, "Al": 0.5, "Si": 1.0, "O": -3.0, "S": 2.0, "Cl": 0.0}
 SPACE = """\
 description: small, for tests
@@ -31,7 +27,7 @@ def target_of(formula: str) -> float:
     return sum(share * WEIGHTS[str(element)] for element, share in Composition(formula).fractional_composition.items())
 
 
-def command(folder, *arguments):
+def two_folds(folder, *arguments):
     """Arguments of a sweep of two folds that keeps everything under a folder."""
     return [
         f"--task={folder}/salts.csv",
@@ -67,17 +63,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def network(folder):
     """A network on the formulas by the real command, in a process of its own: its folder and what it printed."""
-    done = subprocess.run(
-        [sys.executable, "tune/run_sweep.py", *command(folder, f"--space={folder}/small.yaml", "--name=network")],
-        cwd=REPOSITORY,
-        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder / "results" / "network", done.stdout
+    output = run(folder, *two_folds(folder, f"--space={folder}/small.yaml", "--name=network"))
+    return folder / "results" / "network", output
 
 
 def test_a_network_on_compositions_leaves_what_every_sweep_leaves(network, folder):
@@ -123,7 +110,7 @@ def test_its_model_file_predicts_structures(network):
 @pytest.mark.usefixtures("ray_session")
 def test_ridge_finds_a_linear_target_and_the_dummy_is_the_mean(folder, capsys):
     for name in ("ridge", "dummy"):
-        done = CliRunner().invoke(app, command(folder, f"--space={name}", f"--name={name}"))
+        done = CliRunner().invoke(app, two_folds(folder, f"--space={name}", f"--name={name}"))
         assert done.exit_code == 0, printed(done, capsys)
         results = results_of(folder, name)
         assert results["model"] == {"name": name}
@@ -139,7 +126,7 @@ def test_ridge_finds_a_linear_target_and_the_dummy_is_the_mean(folder, capsys):
 
 
 def test_a_model_of_structures_is_refused_with_what_to_do(folder, ray_session, capsys):
-    done = CliRunner().invoke(app, command(folder, "--space=head_finetune", "--name=structures"))
+    done = CliRunner().invoke(app, two_folds(folder, "--space=head_finetune", "--name=structures"))
     assert done.exit_code == 1
     said = printed(done, capsys)
     assert "SweepError: model chgnet reads structures, and salts as given has compositions only" in said

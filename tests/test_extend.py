@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
-from typer.testing import CliRunner
+from sweeps import REPOSITORY, new, prepare, run_here
 
 from tune.extend import changes, outside
 from tune.options import TRAINING
-from tune.run_sweep import app
 from tune.runs import load_sweep
 from tune.space import SearchSpace, load_space
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 FIXED = {"freeze_depth": "full", "epochs": 2, "loss": "mse", "weight_decay": 10}
 NARROW = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003]}}
 WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"choice": [2, 3]}}
@@ -26,21 +21,15 @@ WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"ch
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two spaces and 120 ids of the demo."""
-    folder = tmp_path_factory.mktemp("extend")
-    for name, parameters in (("narrow", NARROW), ("wide", WIDE)):
-        space = {"num_samples": 8, "grace_epochs": 2, "parameters": parameters}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(space))
-    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
-    return folder
+    spaces = {
+        name: yaml.safe_dump({"num_samples": 8, "grace_epochs": 2, "parameters": parameters})
+        for name, parameters in (("narrow", NARROW), ("wide", WIDE))
+    }
+    return prepare(tmp_path_factory.mktemp("extend"), every=8, **spaces)
 
 
 def run(folder, *arguments, expect=0):
-    environment = {**os.environ, "MATSWEEP_CACHE": str(folder / "cache")}
-    done = CliRunner().invoke(app, [f"--storage={folder}/results", *arguments], env=environment)
-    assert done.exit_code == expect, done.output
-    assert "Traceback" not in done.output
-    return " ".join(done.output.split())
+    return " ".join(run_here(folder, *arguments, expect=expect).split())
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +38,7 @@ def steps(folder, ray_session):
     path = folder / "results/grown/results.json"
     results, said = [], []
     for arguments in (
-        [f"--space={folder}/narrow.yaml", f"--ids={folder}/ids.txt", "--name=grown", "--folds=0", "--max-concurrent=1"],
+        [*new(folder, "grown", "narrow"), "--folds=0"],
         ["--extend=grown", "--num-samples=+4", f"--space={folder}/wide.yaml"],
         ["--extend=grown", "--only-failed"],
     ):

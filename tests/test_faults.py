@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from sweeps import new, outcome, prepare, run, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytestmark = pytest.mark.faults
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("MATSWEEP_KILLS", "20"))
 SPACE = """\
 num_samples: 5
@@ -38,32 +34,15 @@ time.time = lambda: _clock() + ({seconds} if time.monotonic() - _began > 15 else
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A space, ids of the demo, and the caches of all sweeps."""
-    folder = tmp_path_factory.mktemp("faults")
-    (folder / "small.yaml").write_text(SPACE)
-    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
-    return folder
+    return prepare(tmp_path_factory.mktemp("faults"), every=8, small=SPACE)
 
 
-def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
-    with (folder / "log.txt").open("w") as log:
-        return subprocess.Popen(
-            [sys.executable, "tune/run_sweep.py", f"--storage={folder}/results", *arguments],
-            cwd=REPOSITORY,
-            env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache"), **environment},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+def of_one_fold(folder: Path, name: str) -> list[str]:
+    return [*new(folder, name), "--folds=0"]
 
 
-def new(folder: Path, name: str) -> list[str]:
-    return [
-        f"--space={folder}/small.yaml", f"--ids={folder}/ids.txt", f"--name={name}", "--max-concurrent=1", "--folds=0"
-    ]  # fmt: skip
-
-
-def finish(folder: Path, driver: subprocess.Popen) -> None:
-    assert driver.wait(timeout=900) == 0, (folder / "log.txt").read_text()
+def outcome_of(folder: Path, name: str) -> dict:
+    return outcome((folder / f"results/{name}/results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +50,8 @@ def whole(folder):
     """An uninterrupted sweep, the second one, for which everything is cached; and how long it took."""
     for name in ("first", "whole"):
         began = time.monotonic()
-        finish(folder, start(folder, *new(folder, name)))
-    return outcome(folder, "whole"), time.monotonic() - began
-
-
-def outcome(folder: Path, name: str) -> dict:
-    """What must be equal, however a sweep came to its end."""
-    results = json.loads((folder / f"results/{name}/results.json").read_text())
-    other_each_time = {"trial": "", "seconds": 0}
-    return {
-        "trials": [trial | other_each_time for trial in results["trials"]],
-        "chosen": results["chosen"],
-        "seeds": results["seeds"],
-    }
+        run(folder, *of_one_fold(folder, name))
+    return outcome_of(folder, "whole"), time.monotonic() - began
 
 
 def redone(folder: Path, name: str) -> int:
@@ -105,15 +73,15 @@ def test_killed_at_any_moment_it_ends_the_same(folder, whole, capsys):
     for number in range(KILLS):
         name = f"killed_{number}"
         after = moments.uniform(0.02, 0.98) * seconds
-        driver = start(folder, *new(folder, name))
+        driver = start(folder, folder / "log.txt", *of_one_fold(folder, name))
         time.sleep(after)
         there = (folder / f"results/{name}/sweep.json").exists()
         ended = driver.poll() is not None
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         before = len(list((folder / f"results/{name}").glob("*/trial_*/checkpoint_*")))
-        finish(folder, start(folder, *([f"--resume={name}"] if there else new(folder, name))))
-        assert outcome(folder, name) == expected, f"killed after {after:.1f} s of {seconds:.1f} s"
+        run(folder, *([f"--resume={name}"] if there else of_one_fold(folder, name)))
+        assert outcome_of(folder, name) == expected, f"killed after {after:.1f} s of {seconds:.1f} s"
         again = redone(folder, name) - redone(folder, "whole")
         assert again <= 1, f"killed after {after:.1f} s: {again} epochs were trained again"
         state = "had ended" if ended else "was running" if there else "had not begun"
@@ -127,6 +95,5 @@ def test_a_clock_that_jumps_changes_nothing(folder, whole, tmp_path, hours):
     """In the driver, in Ray's own Python processes and in the workers."""
     (tmp_path / "sitecustomize.py").write_text(JUMPING.format(seconds=3600 * hours))
     name = f"jump_{hours}"
-    driver = start(folder, *new(folder, name), PYTHONPATH=str(tmp_path))
-    finish(folder, driver)
-    assert outcome(folder, name) == whole[0]
+    run(folder, *of_one_fold(folder, name), PYTHONPATH=str(tmp_path))
+    assert outcome_of(folder, name) == whole[0]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,43 +11,25 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from sweeps import new, prepare, run, start
 
 from tune.preemption import FILE, load_paused
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
+SPACE = "parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A space of one long training, and ids of the demo."""
-    folder = tmp_path_factory.mktemp("preemption")
-    (folder / "long.yaml").write_text("parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n")
-    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::5]))
-    return folder
-
-
-def sweep(folder: Path, name: str) -> subprocess.Popen:
-    """The sweep of `folder`, begun: the reference, then the training, in one worker."""
-    return subprocess.Popen(
-        [
-            sys.executable, "tune/run_sweep.py", f"--space={folder}/long.yaml", f"--ids={folder}/ids.txt",
-            f"--storage={folder}/results", f"--name={name}", "--folds=2", "--max-concurrent=1",
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )  # fmt: skip
+    return prepare(tmp_path_factory.mktemp("preemption"), every=5, long=SPACE)
 
 
 def wait_for(pattern: str, place: Path, driver: subprocess.Popen) -> Path:
     """The first file that matches, as soon as it is there."""
     deadline = time.monotonic() + 300
     while not (found := sorted(place.glob(pattern))):
-        assert driver.poll() is None, driver.stdout.read()
+        assert driver.poll() is None, "the sweep ended"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found[0]
@@ -62,11 +42,9 @@ def workers(driver: subprocess.Popen) -> list[psutil.Process]:
 
 
 def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, request):
-    whole = sweep(folder, "whole")
-    output, _ = whole.communicate(timeout=600)
-    assert whole.returncode == 0, output
-
-    driver = sweep(folder, "preempted")
+    run(folder, *new(folder, "whole", "long"), "--folds=2")
+    log = folder / "preempted.log"
+    driver = start(folder, log, *new(folder, "preempted", "long"), "--folds=2")
     request.addfinalizer(driver.kill)
     place = folder / "results/preempted"
     wait_for("evaluate-*/trial_*/checkpoint_000002/state.pt", place, driver)
@@ -79,8 +57,7 @@ def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, request):
         state["midway"]["total"] += 1e6  # so that what comes of this state can be told from an epoch done again
     torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").rename(file)
-    output, _ = driver.communicate(timeout=600)
-    assert driver.returncode == 0, output
+    assert driver.wait(timeout=600) == 0, log.read_text()
 
     before, after = (
         pd.read_csv(folder / f"results/{name}/seed_0/history_fold_2.csv") for name in ("whole", "preempted")

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-import pandas as pd
 import pytest
 import ray
 from pyarrow import fs
 from s3_server import s3_server
+from sweeps import new, outcome, prepare, run, start
 
 from data import storage, store_faults
 from data.build_cache import connect, graphs_of
@@ -22,7 +19,6 @@ from data.rows import Rows
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
 from tune.storage_check import check_storage
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 # Ray leaves sockets and log files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 SPACE = """\
@@ -186,80 +182,75 @@ def test_a_disk_that_fills_while_shards_are_written(small_disk, ray_session):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a small space and 120 ids of the demo."""
-    folder = tmp_path_factory.mktemp("storage")
-    (folder / "small.yaml").write_text(SPACE)
-    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
-    return folder
+    return prepare(tmp_path_factory.mktemp("storage"), every=8, small=SPACE)
 
 
-def sweep(folder, place, *arguments):
-    """The command line of a sweep on one fold; its events go to `folder`, where it is to be started."""
-    return [sys.executable, str(REPOSITORY / "tune/run_sweep.py"), f"--storage={place}", *arguments]
-
-
-def first_time(folder, name, cache):
-    return [f"--space={folder}/small.yaml", f"--ids={folder}/ids.txt", f"--name={name}", f"--cache={cache}",
-            "--max-concurrent=1", "--folds=0"]  # fmt: skip
-
-
-def run(command, folder, expect=0):
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    assert done.returncode == expect, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+def first_time(folder, name):
+    return [*new(folder, name), "--folds=0"]
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
-    """The results of a sweep on a local disk that nothing disturbed."""
-    run(sweep(folder, folder / "local", *first_time(folder, "whole", folder / "graphs")), folder)
-    return json.loads((folder / "local/whole/results.json").read_text())
+    """The outcome of a sweep on a local disk that nothing disturbed."""
+    run(folder, *first_time(folder, "whole"))
+    return outcome((folder / "results/whole/results.json").read_text())
 
 
-def same_results(after, before):
-    """Trials, choice and scores; a trial that was begun anew has another id and took another time."""
-    other = {"trial": "", "seconds": 0}
-    assert [trial | other for trial in after["trials"]] == [trial | other for trial in before["trials"]]
-    assert after["chosen"] == before["chosen"]
-    assert after["seeds"] == before["seeds"]
+IN_BUCKET = ("--storage=s3://bucket/results", "--cache=s3://bucket/graphs")
 
 
-@pytest.mark.faults
-def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
-    """Graphs, checkpoints and results are in the bucket; one request in five fails."""
-    faults = server.fail("503", lambda method, path, count: count % 5 == 0)
-    log = folder / "killed.log"
-    with log.open("w") as stream:
-        driver = subprocess.Popen(
-            sweep(folder, "s3://bucket/results", *first_time(folder, "killed", "s3://bucket/graphs")),
-            cwd=folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+def begun_in_bucket(folder, name):
+    """A sweep that has graphs, checkpoints and results in the bucket, once its first trial is done."""
+    log = folder / f"{name}.log"
+    driver = start(folder, log, *first_time(folder, name), *IN_BUCKET)
     deadline = time.monotonic() + 300
     while "search fold 0: 1/3" not in log.read_text():
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.05)
+    return driver
+
+
+@pytest.mark.faults
+def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
+    """One request in five fails."""
+    faults = server.fail("503", lambda method, path, count: count % 5 == 0)
+    driver = begun_in_bucket(folder, "killed")
     time.sleep(1.5)  # one snapshot of Ray's
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     filesystem, path = open_folder("s3://bucket/results/killed")
     assert "results.json" not in file_names(filesystem, path)
-    run(sweep(folder, "s3://bucket/results", "--resume=killed"), folder)
+    run(folder, "--storage=s3://bucket/results", "--resume=killed")
     assert sum(faults.done.values()) > 50
-    same_results(json.loads(read_whole(filesystem, f"{path}/results.json")), whole)
+    assert outcome(read_whole(filesystem, f"{path}/results.json")) == whole
+
+
+@pytest.mark.faults
+def test_a_bucket_that_is_gone_for_longer_than_anyone_waits(folder, whole, server):
+    """The sweep ends by itself and says why; when the bucket is back it goes on."""
+    driver = begun_in_bucket(folder, "outage")
+    server.fail("503", lambda method, path, count: True)
+    assert driver.wait(timeout=600) == 1
+    said = (folder / "outage.log").read_text()
+    assert "Traceback" not in said
+    assert "s3://bucket/results/outage" in said.splitlines()[-1]
+    assert "the store fails again and again" in said.splitlines()[-1]
+    server.heal()
+    run(folder, "--storage=s3://bucket/results", "--resume=outage")
+    assert outcome(read_whole(*open_folder("s3://bucket/results/outage/results.json"))) == whole
 
 
 @pytest.mark.faults
 def test_a_disk_that_fills_while_checkpoints_are_written(folder, whole, small_disk):
     (small_disk / "ballast").write_bytes(bytes(400_000))
-    output = run(sweep(folder, small_disk, *first_time(folder, "full", folder / "graphs")), folder, expect=1)
+    output = run(folder, *first_time(folder, "full"), f"--storage={small_disk}", expect=1)
     assert f"cannot write {small_disk}/full/" in output
     assert "the disk is full" in output
     assert not list(small_disk.rglob(".part-*"))
     enlarge(small_disk)
-    run(sweep(folder, small_disk, "--resume=full"), folder)
-    same_results(json.loads((small_disk / "full/results.json").read_text()), whole)
+    run(folder, f"--storage={small_disk}", "--resume=full")
+    assert outcome((small_disk / "full/results.json").read_text()) == whole
 
 
 @pytest.mark.parametrize(

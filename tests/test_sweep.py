@@ -20,13 +20,13 @@ import optuna
 import pandas as pd
 import pytest
 from pymatgen.core import Structure
+from sweeps import DEMO, REPOSITORY, command, environment, new, outcome, prepare, run, run_here, start
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
 from tune.run_sweep import app
 from tune.runs import load_sweep
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 COLUMNS = ["epoch", "train_loss", "val_loss", "val_mae", "val_mae_current", "lr", "seconds", "fingerprint", "parts"]
 SPACE = """\
 description: small, for tests
@@ -43,59 +43,13 @@ parameters:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a small space and 120 ids of the demo, and the caches of all sweeps of this module."""
-    folder = tmp_path_factory.mktemp("sweep")
-    (folder / "small.yaml").write_text(SPACE)
-    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
-    (folder / "ids.txt").write_text("\n".join(ids.iloc[::8]))
-    return folder
-
-
-def command(folder, *arguments):
-    """The command line of a sweep that keeps everything under `folder`."""
-    return [
-        sys.executable,
-        "tune/run_sweep.py",
-        f"--storage={folder}/results",
-        *arguments,
-    ]
-
-
-def environment(folder):
-    """Caches of its own, so that no test meets what another run has left."""
-    return {**os.environ, "MATSWEEP_CACHE": str(folder / "cache")}
-
-
-def first_time(folder, name):
-    """Arguments of a new sweep with one trial at a time, so that their order is the same every time."""
-    return [f"--space={folder}/small.yaml", f"--ids={folder}/ids.txt", f"--name={name}", "--max-concurrent=1"]
-
-
-def run(folder, *arguments, expect=0):
-    """Run the command to its end and return what it printed."""
-    done = subprocess.run(
-        command(folder, *arguments),
-        cwd=REPOSITORY,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == expect, done.stdout
-    return done.stdout
-
-
-def run_here(folder, *arguments, expect=0):
-    """The same in this process, which spares the start of Python, its libraries and Ray."""
-    done = CliRunner().invoke(app, [f"--storage={folder}/results", *arguments], env=environment(folder))
-    assert done.exit_code == expect, done.output
-    return done.output
+    return prepare(tmp_path_factory.mktemp("sweep"), every=8, small=SPACE)
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """An uninterrupted sweep on two folds with two seeds: its folder and its output."""
-    output = run(folder, *first_time(folder, "whole"), "--folds=0,3", "--seeds=2")
+    output = run(folder, *new(folder, "whole"), "--folds=0,3", "--seeds=2")
     return folder / "results/whole", output
 
 
@@ -179,7 +133,7 @@ assert "ray" not in sys.modules and "tune" not in sys.modules
     done = subprocess.run(
         [
             sys.executable, "-c", script, whole[0] / "seed_0/model_fold_0.pth", whole[0] / "seed_0/preds_fold_0.csv",
-            REPOSITORY / "data/demo/demo.parquet",
+            DEMO,
         ],
         cwd=REPOSITORY, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -243,7 +197,7 @@ def test_a_notebook_has_trials_histories_and_predictions_as_tables(whole):
 
 
 def demo_structures(ids):
-    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").set_index("id").loc[ids]
+    rows = pd.read_parquet(DEMO).set_index("id").loc[ids]
     return [Structure(r.lattice.reshape(3, 3), r.numbers, r.frac_coords.reshape(-1, 3)) for r in rows.itertuples()]
 
 
@@ -305,12 +259,12 @@ def test_the_command_says_where_everything_is_and_that_labels_are_a_models(whole
 
 
 def test_a_taken_name_is_refused(whole, folder):
-    output = run_here(folder, *first_time(folder, "whole"), expect=1)
+    output = run_here(folder, *new(folder, "whole"), expect=1)
     assert "--resume it, or choose another --name" in output
     assert "Traceback" not in output
     (folder / "results/average").mkdir()
     (folder / "results/average/results.json").write_text("{}")
-    assert "choose another --name" in run_here(folder, *first_time(folder, "average"), expect=1)
+    assert "choose another --name" in run_here(folder, *new(folder, "average"), expect=1)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -318,17 +272,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
     """kill -9, or Ctrl-C, in the middle of the search; then --resume gives what the whole sweep gave."""
     name = f"stopped-by-{stop.name}"
     log = folder / f"{name}.log"
-    with log.open("w") as stream:
-        driver = subprocess.Popen(
-            command(folder, *first_time(folder, name), "--folds=0,3", "--seeds=2"),
-            cwd=REPOSITORY,
-            env=environment(folder),
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            # A test run in the background ignores Ctrl-C, and would hand that down.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-        )
+    driver = start(folder, log, *new(folder, name), "--folds=0,3", "--seeds=2")
     deadline = time.monotonic() + 300
     while log.read_text().count("search fold 0:") < 2:
         assert driver.poll() is None, log.read_text()
@@ -342,15 +286,12 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
         assert code == 130
         assert f"--resume {name}" in log.read_text()
     output = run(folder, f"--resume={name}")
-    before, after = (json.loads((folder / f"results/{one}/results.json").read_text()) for one in ("whole", name))
-    other_each_time = {"trial": "", "seconds": 0}
-    assert [trial | other_each_time for trial in after["trials"]] == [
-        trial | other_each_time for trial in before["trials"]
-    ]
+    whole_text, after_text = ((folder / f"results/{one}/results.json").read_text() for one in ("whole", name))
+    assert outcome(after_text) == outcome(whole_text)
     shown = study_of(folder / f"results/{name}").trials  # each trial once, also those that ended at the stop
-    assert sorted(one.user_attrs["trial"] for one in shown) == sorted(trial["trial"] for trial in after["trials"])
-    assert after["chosen"] == before["chosen"]
-    assert after["seeds"] == before["seeds"]
+    assert sorted(one.user_attrs["trial"] for one in shown) == sorted(
+        trial["trial"] for trial in json.loads(after_text)["trials"]
+    )
     again = output.count("search fold 0:")
     assert again <= 3, f"more than the running and the coming trials were run after the stop:\n{output}"
 
@@ -378,7 +319,7 @@ def run_in_terminal(folder, *arguments):
 
 def test_the_same_seed_gives_the_same_predictions(folder, whole):
     """The second time in a terminal, where a table is kept up to date."""
-    shown = run_in_terminal(folder, *first_time(folder, "again"), "--folds=3", "--seeds=2")
+    shown = run_in_terminal(folder, *new(folder, "again"), "--folds=3", "--seeds=2")
     assert re.search(
         r"search fold 0: \d of 4 trials, best val mae 0\.\d+ \(trial \w+\), 0:\d\d, about \d:\d\d left", shown
     )
@@ -414,7 +355,7 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
 @pytest.fixture(scope="module")
 def own_data(folder):
     """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for a quarter of the demo."""
-    rows = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet").iloc[::4]
+    rows = pd.read_parquet(DEMO).iloc[::4]
     structures = [
         Structure(row.lattice.reshape(3, 3), row.numbers, row.frac_coords.reshape(-1, 3)) for row in rows.itertuples()
     ]

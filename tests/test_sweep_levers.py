@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Composition, Lattice, Structure
+from sweeps import run
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
@@ -21,7 +18,6 @@ from tune.run_sweep import app
 from tune.search import Outcome
 from tune.space import SpaceError, load_space
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 NEIGHBOURS = '''\
 """The mean target of the training rows with the most similar compositions."""
 
@@ -90,7 +86,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def command(folder, name, *arguments):
+def of_one_fold(folder, name, *arguments):
     """Arguments of a sweep of one fold, of the space of that name, that keeps everything under a folder."""
     where = [f"--task={folder}/salts.csv", f"--storage={folder}/results", "--folds=1", "--search-folds=1"]
     return [f"--space={folder}/{name}.yaml", *where, f"--name={name}", "--max-concurrent=1", *arguments]
@@ -109,17 +105,8 @@ def refused(arguments, capsys) -> str:
 @pytest.fixture(scope="module")
 def swept(folder):
     """A search over the neighbours by the real command, from another folder: its folder and what it printed."""
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "tune/run_sweep.py", *command(folder, "searched", "--seed=1")],
-        cwd=folder,
-        env={**os.environ, "MATSWEEP_CACHE": str(folder / "cache"), "PYTHONPATH": str(REPOSITORY)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return folder / "results/searched", done.stdout
+    output = run(folder, *of_one_fold(folder, "searched", "--seed=1"))
+    return folder / "results/searched", output
 
 
 # ---- a model of one's own ------------------------------------------------------------------------------
@@ -177,17 +164,17 @@ def test_a_file_that_was_changed_is_read_again(tmp_path):
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_field_that_no_code_reads_is_refused(folder, capsys):
-    said = refused(command(folder, "default"), capsys)
+    said = refused(of_one_fold(folder, "default"), capsys)
     assert "SweepError: space default: no code of model" in said
     assert "reads never_read, so that setting it would change nothing" in said
-    said = refused(command(folder, "unread"), capsys)
+    said = refused(of_one_fold(folder, "unread"), capsys)
     assert "lever never_read does nothing" in said
     assert "with 0.0 and with 0.5" in said
 
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_field_that_is_read_and_changes_nothing_is_refused(folder, capsys):
-    said = refused(command(folder, "placeholder"), capsys)
+    said = refused(of_one_fold(folder, "placeholder"), capsys)
     assert "SweepError: lever placeholder does nothing" in said
     assert "with 0.0 and with 0.25" in said
     assert not (folder / "results/placeholder/results.json").exists()
