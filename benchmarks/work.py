@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -193,7 +194,7 @@ def full_epoch(collapse: bool) -> Callable[[StructureSet], Sides]:
         seen["gradient_difference"] = gradient_difference(network, run, cases)
         train = stock.epoch(network, cases.structures, cases.stock_graphs, stock_targets(run))
         epochs = itertools.count(1)
-        return Sides(train, lambda: run._train_epoch(next(epochs)), lambda *_: seen)
+        return Sides(train, lambda: run.train_epoch(next(epochs), time.perf_counter()), lambda *_: seen)
 
     return sides
 
@@ -204,7 +205,7 @@ def head_epoch(cases: StructureSet) -> Sides:
     run.inputs = head_inputs(run)
     train, seen = _stock_head(cases, run)
     epochs = itertools.count(1)
-    return Sides(train, lambda: run._train_epoch(next(epochs)), lambda *_: seen)
+    return Sides(train, lambda: run.train_epoch(next(epochs), time.perf_counter()), lambda *_: seen)
 
 
 def head_epochs(cases: StructureSet) -> Sides:
@@ -216,7 +217,7 @@ def head_epochs(cases: StructureSet) -> Sides:
     def ours() -> None:
         run.inputs = head_inputs(run)
         for _ in range(EPOCHS):
-            run._train_epoch(next(epochs))
+            run.train_epoch(next(epochs), time.perf_counter())
 
     return Sides(lambda: [train() for _ in range(EPOCHS)], ours, lambda *_: seen)
 

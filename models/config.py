@@ -99,8 +99,13 @@ class GradientConfig(ModelConfig):
     def _fits_epochs(self) -> Self:
         if self.averaging == "snapshots" and self.schedule != "cosine":
             raise ValueError(f"averaging snapshots with schedule {self.schedule!r}: its cycles are those of cosine")
-        if self.averaging == "snapshots" and self.epochs < self.snapshots:
-            raise ValueError(f"snapshots {self.snapshots} with epochs {self.epochs}: a cycle takes an epoch at least")
+        if self.averaging == "snapshots" and self.warmup:
+            raise ValueError(f"averaging snapshots with warmup {self.warmup}: its cycles begin at the full rate")
+        if self.averaging == "snapshots" and (not self.epochs or self.epochs % self.snapshots):
+            raise ValueError(
+                f"snapshots {self.snapshots} with epochs {self.epochs}: a cycle takes whole epochs, so that each "
+                "snapshot is taken where the rate has fallen to zero"
+            )
         if self.schedule == "plateau" and self.patience >= self.epochs:
             raise ValueError(f"patience {self.patience} with epochs {self.epochs}: the rate would never fall")
         if self.loss == "cross_entropy" and self.target_scale != "natural":

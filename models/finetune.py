@@ -84,6 +84,8 @@ class CHGNetConfig(GradientConfig):
             for field, info in type(self).model_fields.items():
                 if field not in _OF_NO_TRAINING and getattr(self, field) != info.default:
                     raise ValueError(f"{field} {getattr(self, field)!r} changes nothing with freeze_depth none")
+            if self.loss not in ("cross_entropy", type(self).model_fields["loss"].default):
+                raise ValueError(f"loss {self.loss!r} changes nothing with freeze_depth none")
         if self.refit_reference and self.reference == "none":
             raise ValueError("refit_reference with reference none: there is nothing to fit again")
         if self.undo_mp2020 and self.weights in ("r2scan", "random"):
@@ -95,17 +97,21 @@ class CHGNetConfig(GradientConfig):
         return self
 
 
+def unsuited(config: CHGNetConfig, kind: Kind, quantity: Quantity) -> str | None:
+    """See `Model`."""
+    if config.undo_mp2020 and (kind == "classification" or quantity == "other"):
+        return "undo_mp2020 corrects CHGNet's energies; this target is not declared to be an energy"
+    return None
+
+
 def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu") -> GradientRun:
     """Fit the reference on the training rows and make everything ready to train.
 
     Raises:
         TargetScaleError: an energy target that is not on the declared scale.
-        ValueError: what does not go together.
     """
     assert rows.graphs is not None, "CHGNet reads graphs"
     energies = part.kind == "regression" and part.quantity != "other" and config.weights != "random"
-    if config.undo_mp2020 and not energies:
-        raise ValueError("undo_mp2020 corrects CHGNet's energies; here the network is not asked for energies")
     network = CHGNetwork(config.weights, seed=config.seed)
     network.to(device).eval()  # CHGNet has no dropout and no batch norm: eval mode trains the same
     corrections = _corrections(rows, np.arange(len(part.targets))) if config.undo_mp2020 else None
@@ -170,7 +176,14 @@ def load_chgnet(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
     )
 
 
-CHGNET = Model(name="chgnet", config=CHGNetConfig, reads="structures", start=start_chgnet, load=load_chgnet)
+CHGNET = Model(
+    name="chgnet",
+    config=CHGNetConfig,
+    reads="structures",
+    start=start_chgnet,
+    load=load_chgnet,
+    unsuited=unsuited,
+)
 
 
 def _fitted(

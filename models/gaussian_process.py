@@ -20,6 +20,7 @@ from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.config import ModelConfig
 from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
 from models.network import CHGNetwork
 from models.posterior import Composition, Kernel, Points, Posterior, likely_strengths, posterior, projected_posterior
@@ -150,19 +151,23 @@ def load_gaussian_process(content: dict[str, Any], device: str = "cpu") -> Fitte
     )
 
 
+def unsuited(config: GaussianProcessConfig, kind: Kind, quantity: Quantity) -> str | None:
+    """See `models.model.Model`."""
+    if kind == "classification":
+        return "model gaussian_process predicts numbers; for a classification choose another model"
+    if config.undo_mp2020 and quantity == "other":
+        return "undo_mp2020 corrects CHGNet's energies; this target is not declared to be an energy"
+    return None
+
+
 def fit_gaussian_process(
     config: GaussianProcessConfig, rows: TrainingRows, part: TrainingPart
 ) -> FittedGaussianProcess:
     """Fit reference, strengths and posterior on the training rows.
 
     Raises:
-        ValueError: a classification, or corrections for a target that is no energy.
         TargetScaleError: an energy target that is not on the declared scale.
     """
-    if part.kind == "classification":
-        raise ValueError("model gaussian_process predicts numbers; for a classification choose another model")
-    if config.undo_mp2020 and part.quantity == "other":
-        raise ValueError("undo_mp2020 corrects CHGNet's energies; this target is not declared to be an energy")
     train = part.train
     base, points = _seen(config, part.quantity, rows, train, "cpu")
     fractions = points.fractions.numpy()
@@ -206,6 +211,7 @@ GAUSSIAN_PROCESS = Model(
     reads="features",
     start=fitted_once(fit_gaussian_process),
     load=load_gaussian_process,
+    unsuited=unsuited,
 )
 
 

@@ -186,8 +186,10 @@ class Model:
         config: its fields are what a space may set and search.
         reads: `structures` needs graphs; `features` also the pretrained backbone's output of each crystal (its
             config has a field `weights`); `compositions` runs on any task.
-        start: begin a run on a device, from what a trial sees; raises ValueError for what does not go together.
+        start: begin a run on a device, from what a trial sees.
         load: make what `Fitted.content` describes, on a device.
+        unsuited: why a config does not go with a kind of task and a quantity, or None; asked before anything is
+            computed.
     """
 
     name: str
@@ -195,6 +197,7 @@ class Model:
     reads: Literal["structures", "features", "compositions"]
     start: Callable[[Any, TrainingRows, TrainingPart, str], Run]
     load: Callable[[dict[str, Any], str], Fitted]
+    unsuited: Callable[[Any, Kind, Quantity], str | None] = lambda _config, _kind, _quantity: None
 
 
 Fit = Callable[[Any, TrainingRows, TrainingPart], Fitted]

@@ -138,7 +138,7 @@ class GradientRun:
             )
         for epoch in range(self.history[-1].epoch + 1, self.config.epochs + 1):
             began = time.perf_counter() - self.midway.get("seconds", 0.0)
-            train_loss, lr = self._train_epoch(epoch, began)
+            train_loss, lr = self.train_epoch(epoch, began)
             if self.midway:
                 return
             self.averaging.after_epoch(epoch)
@@ -148,8 +148,13 @@ class GradientRun:
         """Stop before the next batch; may be called from another thread."""
         self.pausing = True
 
-    def _train_epoch(self, epoch: int, began: float) -> tuple[float, float]:
-        """One pass over the training rows, or what a pause has left of it; the loss on the way and the last rate."""
+    def train_epoch(self, epoch: int, began: float) -> tuple[float, float]:
+        """One pass over the training rows, or what a pause has left of it; the loss on the way and the last rate.
+
+        Args:
+            epoch: from 1.
+            began: by `time.perf_counter`, as if the epoch had never been interrupted.
+        """
         assert self.optimizer is not None
         config = self.config
         self._open(epoch)

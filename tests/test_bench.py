@@ -42,6 +42,15 @@ def test_results_hold_what_was_measured_and_on_what(measured):
         assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("stock", "ours", "ratio"))
 
 
+def test_training_is_measured_on_both_sides(tmp_path):
+    done = run("--only", "epoch", "--structures", "4", "--repeats", "1", "--results", tmp_path / "results.json")
+    assert done.returncode == 0, done.stderr
+    works = {row["work"] for row in json.loads((tmp_path / "results.json").read_text())}
+    assert {work.partition(",")[0] for work in works} == {
+        "epoch of full fine-tuning", "epoch of head-only fine-tuning", "10 epochs of head-only fine-tuning"
+    }  # fmt: skip
+
+
 def test_the_table_is_printed_again_without_measuring(measured):
     results, done = measured
     before = results.read_bytes()

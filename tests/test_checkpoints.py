@@ -4,7 +4,7 @@ import pytest
 import ray.tune
 import torch
 
-from tune.trial import STATE_FILE, saved_state
+from tune.trial import STATE_FILE, is_gone, saved_state
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,8 @@ def test_where_none_is_whole_the_trial_begins_anew(trial):
     for file in trial.glob(f"*/{STATE_FILE}"):
         file.write_bytes(b"nothing")
     assert found(trial, 5) is None
+
+
+def test_one_that_was_deleted_is_known_to_be_gone(trial):
+    there, deleted = (ray.tune.Checkpoint.from_directory(trial / f"checkpoint_{k:06}") for k in (4, 1))
+    assert [is_gone(there), is_gone(deleted), is_gone(None)] == [False, True, False]

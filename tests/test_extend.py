@@ -123,16 +123,36 @@ def test_what_cannot_be_extended_is_said(steps, folder, arguments, expected):
 
 
 def test_another_version_of_the_code_is_refused(steps, folder):
-    path = folder / "results/grown/results.json"
+    path = folder / "results/grown/sweep.json"
     text = path.read_text()
-    sha256 = json.loads(text)["record"]["code_sha256"]
     try:
-        path.write_text(text.replace(sha256, "0" * 64))
-        assert "the code that trains has changed" in run(folder, "--extend=grown", expect=1)
-        path.unlink()
+        path.write_text(text.replace(json.loads(text)["code_sha256"], "0" * 64))
+        for option in ("--extend", "--resume"):
+            assert "the code that trains has changed" in run(folder, f"{option}=grown", expect=1)
+    finally:
+        path.write_text(text)
+
+
+def test_an_extension_that_was_killed_is_not_asked_for_twice(steps, folder):
+    """Its results are those of before, its options are not."""
+    path = folder / "results/grown/sweep.json"
+    text = path.read_text()
+    record = json.loads(text)
+    record["options"]["batches"].append(record["options"]["batches"][-1])
+    try:
+        path.write_text(json.dumps(record))
         assert "--resume grown first" in run(folder, "--extend=grown", expect=1)
     finally:
         path.write_text(text)
+
+
+def test_an_extension_that_is_refused_leaves_the_sweep_as_it_was(steps, folder):
+    inert = {**WIDE, "gradient_clip": {"choice": [1e9, 2e9, 1.0]}}  # no gradient is that long
+    (folder / "inert.yaml").write_text(yaml.safe_dump({"grace_epochs": 2, "parameters": inert}))
+    files = [folder / f"results/grown/{name}.json" for name in ("sweep", "results")]
+    before = [file.read_text() for file in files]
+    assert "lever gradient_clip does nothing" in run(folder, "--extend=grown", f"--space={folder}/inert.yaml", expect=1)
+    assert [file.read_text() for file in files] == before
 
 
 def test_the_hash_of_the_code_covers_what_a_trial_imports():

@@ -346,10 +346,9 @@ def test_it_runs_as_any_model_of_a_sweep_does():
 
 
 def test_what_does_not_go_together_is_refused():
-    rows = sample(N_ROWS).rows
-    with pytest.raises(ValueError, match="classification"):
-        fit_gaussian_process(config(), rows, part(np.ones(N_ROWS), "other", "classification"))
-    with pytest.raises(ValueError, match="undo_mp2020 corrects CHGNet's energies"):
-        fit_gaussian_process(config(undo_mp2020=True), rows, part(quantity="other"))
+    unsuited = GAUSSIAN_PROCESS.unsuited
+    assert unsuited(config(), "regression", "other") is None
+    assert "classification" in unsuited(config(), "classification", "other")
+    assert "undo_mp2020 corrects CHGNet's energies" in unsuited(config(undo_mp2020=True), "regression", "other")
     with pytest.raises(ValidationError, match="r2scan"):
         config(undo_mp2020=True, weights="r2scan")

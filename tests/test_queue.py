@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from data.tasks import open_task
+from tune import run_sweep
 from tune.queue_file import load_queue
-from tune.run_queue import app
+from tune.run_queue import app, queue_for_task
 from tune.space import SpaceError
 
 QUEUE = """\
@@ -109,6 +113,30 @@ def test_other_options_under_the_same_name_are_refused(ranked, folder):
     output = run(folder, f"--queue={folder}/small.yaml", "--name=q", "--folds=0,1", expect=1)
     assert "is of another queue or of other options: choose another --name" in output
     assert "Traceback" not in output
+
+
+def test_an_experiment_is_gone_on_with_by_its_queue_alone(ranked, folder):
+    done = CliRunner().invoke(run_sweep.app, [f"--storage={ranked[0]}", "--resume=slow"])
+    assert done.exit_code == 1
+    assert "is an experiment of a queue" in done.output
+
+
+def test_what_an_experiment_cannot_do_is_said_before_any_is_trained(ranked, folder, capsys):
+    arguments = [f"--queue={folder}/small.yaml", "--name=moved", "--folds=0", "--tta=2"]
+    assert "reads compositions, which moving atoms does not change" in run(folder, *arguments, expect=1)
+    assert not (folder / "results/moved").exists()
+
+
+def test_a_queue_whose_experiments_do_not_go_with_the_task_is_refused():
+    queue, task = load_queue("daily"), open_task("demo", download_dir=Path())[0]
+    assert [one.space for one in queue_for_task(queue, task).experiments] == [one.space for one in queue.experiments]
+    with pytest.raises(SpaceError, match="undo_mp2020 corrects CHGNet's energies"):
+        queue_for_task(queue, replace(task, quantity="other"))
+    few = queue.model_copy(
+        update={"experiments": [one for one in queue.experiments if one.name in ("baseline", "huber")]}
+    )
+    with pytest.raises(SpaceError, match="'huber': of a classification it is what the baseline is"):
+        queue_for_task(few, replace(task, kind="classification", quantity="other"))
 
 
 def test_a_hopeless_experiment_ends_the_queue(ranked, folder):

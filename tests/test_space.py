@@ -230,3 +230,39 @@ def test_ray_gets_domains_for_ranges_and_values_for_values(load):
 )
 def test_a_space_knows_how_many_configs_it_has(parameters, size):
     assert SearchSpace(name="x", parameters=parameters).size == size
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "says"),
+    [
+        ({"undo_mp2020": True}, "regression", "corrects CHGNet's energies"),
+        ({"undo_mp2020": {"choice": [False, True]}}, "regression", "corrects CHGNet's energies"),
+        ({"undo_mp2020": True}, "classification", "not with classes"),
+        ({"target_scale": "robust"}, "classification", "classes have no scale"),
+        ({"loss": "huber", "loss_delta": 0.2}, "classification", "loss_delta 0.2 changes nothing"),
+        ({"loss": "cross_entropy"}, "regression", "loss of a classification"),
+    ],
+)
+def test_what_a_task_cannot_have_is_refused_before_anything_is_computed(parameters, kind, says):
+    space = SearchSpace(name="mine", parameters=parameters)
+    with pytest.raises(SpaceError, match=f"space mine.*{says}"):
+        space.for_task(kind, "other")
+
+
+def test_the_loss_of_a_classification_is_not_searched():
+    space = load_space("head_finetune")
+    assert space.for_task("regression", "energy_per_atom") is space
+    assert space.for_task("classification", "other").parameters["loss"] == "cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"averaging": "snapshots", "epochs": 150}, "a cycle takes whole epochs"),
+        ({"averaging": "snapshots", "epochs": 60, "warmup": 0.1}, "begin at the full rate"),
+        ({"freeze_depth": "none", "epochs": 0, "loss": "huber"}, "loss 'huber' changes nothing"),
+    ],
+)
+def test_a_field_that_would_not_do_what_it_says_is_refused(parameters, says):
+    with pytest.raises(ValueError, match=says):
+        CHGNetConfig(**parameters)

@@ -191,7 +191,9 @@ def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
     model = open_model(space.model)
     if model.reads == "compositions" or "weights" not in model.config.model_fields:
         return {"model": "ridge"}
-    fields = {"weights": space.weights, "freeze_depth": "none", "epochs": 0}
+    fields: dict[str, Any] = {"weights": space.weights, "freeze_depth": "none", "epochs": 0}
+    if not space.trains:  # then it is all that the space asks for
+        fields["reference"] = space.default("reference", None)
     if space.parameters.get("undo_mp2020") is True:  # else training would be given the credit for it
         fields["undo_mp2020"] = True
     if kind == "classification":

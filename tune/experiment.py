@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import datetime
 from typing import Any
 
 import ray.tune
 from ray.tune.error import TuneError
 
-from data.storage import StorageError, open_folder
+from data.storage import StorageError, file_names, open_folder
 from tune.options import SweepError
 from tune.terminal import Terminal
 
-MAX_FAILURES = 2  # restarts of a trial from its last checkpoint before it counts as failed
+# Restarts of a trial from its last checkpoint before it counts as failed. Machines that are taken away count, too.
+MAX_FAILURES = 5
+_STATE = "experiment_state-"  # Ray's records of an experiment, one a session, each with the time when it began
+_STAMP = "%Y-%m-%d_%H-%M-%S"
 
 
 def run_experiment(
@@ -41,7 +45,7 @@ def run_experiment(
         Config and result of every trial.
 
     Raises:
-        SweepError: Ray ended with trials unfinished.
+        SweepError: Ray ended with trials unfinished, or could not read its own record.
         StorageError: the driver could not write.
     """
     # A snapshot a second: a killed driver then runs no finished trial again.
@@ -55,6 +59,9 @@ def run_experiment(
     filesystem, place = open_folder(folder)
     storage, name = place.rsplit("/", 1)
     if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
+        if records := [name for name in file_names(filesystem, place) if name.startswith(_STATE)]:
+            _refuse_other_clock(max(records), title)
+            _Unrestorable.refused(folder)
         tuner = ray.tune.Tuner.restore(
             place,
             storage_filesystem=filesystem,
@@ -92,3 +99,37 @@ def run_experiment(
     if unfinished:
         raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
     return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
+
+
+def _refuse_other_clock(newest: str, title: str) -> None:
+    """Ray goes on from the record of the latest local time: with a clock set back that is not the newest one."""
+    written = datetime.strptime(newest.removeprefix(_STATE).removesuffix(".json"), _STAMP)
+    if (now := datetime.now()) < written:
+        raise SweepError(
+            f"{title}: its record was begun at {written}, and by this machine's clock it is {now:%Y-%m-%d %H:%M:%S}. "
+            "Set the clock or the time zone (TZ) to what it was, or wait until then"
+        )
+
+
+class _Unrestorable(logging.Handler):
+    """Where Ray cannot read its record it says so in a log, and would begin anew: all that was done would be lost."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(logging.ERROR)
+        self.folder = folder
+
+    @classmethod
+    def refused(cls, folder: str) -> None:
+        """Raise what Ray logs when it fails to read the record in `folder`."""
+        logger = logging.getLogger("ray.tune.execution.tune_controller")
+        logger.setLevel(logging.ERROR)
+        logger.propagate = False
+        logger.handlers = [cls(folder)]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and "restore" in record.getMessage():
+            problem = record.exc_info[1]
+            raise SweepError(
+                f"the record of the trials in {self.folder} cannot be read: {type(problem).__name__}: {problem}. "
+                "Nothing was changed; where it stays so, delete that folder, and its trials are run anew"
+            ) from problem

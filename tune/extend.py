@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from data.build_cache import say
-from tune.options import Batch, Folder, Options, SweepError, code_sha256
+from tune.options import Batch, Folder, Options, SweepError
 from tune.space import SearchSpace
 
 
@@ -23,21 +23,14 @@ def extended(options: Options, *, num_samples: int | None, space: SearchSpace | 
         only_failed: run the trials that failed once more, and no others.
 
     Raises:
-        SweepError: the sweep is not finished, was made by other code, or searches nothing; or a space that leaves out
-            what was tried.
+        SweepError: the sweep is not finished or searches nothing; or a space that leaves out what was tried.
     """
     folder = Folder(f"{options.storage}/{options.name}")
     results = folder.read_json("results.json")
-    if results is None:
+    if results is None or len(results["options"].get("batches", [])) != len(options.batches):
         raise SweepError(f"{options.name} is not finished: --resume {options.name} first")
     if not options.space.searched:
         raise SweepError(f"{options.name} searched nothing (space {options.space.name} has no range)")
-    if (before := results["record"]["code_sha256"]) != code_sha256():
-        raise SweepError(
-            f"the code that trains has changed since {options.name} was run (commit {results['record']['git_commit']}, "
-            f"SHA-256 {before[:12]}; now {code_sha256()[:12]}): its trials and new ones could not be compared. Begin a "
-            "new sweep; the cached graphs and features serve it too"
-        )
     failed = [trial for trial in results["trials"] if "failed" in trial]
     if only_failed:
         if num_samples or space:

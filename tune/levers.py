@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from tune.trial import TrialFold
 
 # Training rows of a try; the next is made only where predictions of the last were identical.
 ROWS_WITH_EPOCHS, ROWS_AT_ONCE = (16, 64, 256), (64, 1000, 12_000)
-MOST_EPOCHS = 30  # of a try, but for the lever `epochs`
+MOST_EPOCHS = 30  # of a try, but for the lever `epochs` and the last try
 BATCH_SIZE = 4  # of a try, but for the lever `batch_size`, so that few rows are many steps
 IDENTICAL = 1e-6  # relative to the spread of the predictions: above the rounding of single precision
 NOT_COMPARED = ("weights",)  # one value a sweep: other graphs and features belong to another
@@ -98,8 +99,6 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
     Raises:
         SweepError: a field of the space that no code reads, or a pair without a difference.
     """
-    if not space.trains:
-        return []
     model = open_model(space.model)
     part: TrialFold = ray.get(dataset.trial_folds[fold])
     rows: TrainingRows = ray.get(dataset.rows_ref)
@@ -169,7 +168,9 @@ class _Tries:
             sizes = tuple(max(values) + size for size in sizes)
         for number, size in enumerate(sizes):
             rows, part = self._sample(size, number)
-            a, b = (self._predictions(lever, config, rows, part, number) for config in (one, other))
+            # What needs all its epochs, such as a late unfreezing, gets them before it is refused.
+            short = lever != "epochs" and number < len(sizes) - 1
+            a, b = (self._predictions(lever, config, rows, part, number, short) for config in (one, other))
             if (a is None) != (b is None):
                 return LeverCheck(lever, values, "the loss of one was not finite", len(part.train))
             if a is None or b is None:
@@ -188,7 +189,7 @@ class _Tries:
     def run(self, fields: dict[str, Any]) -> None:
         """One tiny run."""
         rows, part = self._sample(ROWS_WITH_EPOCHS[0], 0)
-        self._predictions("", fields, rows, part, 0)
+        self._predictions("", fields, rows, part, 0, short=True)
 
     def _sample(self, size: int, number: int) -> tuple[TrainingRows, TrainingPart]:
         """Some training rows, and others of the training part in place of validation; the smaller crystals."""
@@ -201,10 +202,10 @@ class _Tries:
         return self.rows.select(chosen), part
 
     def _predictions(
-        self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int
+        self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
     ) -> np.ndarray | None:
         """Of the rows in place of validation, by the model that a run keeps; None where its loss was not finite."""
-        config, read = _watched(self._shortened(lever, {"seed": number, **fields}))
+        config, read = _watched(self._smaller(lever, {"seed": number, **fields}, short))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -218,18 +219,17 @@ class _Tries:
             torch.set_num_threads(threads)
             self.read |= read
 
-    def _shortened(self, lever: str, fields: dict[str, Any]) -> ModelConfig:
-        """Fewer epochs and smaller batches, where that is not what is tried and the config goes with it."""
-        shorter = dict(fields)
+    def _smaller(self, lever: str, fields: dict[str, Any], short: bool) -> ModelConfig:
+        """Smaller batches and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
         known = self.model.config.model_fields
-        if "epochs" in known and lever != "epochs":
-            shorter["epochs"] = min(MOST_EPOCHS, fields.get("epochs", known["epochs"].default))
         if "batch_size" in known and lever != "batch_size":
-            shorter["batch_size"] = BATCH_SIZE
-        try:
-            return self.model.config(**shorter)
-        except ValidationError:
-            return self.model.config(**fields)
+            fields = {**fields, "batch_size": BATCH_SIZE}
+        whole = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
+        if short and whole > MOST_EPOCHS:
+            for epochs in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
+                with suppress(ValidationError):
+                    return self.model.config(**{**fields, "epochs": epochs})
+        return self.model.config(**fields)
 
 
 def _value(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -> Any:

@@ -124,6 +124,10 @@ class Folder:
         data = content.encode() if isinstance(content, str) else content
         write_whole(self.filesystem, f"{self.path}/{name}", data)
 
+    def delete(self, name: str) -> None:
+        """Delete a file of the sweep."""
+        self.filesystem.delete_file(f"{self.path}/{name}")
+
     def write_csv(self, name: str, table: pd.DataFrame) -> None:
         """Write a table."""
         self.write(name, table.to_csv(index=False))
@@ -149,42 +153,77 @@ class Folder:
         self.write(name, json.dumps(content, indent=1))
 
 
-def check_or_write_record(folder: Folder, options: Options, data_sha256: str, resumed: bool) -> None:
-    """Keep what defines the sweep, as it is now; of a resumed one raise SweepError if its data changed."""
-    if not resumed:
-        refuse_taken(options)  # again: another one of the same name may have begun in the meantime
-        record = {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()}
-        folder.write_plain_json("sweep.json", record)
-        return
-    record = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))
-    before = record["data_sha256"]
+RECORD = "sweep.json"
+
+
+def write_record(folder: Folder, options: Options, data_sha256: str) -> None:
+    """Keep what defines a new sweep."""
+    refuse_taken(options)  # again: another one of the same name may have begun in the meantime
+    folder.write_plain_json(RECORD, {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()})
+
+
+def check_data(folder: Folder, options: Options, data_sha256: str) -> None:
+    """Raise SweepError if the data of a sweep that goes on changed since it began."""
+    before = folder.read_json(RECORD)["data_sha256"]
     if before != data_sha256:
         raise SweepError(
             f"the data of {options.task!r} changed since this sweep began (SHA-256 {before[:12]} then, "
             f"{data_sha256[:12]} now): start a new sweep under another --name"
         )
-    if record["options"] != (now := options.model_dump()):  # it was extended
-        folder.write_plain_json("sweep.json", {**record, "options": now})
+
+
+def keep_options(folder: Folder, options: Options) -> None:
+    """Write down the options of a sweep that was extended or moved; nothing where they are what they were."""
+    record, now = folder.read_json(RECORD), options.model_dump()
+    if record["options"] != now:
+        folder.write_plain_json(RECORD, {**record, "options": now})
 
 
 def load_options(storage: str, name: str) -> Options:
-    """Options of a sweep that was begun.
+    """Options of a sweep that was begun, with its folder where it is now.
 
     Raises:
         SweepError: no such sweep.
     """
     folder = Folder(f"{storage}/{name}")
     try:
-        record = json.loads(read_whole(folder.filesystem, f"{folder.path}/sweep.json"))
+        record = json.loads(read_whole(folder.filesystem, f"{folder.path}/{RECORD}"))
     except (FileNotFoundError, ValueError):
         raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there") from None
     try:
-        return Options(**record["options"])
+        return Options(**{**record["options"], "storage": storage})
     except (ValidationError, KeyError, TypeError) as problem:
         raise SweepError(
             f"{folder.address}/sweep.json was written by another version of matsweep ({problem}): "
             "resume it with that version, or start anew"
         ) from None
+
+
+def options_to_go_on(storage: str, name: str) -> Options:
+    """The same, for `--resume` and `--extend`.
+
+    Raises:
+        SweepError: also for one that its queue goes on with, or that other code began.
+    """
+    options = load_options(storage, name)
+    folder = Folder(f"{storage}/{name}")
+    record = folder.read_json(RECORD)
+    if "gate" in record:
+        raise SweepError(
+            f"{folder.address} is an experiment of a queue: the queue's own command, run again, goes on with it"
+        )
+    refuse_other_code(record, name)
+    return options
+
+
+def refuse_other_code(record: dict[str, Any], name: str) -> None:
+    """Raise SweepError where the code that trains is not that of a sweep's record: half of each would be neither."""
+    if (before := record.get("code_sha256", "unknown")) != (now := code_sha256()):
+        raise SweepError(
+            f"the code that trains has changed since {name} was begun (commit {record.get('git_commit', 'unknown')}, "
+            f"SHA-256 {before[:12]}; now {now[:12]}): what it has done and what comes could not be compared. Go on "
+            "with that version, or begin a new sweep; the cached graphs and features serve it too"
+        )
 
 
 def refuse_taken(options: Options) -> None:

@@ -98,6 +98,8 @@ def _probe(
     config = model.config(**fields)
     if "epochs" in type(config).model_fields and fields.get("freeze_depth") != "none":
         config = config.model_copy(update={"epochs": 1})
+    if "unfreeze_every" in type(config).model_fields:
+        config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
     n_rows = 2 * getattr(config, "batch_size", 1)
     size = rows.n_atoms if rows.graphs is None else np.diff(rows.graphs.bond_start)
     largest = fold.train[np.argsort(-size[fold.train], kind="stable")[:n_rows]]

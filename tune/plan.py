@@ -61,7 +61,7 @@ def plan(options: Options) -> Plan:
         )
     n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
     driver_now, driver_most = own_memory(os.getpid(), now=True), own_memory(os.getpid())
-    space = options.space.for_kind(task.kind)
+    space = options.space.for_task(task.kind, task.quantity)
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
     own_ray = not ray.is_initialized()
     connect()

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.registry import ModelError, open_model
 from tune.space import SPACES_FOLDER, SearchSpace, SpaceError, combinations, field_problem, model_file
+from tune.yaml_lines import repeated_key
 
 BASELINE = "baseline"
 
@@ -92,7 +93,10 @@ def load_queue(name: str, folder: Path = SPACES_FOLDER) -> Queue:
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if repeated := repeated_key(yaml.compose(text, Loader=yaml.SafeLoader)):
+            raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
+        content = yaml.safe_load(text)
         file = _File.model_validate(content)
     except OSError:
         raise SpaceError(f"no queue {name!r}: give a file of {folder.name}/ such as `daily`, or a path") from None

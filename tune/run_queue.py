@@ -16,21 +16,22 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.build_cache import connect, default_cache, say, say_problem
+from data.build_cache import default_cache, say, say_problem
 from data.rows import Rows
 from data.tasks import Task
 from models.metrics import metric_of
 from tune.claim import claimed
 from tune.compare import compare
 from tune.dataset import Dataset
-from tune.options import Folder, Options, SweepError
+from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, run_record
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
 from tune.results import collect, write_quarantine
 from tune.run_sweep import USER_ERRORS, anywhere, copies, parse_folds
 from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
-from tune.sweep import open_dataset, prove_levers, refuse_impossible, train, write_results
+from tune.space import SpaceError
+from tune.sweep import join, open_dataset, prove_levers, train, write_results
 
 ORDER = ("better", BASELINE, "identical (inert)", "within noise", "undecided", "worse")
 
@@ -51,11 +52,29 @@ def run_queue(queue: Queue, options: Options, *, address: str | None = None) -> 
     """
     top = Folder(f"{options.storage}/{options.name}")
     task, rows = options.open_task()
-    connect(address)
-    if address is None:
-        refuse_impossible(options)
+    queue = queue_for_task(queue, task)
+    join(options, task, [experiment.space for experiment in queue.experiments], address)
     with claimed(top):
         return _run(queue, options, task, rows, top)
+
+
+def queue_for_task(queue: Queue, task: Task) -> Queue:
+    """The same queue with each space as the task's kind wants it.
+
+    Raises:
+        SpaceError: an experiment that does not go with the task, or changes nothing there.
+    """
+    fitting = []
+    for experiment in queue.experiments:
+        space = experiment.space.for_task(task.kind, task.quantity)
+        fitting.append(experiment.model_copy(update={"space": space}))
+        base = fitting[0].space
+        if len(fitting) > 1 and (space.model, space.parameters) == (base.model, base.parameters):
+            raise SpaceError(
+                f"queue {queue.name}, experiment {experiment.name!r}: of a {task.kind} it is what the baseline is. "
+                "Make a queue without it"
+            )
+    return queue.model_copy(update={"experiments": fitting})
 
 
 def _run(queue: Queue, options: Options, task: Task, rows: Rows, top: Folder) -> dict[str, Any]:
@@ -89,20 +108,20 @@ def _run_experiment(
     queue: Queue, experiment: Experiment, options: Options, task: Task, rows: Rows, datasets: dict[str, Dataset]
 ) -> dict[str, Any]:
     """Results of one experiment, which is run unless they are there."""
-    space = experiment.space.for_kind(task.kind)
+    space = experiment.space
     name = f"{options.name}/{experiment.name}"
-    own = options.model_copy(update={"name": name, "space": experiment.space, "seeds": space.seeds})
+    own = options.model_copy(update={"name": name, "space": space, "seeds": space.seeds})
     folder = Folder(f"{own.storage}/{name}")
     record = own.model_dump(mode="json")
-    if (before := folder.read_json("sweep.json")) is not None:
+    if (before := folder.read_json(RECORD)) is not None:
         same = before["options"] == record and before["data_sha256"] == rows.sha256
         if not same or before["gate"] != queue.gate.model_dump():
             raise SweepError(f"{folder.address} is of another queue or of other options: choose another --name")
+        refuse_other_code(before, f"{folder.address}")
         if (results := folder.read_json("results.json")) is not None:
             return results
-    folder.write_plain_json(
-        "sweep.json", {"options": record, "data_sha256": rows.sha256, "gate": queue.gate.model_dump()}
-    )
+    gate = queue.gate.model_dump()
+    folder.write_plain_json(RECORD, {"options": record, "data_sha256": rows.sha256, "gate": gate, **run_record()})
     key = f"{space.model} {space.weights} {space.undoes_corrections}"
     if key not in datasets:
         datasets.clear()  # one at a time: they are large
@@ -110,7 +129,7 @@ def _run_experiment(
     dataset = datasets[key]
     write_quarantine(folder, dataset)
 
-    base = queue.experiments[0].space.for_kind(task.kind)
+    base = queue.experiments[0].space
     pairs = []
     if space.model == base.model and experiment.name != BASELINE:
         lever = next(iter(experiment.change)) if len(experiment.change) == 1 else " and ".join(experiment.change)

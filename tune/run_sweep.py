@@ -29,7 +29,7 @@ from models.reference import TargetScaleError
 from models.registry import ModelError
 from tune.evaluate import PredictionError
 from tune.extend import extended
-from tune.options import Options, SweepError, load_options, refuse_taken
+from tune.options import Options, SweepError, options_to_go_on, refuse_taken
 from tune.plan import plan
 from tune.plan_table import show
 from tune.space import SpaceError, load_space
@@ -231,12 +231,12 @@ def main(
             raise SweepError("--only-failed goes with --extend NAME")
         if resume is not None:
             _refuse_changed(context, "--resume", set())
-            options = load_options(place, resume)
+            options = options_to_go_on(place, resume)
         elif extend is not None:
             _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
             wider = load_space(space) if "space" in _given(context) else None
             options = extended(
-                load_options(place, extend), num_samples=num_samples, space=wider, only_failed=only_failed
+                options_to_go_on(place, extend), num_samples=num_samples, space=wider, only_failed=only_failed
             )
         else:
             loaded = load_space(space)

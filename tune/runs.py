@@ -213,8 +213,9 @@ def weights_of(run: SweepRun) -> str:
 
 
 def chose_by_validation(run: SweepRun) -> bool:
-    """Whether the epoch of a run was chosen on its validation parts, which flatter it then."""
-    return any(config.get("keep") == "best" for config in run.configs.values())
+    """Whether the epoch or the config of a run was chosen on its validation parts, which flatter it then."""
+    searched = bool(run.results["options"].get("searched"))
+    return searched or any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:

@@ -200,8 +200,8 @@ def _search(
         retry=number == len(batches) - 1,
     )
     outcomes = [_outcome(result, config) for config, result in results]
-    missing, size = batch.num_samples - len(results), space.size
-    if missing and size == len(earlier) + len(results):
+    missing, size = max(0, batch.num_samples - len(results)), space.size
+    if missing and size <= len(earlier) + len(results):
         say(f"  {title}: all {size} configurations of the space were tried")
     elif missing and not lost:
         say(f"  {title}: the record of {missing} trials was lost as the driver ended; others are run")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-MOST_REPEATS = 100  # proposals in a row that were tried already, after which the space counts as tried out
+MOST_REPEATS = 100  # proposals in a row that were tried already, after which one is drawn that was not
+MOST_COUNTED = 100_000  # configs of a space that are looked through for it
 
 
 class DistinctOptuna(OptunaSearch):
@@ -26,7 +30,7 @@ class DistinctOptuna(OptunaSearch):
 
         Args:
             seed: of the sampler.
-            earlier: searched fields of trials of before, and the best metric of each; None: it failed.
+            earlier: searched fields of trials of before, and the best metric of each; None: it has none.
         """
         super().__init__(seed=seed)
         self.earlier = list(earlier)
@@ -51,10 +55,39 @@ class DistinctOptuna(OptunaSearch):
             proposed: optuna.Trial = self._ot_trials.pop(trial_id)
             value = self.tried[key]
             self._ot_study.tell(proposed, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
-        return Searcher.FINISHED
+        # The sampler sees nothing but what it knows: of a small space any of the others.
+        left = self._untried()
+        if not left:
+            return Searcher.FINISHED
+        params = left[np.random.default_rng(len(self.tried)).integers(len(left))]
+        self.tried[_key(params)] = None
+        self._ot_study.enqueue_trial(params)
+        return super().suggest(trial_id)
+
+    def _untried(self) -> list[dict[str, Any]]:
+        """Configs that were not tried, of a space in which they can be counted."""
+        values: dict[str, Sequence[Any]] = {}
+        for field, distribution in self._space.items():
+            if isinstance(distribution, CategoricalDistribution):
+                values[field] = distribution.choices
+            elif isinstance(distribution, IntDistribution):
+                values[field] = range(distribution.low, distribution.high + 1, distribution.step)
+            else:
+                return []
+        if math.prod(map(len, values.values())) > MOST_COUNTED:
+            return []
+        every = (dict(zip(values, one, strict=True)) for one in itertools.product(*values.values()))
+        return [params for params in every if _key(params) not in self.tried]
+
+    def on_trial_result(self, trial_id: str, result: dict) -> None:
+        """Note an epoch; nothing for a trial that the searcher's record, written before the trial's, does not know."""
+        if trial_id in self._ot_trials:
+            super().on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Note what a config has reached."""
+        if trial_id not in self._ot_trials:
+            return
         if result and self.metric in result:
             self.tried[_key(self._ot_trials[trial_id].params)] = result[self.metric]
         super().on_trial_complete(trial_id, result, error)

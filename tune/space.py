@@ -15,9 +15,11 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from data.task_table import Quantity
 from models.config import ModelConfig
 from models.metrics import Kind
 from models.registry import ModelError, open_model
+from tune.yaml_lines import lines_of, repeated_key
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")
@@ -93,21 +95,29 @@ class SearchSpace(BaseModel):
         """Whether any trial asks for the energy corrections of the Materials Project."""
         return "true" in str(self.parameters.get("undo_mp2020", "")).lower()
 
-    def for_kind(self, kind: Kind) -> SearchSpace:
-        """The same space for a kind of task: a classification has one loss, which is not searched.
+    def for_task(self, kind: Kind, quantity: Quantity) -> SearchSpace:
+        """The same space for a task of some kind: a classification has one loss, which is not searched.
 
         Raises:
-            SpaceError: a regression with the loss of a classification.
+            SpaceError: a trial that could not be trained on such a task.
         """
+        space = self
         if kind == "regression":
             if "cross_entropy" in str(self.parameters.get("loss")):
                 raise SpaceError(
                     f"space {self.name}: cross_entropy is the loss of a classification, this is a regression"
                 )
-            return self
-        if "loss" not in self.config.model_fields:
-            return self
-        return self.model_copy(update={"parameters": {**self.parameters, "loss": "cross_entropy"}})
+        elif "loss" in self.config.model_fields:
+            space = self.model_copy(update={"parameters": {**self.parameters, "loss": "cross_entropy"}})
+        unsuited = open_model(self.model).unsuited
+        for fields in combinations(space):
+            try:
+                problem = unsuited(space.config(**fields), kind, quantity)
+            except ValidationError as refusal:
+                problem = refusal.errors()[0]["msg"].removeprefix("Value error, ")
+            if problem:
+                raise SpaceError(f"space {self.name} does not go with this {kind}: {problem}")
+        return space
 
     def default(self, field: str, without: Any) -> Any:
         """What a space sets a field to, else the config's default; `without` where the model has no such field."""
@@ -173,7 +183,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     known = [key for key in SearchSpace.model_fields if key != "name"]
     if not isinstance(content, dict):
         raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(known)}")
-    lines = _lines(root)
+    lines = lines_of(root)
 
     if "experiments" in content:
         raise SpaceError(f"{path} is a queue of experiments: run it with python tune/run_queue.py --queue {name}")
@@ -181,7 +191,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
         return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
 
-    if repeated := _repeated(root):
+    if repeated := repeated_key(root):
         raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
     for key in content:
         if key not in known:
@@ -309,31 +319,6 @@ def combinations(space: SearchSpace) -> list[dict[str, Any]]:
 
 def _told(fields: dict[str, Any]) -> str:
     return ", ".join(f"{field} {value}" for field, value in fields.items())
-
-
-def _lines(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
-    """Line of every key of a YAML document, by its path."""
-    found = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            path = (*where, str(key.value))
-            found[path] = key.start_mark.line + 1
-            found.update(_lines(value, path))
-    return found
-
-
-def _repeated(node: yaml.Node | None) -> yaml.Node | None:
-    """The first key of a YAML document that its mapping has already; YAML itself lets the last one win."""
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    seen = set()
-    for key, value in node.value:
-        if key.value in seen:
-            return key
-        seen.add(key.value)
-        if repeated := _repeated(value):
-            return repeated
-    return None
 
 
 def _suggestion(word: str, known: list[str]) -> str:

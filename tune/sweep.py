@@ -7,6 +7,7 @@ searches (`tune/search.py`), trains the chosen configs and scores them (`tune/ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -14,14 +15,16 @@ from typing import Any
 import ray
 
 from data.build_cache import connect, say
+from data.folds import SplitError
 from data.rows import Rows
 from data.storage import StorageError
 from data.tasks import Task
+from models.reference import TargetScaleError
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
 from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
-from tune.options import Folder, Options, SweepError, check_or_write_record
+from tune.options import RECORD, Batch, Folder, Options, SweepError, check_data, keep_options, write_record
 from tune.packing import share_of_gpu
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
@@ -39,28 +42,55 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     """
     folder = Folder(f"{options.storage}/{options.name}")
     task, rows = options.open_task()
-    space = options.space.for_kind(task.kind)
-    refuse_copies(options, task, space)
+    batches = [
+        batch.model_copy(update={"space": batch.space.for_task(task.kind, task.quantity)})
+        for batch in options.all_batches
+    ]
+    space = batches[-1].space
+    join(options, task, [space], address)
+    with claimed(folder):
+        if resumed:
+            check_data(folder, options, rows.sha256)
+        else:
+            write_record(folder, options, rows.sha256)
+        return _run(options, batches, task, rows, folder, resumed)
+
+
+def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: str | None) -> None:
+    """Start or join Ray, and refuse what could not be done there before anything is.
+
+    Raises:
+        SweepError: copies of what has no structure, or a trial that asks for more than this machine has.
+        StorageError: a folder that cannot be used.
+    """
+    for space in spaces:
+        refuse_copies(options, task, space)
     connect(address)
     places = {"--storage": options.storage}
-    if open_model(space.model).reads != "compositions":
+    if any(open_model(space.model).reads != "compositions" for space in spaces):
         places["--cache"] = options.cache
     check_storage(places, cluster=address is not None)
     if address is None:
         refuse_impossible(options)
-    with claimed(folder):
-        check_or_write_record(folder, options, rows.sha256, resumed)
-        return _run(options, space, task, rows, folder)
 
 
-def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: Folder) -> dict[str, Any]:
+def _run(
+    options: Options, batches: list[Batch], task: Task, rows: Rows, folder: Folder, resumed: bool
+) -> dict[str, Any]:
     """The sweep itself, from the dataset to the results."""
-    began = datetime.now()
+    began, space = datetime.now(), batches[-1].space
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
     say(f"  {task.labels}")
-    dataset = open_dataset(options, space, task, rows)
-    write_quarantine(folder, dataset)
-    levers = prove_levers(options, space, dataset, folder)
+    try:
+        dataset = open_dataset(options, space, task, rows)
+        write_quarantine(folder, dataset)
+        levers = prove_levers(options, space, dataset, folder)
+    except (SweepError, SplitError, TargetScaleError):
+        if not resumed:
+            folder.delete(RECORD)  # of a sweep that was refused: its name stays free
+        raise
+    if resumed:
+        keep_options(folder, options)  # only now that the levers of an extension are shown
     if options.pack_gpus:
         options = options.model_copy(update={"gpus_per_trial": share_of_gpu(options, space, dataset, folder)})
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
@@ -69,7 +99,7 @@ def _run(options: Options, space: SearchSpace, task: Task, rows: Rows, folder: F
     for fold in options.search_folds if space.searched else []:
         outcomes = search_fold(
             dataset,
-            [batch.model_copy(update={"space": batch.space.for_kind(task.kind)}) for batch in options.all_batches],
+            batches,
             fold,
             seed=options.seed,
             resources=resources,

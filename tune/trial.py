@@ -111,7 +111,7 @@ def run_trial(
     own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
     if state := load_paused(own_folder, done, device) or known:
         run.restore(state)
-    if run.history and run.history[-1].epoch > done:
+    if run.history and (run.history[-1].epoch > done or is_gone(checkpoint)):
         reports.send()
     try:
         with watched(run, own_folder) as preemption:
@@ -131,6 +131,11 @@ def run_trial(
             about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
             FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
             reports.send_with(Path(folder), **facts)
+
+
+def is_gone(checkpoint: ray.tune.Checkpoint | None) -> bool:
+    """Whether Ray names a checkpoint that is not there any more: it was not told of the one that took its place."""
+    return checkpoint is not None and checkpoint.filesystem.get_file_info(checkpoint.path).type == fs.FileType.NotFound
 
 
 def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[str, Any] | None:
