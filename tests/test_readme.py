@@ -1,4 +1,4 @@
-"""The README's commands exist as written: every option, task, space, file and make target it names."""
+"""What the pages for people name exists: every command, option, task, space, field, file, heading and make target."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer.main
+from pymatgen.core import Lattice, Structure
 
 import data.build_cache
 import models.predict
@@ -19,22 +20,24 @@ import tune.report
 import tune.run_queue
 import tune.run_sweep
 import tune.submit
-from data.tasks import task_names
+from data.tasks import TaskError, open_task, task_names
 from models.fitted import FittedModel, ModelFileError, load_model
 from models.model import TrainingPart, TrainingRows
-from models.registry import open_model
+from models.registry import MODELS, open_model
 from tune.queue_file import load_queue
 from tune.space import load_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TEXTS = ("README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")))
 PAGES = (
-    "README.md",
-    "docs/models.md",
+    *TEXTS,
     "ray_results/README.md",
     "data/demo/README.md",
     "cluster.yaml",
     "cluster.aws.yaml",
+    "cluster.kuberay.yaml",
 )
+OF_THE_READER = ("neighbours.yaml", "wider.yaml", "my_crystals")  # files that are not ours
 COMMANDS = {
     "tune/run_sweep.py": tune.run_sweep.app,
     "tune/run_queue.py": tune.run_queue.app,
@@ -51,8 +54,14 @@ COMMANDS = {
 def commands():
     """Every `python tune/run_sweep.py ...` and the like of the pages."""
     for page in PAGES:
-        for line in re.findall(r"python ((?:tune|models|data)/\w+\.py[^`#\n]*)", (REPOSITORY / page).read_text()):
+        text = re.sub(r"\\\n#? *", "", (REPOSITORY / page).read_text())  # goes on in the next line
+        for line in re.findall(r"python ((?:tune|models|data)/\w+\.py[^`#\n]*)", text):
             yield pytest.param(line.strip(), id=f"{page}: {line.strip()}")
+
+
+def options_of(app):
+    """Every option of a command."""
+    return {name for option in typer.main.get_command(app).params for name in option.opts if name.startswith("--")}
 
 
 @pytest.mark.parametrize("line", list(commands()))
@@ -62,30 +71,79 @@ def test_command_takes_the_options_it_is_shown_with(line):
     if "--help" in arguments:
         return
     given = command.make_context(script, arguments, resilient_parsing=False).params
-    assert given.get("task") in (None, *task_names())
-    if "space" in given and given["space"] not in ("neighbours.yaml", "wider.yaml"):  # which the reader writes
+    assert given.get("task") in (None, *OF_THE_READER, *task_names())
+    if "space" in given and given["space"] not in OF_THE_READER:
         load_space(given["space"])
     if "queue" in given:
         load_queue(given["queue"])
 
 
-def test_the_commands_of_the_introduction_are_make_targets():
+@pytest.mark.parametrize("page", TEXTS)
+def test_options_that_a_page_names_exist(page):
+    known = set().union(*map(options_of, COMMANDS.values())) | {"--help", "--logdir"}  # the latter of TensorBoard
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", (REPOSITORY / page).read_text()))
+    assert named - known == set()
+
+
+def test_every_option_of_a_sweep_is_named():
+    told = "".join((REPOSITORY / page).read_text() for page in TEXTS)
+    assert [name for name in options_of(tune.run_sweep.app) if not re.search(rf"{name}(?![\w-])", told)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_make_targets_that_a_page_names_exist(page):
     makefile = (REPOSITORY / "Makefile").read_text()
-    targets = re.findall(r"^make (\w+)", (REPOSITORY / "README.md").read_text(), flags=re.MULTILINE)
-    assert targets
+    targets = re.findall(r"(?:^|`|&& )make ([a-z-]+)", (REPOSITORY / page).read_text(), flags=re.MULTILINE)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
 
 
+def anchors(page):
+    """What a link to a heading of a page has behind its #."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_a_page_names_exist(page):
-    text = (REPOSITORY / page).read_text()
-    linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
-    named = re.findall(r"`((?:data|models|tune|tests|benchmarks)/[\w/]+\.\w+)`", text)
-    for name in linked:
-        assert (REPOSITORY / page).parent.joinpath(name).exists(), name
-    for name in named:
+def test_files_and_headings_that_a_page_names_exist(page):
+    here = REPOSITORY / page
+    text = here.read_text()
+    for name, heading in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", text):
+        there = here.parent / name if name else here
+        assert there.exists(), name
+        assert not heading or heading in anchors(there), f"{name}#{heading}"
+    for name in re.findall(r"`((?:data|models|tune|tests|benchmarks|docs|search_spaces)/[\w/]+\.\w+)`", text):
         assert (REPOSITORY / name).exists(), name
+
+
+def test_every_space_and_queue_is_named():
+    readme = (REPOSITORY / "README.md").read_text()
+    assert [file.stem for file in (REPOSITORY / "search_spaces").glob("*.yaml") if f"`{file.stem}`" not in readme] == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_field_and_space_of_a_model_is_named(name):
+    page = (REPOSITORY / "docs/models.md").read_text()
+    fields = MODELS[name].config.model_fields
+    assert [field for field in fields if field != "seed" and f"`{field}`" not in page] == []
+    (spaces,) = re.findall(rf"^\| `{name}`.* \| ([^|]*) \|$", page, flags=re.MULTILINE)
+    for space in re.findall(r"`(\w+)`", spaces):
+        assert load_space(space).model == name
+
+
+def test_a_folder_of_ones_own_is_read_as_the_readme_says(tmp_path):
+    readme = (REPOSITORY / "README.md").read_text()
+    (table,) = re.findall(r"```csv\n(.*?)```", readme, re.S)
+    ((task, target),) = re.findall(r"--task (my_\w+) --target (\w+)", readme)
+    folder = tmp_path / task
+    folder.mkdir()
+    (folder / "targets.csv").write_text(table)
+    for name in re.findall(r"^(\w+\.cif),", table, flags=re.MULTILINE):
+        Structure(Lattice.cubic(3.9), ["Si"], [[0, 0, 0]]).to(folder / name)
+    opened, rows = open_task(str(folder), target=target, download_dir=tmp_path)
+    assert (opened.target, len(rows)) == (target, table.strip().count("\n"))
+    with pytest.raises(TaskError, match="--target"):
+        open_task(str(folder), download_dir=tmp_path)
 
 
 def test_the_model_of_ones_own_that_a_page_shows_works(tmp_path):
