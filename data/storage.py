@@ -144,15 +144,22 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
         address: a local path or a URI such as `s3://bucket/folder` or `gs://bucket/folder`.
 
     Raises:
-        StorageError: unknown scheme, a scheme whose package is not installed, or an address with a key in it.
+        StorageError: unknown scheme, a scheme whose package is not installed, or an address with keys or options in it.
     """
     text = str(address)
     if "://" not in text:
         return whole(fs.LocalFileSystem()), str(Path(text).expanduser().absolute())
-    if "@" in urlsplit(text).netloc:
+    scheme = text.partition("://")[0].lower()
+    before, at, _ = urlsplit(text).netloc.rpartition("@")  # of Google's or Azure's stores no secret if it is one word
+    if at and (":" in before or scheme.startswith("s3")):
         raise StorageError(
-            f"an address of {text.partition('://')[0]}:// has keys in it, which would be written into every record of "
+            f"an address of {scheme}:// has keys in it, which would be written into every record of "
             "a sweep. Leave them out and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store reads"
+        )
+    if "?" in text:
+        raise StorageError(
+            f"the address {text.partition('?')[0]!r} has options behind it, where names of files will be put. Leave "
+            "them out and set AWS_ENDPOINT_URL, or what your store reads"
         )
     try:
         filesystem, path = patiently(f"cannot open {text!r}", lambda: fs.FileSystem.from_uri(text))

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from pymatgen.io.ase import AseAtomsAdaptor
 
+from data.crystal import BadCrystalError
 from models.fitted import FittedModel, SeedEnsemble
 
 
@@ -44,9 +45,15 @@ class EnergyCalculator(Calculator):
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """ASE calls this; raises BadCrystalError for atoms without a cell, or that the model cannot read."""
+        """ASE calls this; raises BadCrystalError for atoms that are no crystal, or that the model cannot read."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
+        if self.atoms.cell.rank < 3 or not self.atoms.pbc.all():
+            raise BadCrystalError(
+                f"the model reads crystals, periodic along three cell vectors; these atoms have {self.atoms.cell.rank} "
+                f"and pbc {self.atoms.pbc.tolist()}. Set atoms.cell, for a slab or a molecule with vacuum in it, and "
+                "atoms.pbc = True"
+            )
         found = self.model.predict_with_std([AseAtomsAdaptor.get_structure(self.atoms)])
         n_atoms = len(self.atoms) if self.quantity == "energy_per_atom" else 1
         self.results = {"energy": float(found.values[0]) * n_atoms}

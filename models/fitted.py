@@ -130,6 +130,7 @@ def load_model(
     Raises:
         ModelFileError: not a model file, one of another format version, or a folder without models of that fold.
         FileNotFoundError: no such file.
+        StorageError: the store refuses or stays away; any other OSError is that of the file system.
     """
     if fold is None:
         filesystem, file = open_folder(path)
@@ -153,12 +154,16 @@ def load_model(
 
 def _load_file(path: str, device: str, model: str | None) -> FittedModel:
     try:
-        content = torch.load(io.BytesIO(read_whole(*open_folder(path))), map_location="cpu", weights_only=True)
-        found = content["format"]
+        stored = read_whole(*open_folder(path))
     except FileNotFoundError:
-        raise
-    except Exception as problem:  # torch reports damage in many ways; all mean the same to the user
-        raise ModelFileError(f"{path} is not a matsweep model file, or is damaged: {problem}") from problem
+        raise FileNotFoundError(f"there is no model file {path}") from None
+    try:
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
+        found = content["format"]
+    except Exception:  # noqa: BLE001 - torch reports damage in many ways, and some advise to run the file's code
+        raise ModelFileError(
+            f"{path} is not a matsweep model file, or is damaged: a sweep leaves them as seed_S/model_fold_F.pth"
+        ) from None
     if found != FILE_FORMAT:
         raise ModelFileError(f"{path} has model format {found!r}; this version reads {FILE_FORMAT}")
     try:

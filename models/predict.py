@@ -69,13 +69,16 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 def main(
     model: Annotated[str, typer.Argument(help="Folder of a sweep or of one seed, or a model file.")],
     crystals: Annotated[list[str], typer.Argument(help="CIF, POSCAR or other files; formulas for compositions.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="CSV to write. Default: the terminal.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("-o", "--out", metavar="FILE", help="CSV to write: path or URI. Default: the terminal."),
+    ] = None,
     fold: Annotated[int, typer.Option(min=0, help="Of a folder: the fold whose model predicts.")] = 0,
     code: Annotated[str | None, typer.Option(help="Python file of a model of your own.")] = None,
 ) -> None:
     """Predict crystals with a trained model; exit code 1 if any could not be, the others are written all the same."""
     try:
-        is_file = Path(model).is_file()
+        is_file = model.endswith(".pth") or Path(model).is_file()
         loaded = load_model(model, None if is_file else fold, model=code)
         table, reasons = predict(loaded, crystals)
         about = loaded.about

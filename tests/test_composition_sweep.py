@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 from pymatgen.core import Composition
 from sweeps import run
+from test_report import text_of
 from typer.testing import CliRunner
 
 from models.fitted import load_model
@@ -19,6 +22,36 @@ SPACE = """\
 description: small, for tests
 model: composition_network
 parameters: {epochs: 4, batch_size: 16, lr: 0.003, width: 16, rounds: 1, head_width: 16, head_depth: 1}
+"""
+BRIEF = '''\
+"""The network on compositions with another default, which spares a test 80 epochs a trial."""
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from models.composition_model import COMPOSITION_NETWORK
+
+
+class BriefConfig(COMPOSITION_NETWORK.config):
+    epochs: int = Field(default=20, ge=0)
+
+
+MODEL = replace(COMPOSITION_NETWORK, name="brief", config=BriefConfig)
+'''
+LOSSES = """\
+num_samples: 5
+grace_epochs: 3
+reduction_factor: 2
+model: brief.py
+parameters:
+  lr: {loguniform: [0.0001, 0.01]}
+  head_width: {choice: [8, 16]}
+  loss: {choice: [mae, huber]}
+  batch_size: 16
+  width: 16
+  rounds: 1
+  head_depth: 1
 """
 
 
@@ -107,20 +140,65 @@ def test_its_model_file_predicts_structures(network):
     np.testing.assert_allclose(model.predict([salt]), row["y_pred"], rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def classes(folder):
+    """A search for classes whose space leaves epochs at their default and asks for losses of a regression."""
+    alkali = "Li", "Na", "K", "Rb"
+    # Alkali metals with chalcogens, and other metals with halogens: no sum over elements tells that.
+    rows = [
+        (f"{a}{n}{b}{m}", (a in alkali) == (b in ("O", "S")))
+        for a in (*alkali, "Mg", "Ca", "Al", "Zn")
+        for b in ("O", "S", "Cl", "F")
+        for n, m in ((1, 1), (1, 2), (2, 3), (3, 1), (4, 3))
+    ]
+    pd.DataFrame(rows, columns=["composition", "y"]).to_csv(folder / "pairs.csv", index=False)
+    (folder / "brief.py").write_text(BRIEF)
+    (folder / "losses.yaml").write_text(LOSSES)
+    arguments = [f"--task={folder}/pairs.csv", f"--space={folder}/losses.yaml", "--name=pairs", "--folds=0"]
+    output = run(folder, *arguments, "--max-concurrent=1")
+    return folder / "results/pairs", output
+
+
+def test_trials_that_asha_stopped_are_told_though_the_space_sets_no_epochs(classes):
+    path, output = classes
+    trials = json.loads((path / "results.json").read_text())["trials"]
+    assert {trial["epochs"] for trial in trials} == {20}  # the default of the config
+    stopped = {trial["trial"] for trial in trials if trial["epochs_done"] < 20}
+    assert 0 < len(stopped) < len(trials)
+    assert output.count("stopped by ASHA") == len(stopped)
+    for trial in trials:
+        assert f"{trial['epochs_done']} of 20" in output
+    study = optuna.load_study(storage=f"sqlite:///{path}/optuna.db", study_name="search_fold_0")
+    assert {one.user_attrs["trial"] for one in study.trials if one.state.name == "PRUNED"} == stopped
+    assert f"ASHA stopped {len(stopped)} of {len(trials)} trials" in text_of(path)
+
+
+def test_results_of_a_classification_have_the_space_that_was_searched(classes):
+    path, _ = classes
+    results = json.loads((path / "results.json").read_text())
+    assert results["options"]["space"]["parameters"]["loss"] == "cross_entropy"
+    assert results["options"]["searched"] == ["head_width", "lr"]
+    text = text_of(path)
+    assert f"{len(results['trials'])} trials of the search on fold 0 over 2 fields" in text
+    assert "huber" not in text
+    assert re.search("loss ?cross_entropy ?that of every classification", text)
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_ridge_finds_a_linear_target_and_the_dummy_is_the_mean(folder, capsys):
     for name in ("ridge", "dummy"):
-        done = CliRunner().invoke(app, two_folds(folder, f"--space={name}", f"--name={name}"))
+        done = CliRunner().invoke(app, two_folds(folder, f"--space={name}", f"--name={name}", "--seed=4"))
         assert done.exit_code == 0, printed(done, capsys)
         results = results_of(folder, name)
         assert results["model"] == {"name": name}
         assert results["data"]["n_quarantined"] == 1
+        assert [one["config"]["seed"] for one in results["chosen"]] == [4, 4]
     ridge, dummy = (results_of(folder, name)["seeds"][0]["mean"]["mae"] for name in ("ridge", "dummy"))
     assert ridge < 0.1 < dummy
-    tables = [pd.read_csv(folder / f"results/ridge/{member}/preds_fold_0.csv") for member in ("reference", "seed_0")]
+    tables = [pd.read_csv(folder / f"results/ridge/{member}/preds_fold_0.csv") for member in ("reference", "seed_4")]
     pd.testing.assert_frame_equal(*tables)  # ridge is the reference of others, and its own
     known = pd.read_csv(folder / "salts.csv").set_index("composition")["y"].iloc[:-1]
-    tested = pd.read_csv(folder / "results/dummy/seed_0/preds_fold_0.csv")
+    tested = pd.read_csv(folder / "results/dummy/seed_4/preds_fold_0.csv")
     assert tested["y_pred"].nunique() <= 2  # the formula that cannot be read gets the mean of all known labels
     assert known.min() < tested["y_pred"].iloc[0] < known.max()
 

@@ -4,19 +4,25 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from ase import Atoms
 from chgnet.model import CHGNet
 from model_cases import fine_tuning, finished, one_thread, predictions, sample, thirds
 from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
 
 from data.crystal import BadCrystalError
+from models.ase_calculator import EnergyCalculator
 from models.finetune import CHGNET
 from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model
 from models.fitted_network import combine
+from models.predict import app
 
 ROOT = Path(__file__).parent.parent
 N_ROWS = 30
@@ -188,6 +194,16 @@ def test_a_cut_file_is_refused(model_file, kept):
         load_model(model_file)
 
 
+def test_nobody_is_told_to_load_a_damaged_file_with_its_code(model_file):
+    """As torch advises for what its safe reader refuses."""
+    for content in (b"crystal,prediction\nNaCl,1\n", pickle.dumps(Path("x")), model_file.read_bytes()[:1000]):
+        model_file.write_bytes(content)
+        with pytest.raises(ModelFileError, match="or is damaged") as caught:
+            load_model(model_file)
+        assert "weights_only" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "foreign.pth"
     stock = CHGNet.load(use_device="cpu", verbose=False)
@@ -201,8 +217,38 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=f"^there is no model file {tmp_path}/none.pth$"):
         load_model(tmp_path / "none.pth")
+    shown = CliRunner().invoke(app, [f"{tmp_path}/seed_0/model_fold_3.pth", "POSCAR"])
+    assert shown.exit_code == 1
+    assert shown.output == f"FileNotFoundError: there is no model file {tmp_path}/seed_0/model_fold_3.pth\n"
+
+
+def test_a_model_file_may_be_given_by_its_address(model, model_file, data, tmp_path):
+    model.about.update(target="e_form", task="made")
+    model.save(model_file)
+    data.structures[0].to(tmp_path / "one.cif", symprec=None, significant_figures=12)
+    arguments = [str(tmp_path / "one.cif"), "-o", f"file://{tmp_path}/new/out.csv"]
+    shown = CliRunner().invoke(app, [f"file://{model_file}", *arguments])
+    assert shown.exit_code == 0, shown.output
+    written = pd.read_csv(tmp_path / "new/out.csv")
+    assert written["prediction"][0] == pytest.approx(model.predict(data.structures[:1])[0], abs=2e-5)
+
+
+def test_atoms_that_are_no_crystal_have_no_energy(model):
+    """A molecule without a cell, and a slab that is not periodic along one axis."""
+    calculator = EnergyCalculator(replace(model, about=model.about | {"quantity": "energy_per_atom"}))
+    molecule = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]])
+    slab = Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[4, 4, 12], pbc=[True, True, False])
+    for atoms, told in ((molecule, "these atoms have 0 and pbc"), (slab, r"pbc \[True, True, False\]")):
+        atoms.calc = calculator
+        with pytest.raises(BadCrystalError, match=rf"{told}.*Set atoms\.cell.*atoms\.pbc = True"):
+            atoms.get_potential_energy()
+    molecule.set_cell([6, 6, 6])
+    molecule.pbc = slab.pbc = True
+    for atoms in (molecule, slab):
+        crystal = Structure(atoms.cell.array, ["Na", "Cl"], atoms.get_scaled_positions())
+        assert atoms.get_potential_energy() == pytest.approx(2 * model.predict([crystal])[0], abs=1e-4)
 
 
 class Sabotage:

@@ -41,34 +41,57 @@ def workers(driver: subprocess.Popen) -> list[psutil.Process]:
     return [child for child in children if child.cmdline() and "Trainable" in child.cmdline()[0]]
 
 
-def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, request):
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A training that nothing disturbs."""
     run(folder, *new(folder, "whole", "long"), "--folds=2")
-    log = folder / "preempted.log"
-    driver = start(folder, log, *new(folder, "preempted", "long"), "--folds=2")
+    return trained(folder, "whole")
+
+
+def trained(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
+    """History and predictions."""
+    seed = folder / f"results/{name}/seed_0"
+    return pd.read_csv(seed / "history_fold_2.csv"), (seed / "preds_fold_2.csv").read_text()
+
+
+def begun(folder: Path, name: str, request: pytest.FixtureRequest) -> tuple[subprocess.Popen, psutil.Process]:
+    """The same training in its third epoch: its driver and its worker."""
+    driver = start(folder, folder / f"{name}.log", *new(folder, name, "long"), "--folds=2")
     request.addfinalizer(driver.kill)
-    place = folder / "results/preempted"
-    wait_for("evaluate-*/trial_*/checkpoint_000002/state.pt", place, driver)
+    wait_for("evaluate-*/trial_*/checkpoint_000002/state.pt", folder / f"results/{name}", driver)
     time.sleep(0.4)  # of an epoch that takes more than a second
     (worker,) = workers(driver)
+    return driver, worker
+
+
+def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, whole, request):
+    driver, worker = begun(folder, "preempted", request)
     worker.send_signal(signal.SIGTERM)
-    file = wait_for(f"evaluate-*/trial_*/{FILE}", place, driver)
+    file = wait_for(f"evaluate-*/trial_*/{FILE}", folder / "results/preempted", driver)
     state = torch.load(file, weights_only=True)
     if state["midway"]:  # as ever, unless the signal met the trial as it reported
         state["midway"]["total"] += 1e6  # so that what comes of this state can be told from an epoch done again
     torch.save(state, file.with_suffix(".new"))
     file.with_suffix(".new").rename(file)
-    assert driver.wait(timeout=600) == 0, log.read_text()
+    assert driver.wait(timeout=600) == 0, (folder / "preempted.log").read_text()
 
-    before, after = (
-        pd.read_csv(folder / f"results/{name}/seed_0/history_fold_2.csv") for name in ("whole", "preempted")
-    )
+    (before, predicted), (after, predicted_after) = whole, trained(folder, "preempted")
     cut = state["history"][-1]["epoch"] + 1
     assert cut in (3, 4)
     assert (after["train_loss"][cut] > 1000) == bool(state["midway"])
     same = ["epoch", "val_loss", "val_mae", "lr", "fingerprint"]
     pd.testing.assert_frame_equal(before[same], after[same], check_exact=True)
-    predicted = [(folder / f"results/{name}/seed_0/preds_fold_2.csv").read_text() for name in ("whole", "preempted")]
-    assert predicted[0] == predicted[1]
+    assert predicted == predicted_after
+
+
+def test_a_worker_that_is_killed_begins_its_epoch_again(folder, whole, request):
+    driver, worker = begun(folder, "killed", request)
+    worker.kill()
+    assert driver.wait(timeout=600) == 0, (folder / "killed.log").read_text()
+    (before, predicted), (after, predicted_after) = whole, trained(folder, "killed")
+    pd.testing.assert_frame_equal(before.drop(columns="seconds"), after.drop(columns="seconds"), check_exact=True)
+    assert predicted == predicted_after
+    assert not list((folder / "results/killed").glob(f"evaluate-*/trial_*/{FILE}"))
 
 
 def written(folder: Path, last_epoch: int) -> str:

@@ -75,8 +75,9 @@ def searched(tmp_path_factory, demo, crystals):
         config = {"freeze_depth": "readout", "lr": float(10 ** random.uniform(-3.4, -2)), "seed": 0,
                   "epochs": 60 if rank < 3 else 100, "batch_size": 16 * 2 ** (rank % 3),
                   "weight_decay": float(10 ** random.uniform(-4, -1)), "loss": ("mae", "huber")[rank % 2]}  # fmt: skip
-        trials.append({"search_fold": 0, "rank": rank, "trial": f"t{rank}", "config": config, "epochs_done": done,
-                       "seconds": 1.0, "kept_val_mae": 0.05 + 0.01 * rank, "kept_epoch": done})  # fmt: skip
+        trials.append({"search_fold": 0, "rank": rank, "trial": f"t{rank}", "config": config,
+                       "epochs": config["epochs"], "epochs_done": done, "seconds": 1.0,
+                       "kept_val_mae": 0.05 + 0.01 * rank, "kept_epoch": done})  # fmt: skip
         history = pd.DataFrame({"epoch": np.arange(done + 1), "train_loss": 0.1})
         history["val_mae"] = (0.05 + 0.01 * rank) * (1 + np.exp(-history["epoch"] / 8))
         (folder / f"search_fold_0/trial_t{rank}").mkdir(parents=True)
@@ -84,7 +85,7 @@ def searched(tmp_path_factory, demo, crystals):
     edit(
         folder,
         trials=trials,
-        options={"name": "searched", "space": space.model_dump(), "searched": sorted(space.searched)},
+        options={"name": "searched", "seed": 0, "space": space.model_dump(), "searched": sorted(space.searched)},
         chosen=[{"fold": fold, "config": trials[0]["config"]} for fold in (0, 1)],
         levers=[{"lever": "lr", "values": [0.001, 0.01], "difference": 0.0125, "rows": 16}],
         flags=["labels of a model"],
@@ -268,12 +269,63 @@ def test_an_experiment_of_a_queue_stands_beside_the_others_with_their_verdicts(t
     assert "Experiments with one change" not in made(tmp_path / "other", rows, predict(rows, 0.1))
 
 
-def test_rows_that_changed_are_not_taken_for_those_that_were_predicted(tmp_path, searched):
-    copy = tmp_path / "searched"
+def copied(searched: Path, folder: Path) -> tuple[Path, dict]:
+    """A copy of the searched sweep, to be changed, and what is in its results.json."""
+    copy = folder / "searched"
     shutil.copytree(searched, copy)
-    results = json.loads((copy / "results.json").read_text())
+    return copy, json.loads((copy / "results.json").read_text())
+
+
+def test_rows_that_changed_are_not_taken_for_those_that_were_predicted(tmp_path, searched):
+    copy, results = copied(searched, tmp_path)
     edit(copy, data={**results["data"], "sha256": "0" * 64})
     assert "are not those that were predicted" in text_of(copy)
+
+
+def test_what_asha_stopped_is_told_though_the_space_leaves_epochs_at_their_default(tmp_path, searched):
+    copy, results = copied(searched, tmp_path)
+    for trial in results["trials"]:
+        del trial["config"]["epochs"]
+    del results["options"]["space"]["parameters"]["epochs"]
+    edit(copy, **results)
+    assert "ASHA stopped 4 of 6 trials before their epochs" in text_of(copy)
+
+
+def test_results_of_an_earlier_version_are_a_page_all_the_same(tmp_path, searched):
+    """They did not say what a trial was to train, and of a classification had the space as it was asked for."""
+    copy, results = copied(searched, tmp_path)
+    for trial in results["trials"]:
+        del trial["epochs"]
+        trial["config"]["loss"] = "cross_entropy"
+    edit(copy, **results)
+    text = text_of(copy)
+    assert "An earlier version of matsweep wrote these results" in text
+    assert "choices=" not in text  # Optuna's own words
+
+
+def test_the_page_says_where_the_seed_is_from(tmp_path):
+    rows = make_rows(1, 30)
+    configs = {0: {"lr": 0.01, "seed": 5, "epochs": 3}}
+    folder = write_run(tmp_path / "seeded", rows, predict(rows, 0.1), configs=configs)
+    options = json.loads((folder / "results.json").read_text())["options"]
+    edit(folder, options={**options, "seed": 5, "space": {"parameters": {"lr": 0.01}}})
+    text = text_of(folder)
+    assert re.search(r"lr ?0.01 ?set by the space ?seed ?5 ?--seed 5", text), text
+    assert "1 field left at the default" in text
+
+
+def test_a_unit_keeps_its_brackets(tmp_path):
+    rows = make_rows(1, 60)
+    text = made(tmp_path / "moduli", rows, predict(rows, 0.1), task={"unit": "log10(GPa)"})
+    assert re.search(r"Half of the errors are below [\d.]+ log10\(GPa\), and", text)
+
+
+def test_ranges_of_a_target_that_many_crystals_share_are_not_called_equal(tmp_path):
+    """As of a band gap, which is zero for every metal."""
+    rows = make_rows(1, 160).assign(y_true=lambda table: table["y_true"].clip(lower=0))
+    text = made(tmp_path / "gaps", rows, predict(rows, 0.1))
+    assert "equally many" not in text
+    assert "where many have the same target, their range has more" in text
 
 
 @needs_browser

@@ -7,16 +7,22 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 import ray
 from pyarrow import fs
 from s3_server import s3_server
 from sweeps import new, outcome, prepare, run, start
+from typer.testing import CliRunner
 
 from data import storage, store_faults
 from data.build_cache import connect, graphs_of
 from data.rows import Rows
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from models.fitted import FittedModel, load_model
+from models.linear import DUMMY, FittedLinear
+from models.predict import app
+from models.reference import Reference
 from tune.storage_check import check_storage
 
 # Ray leaves sockets and log files to the garbage collector.
@@ -131,6 +137,62 @@ def test_what_ray_copies_into_a_store_is_there_or_raises(server, monkeypatch, tm
     copy()
     assert file_names(filesystem, path) == ["empty", "state.pt"]
     assert read_whole(filesystem, f"{path}/state.pt") == (tmp_path / "state.pt").read_bytes()
+
+
+def test_a_model_in_a_bucket_predicts_into_it(server, tmp_path):
+    about = {"task": "made", "target": "gap", "unit": "eV", "labels": "made for a test"}
+    constant = FittedLinear(Reference(np.zeros(94), 1.5, 1.0), "regression", "other")
+    FittedModel(DUMMY, constant, about).save(tmp_path / "model.pth")
+    filesystem, path = open_folder("s3://bucket/models")
+    write_whole(filesystem, f"{path}/model_fold_0.pth", (tmp_path / "model.pth").read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        shown = CliRunner().invoke(app, ["s3://bucket/models/model_fold_0.pth", "NaCl", "-o", "s3://bucket/out/x.csv"])
+    assert shown.exit_code == 0, shown.output
+    assert read_whole(filesystem, "bucket/out/x.csv") == b"crystal,formula,prediction\nNaCl,NaCl,1.5\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+    assert "1 predictions in s3://bucket/out/x.csv" in shown.output
+
+
+def test_a_model_that_the_store_withholds_is_not_called_damaged(server):
+    filesystem, path = open_folder("s3://bucket/withheld")
+    write_whole(filesystem, f"{path}/model.pth", os.urandom(100_000))
+    server.fail("403", lambda method, path, count: method == "GET")
+    with pytest.raises(StorageError, match=r"cannot read s3://bucket/withheld/model\.pth: access denied"):
+        load_model("s3://bucket/withheld/model.pth")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "s3://me:PASSWORD@bucket/x",
+        "s3://PASSWORD@bucket/x",
+        "sftp://me:PASSWORD@host/x",
+        "abfss://container:PASSWORD@account.dfs.core.windows.net/x",
+    ],
+)
+def test_an_address_with_what_may_be_a_key_is_refused(address):
+    with pytest.raises(StorageError, match=r"has keys in it.*Leave them out") as caught:
+        open_folder(address)
+    assert "PASSWORD" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("gs://anonymous@bucket/x", "bucket/x"),
+        ("abfss://container@account.dfs.core.windows.net/x", "container/x"),
+        ("gs://bucket/me@home", "bucket/me@home"),
+    ],
+)
+def test_a_name_in_an_address_is_no_key(address, path):
+    assert open_folder(address)[1] == path
+
+
+def test_options_in_an_address_are_refused_with_what_to_set_instead():
+    """Behind them the names of files would be put."""
+    with pytest.raises(StorageError, match=r"'s3://bucket/x' has options behind it.*AWS_ENDPOINT_URL"):
+        open_folder("s3://bucket/x?endpoint_override=localhost:9000&scheme=http")
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ def groups(shown: Shown) -> list[Section]:
         unit, target = shown.unit, shown.sweep.task["target"]
         sections.append(
             _section(shown, "target", "By target range", _by(of_range), (f"{target} of {{}}{unit}", "ranges"),
-                     note="Ranges with equally many crystals each, from low to high.")
+                     note="From low to high, cut so that about as many crystals are in each; where many have the same "
+                     "target, their range has more.")
         )  # fmt: skip
     elif not shown.regression:
         of_label = table.assign(group=np.where(true >= 0.5, "true", "false"))

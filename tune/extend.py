@@ -1,7 +1,7 @@
 """`--extend`: more trials for a finished sweep, in a wider space if wanted, or its failed trials anew.
 
-What was done stays: trials keep their results, tell the sampler and ASHA's rungs what they have seen, and a chosen
-config that stays the best is not trained again.
+What was done stays: trials keep their results, tell the sampler and ASHA's rungs what they have seen, and if no fold's
+best config changes nothing is trained again.
 """
 
 from __future__ import annotations

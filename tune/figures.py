@@ -132,7 +132,7 @@ def parity(table: pd.DataFrame, target: str, unit: str) -> Picture:
 def residuals(table: pd.DataFrame, unit: str) -> Picture:
     """Histogram of prediction minus truth."""
     error = (table["y_pred"] - table["y_true"]).to_numpy()
-    half = f"{number(float(np.median(np.abs(error))))} {unit.strip(' ()')}".rstrip()
+    half = f"{number(float(np.median(np.abs(error))))} {unit.removeprefix(' (').removesuffix(')')}".rstrip()
     reach = float(np.quantile(np.abs(error), 0.99)) or 1.0
     inside = error[np.abs(error) <= reach]
     counts, edges = np.histogram(inside, bins=int(np.clip(len(error) ** 0.5, 11, 61)), range=(-reach, reach))

@@ -46,13 +46,13 @@ class Probe:
 
 
 def share_of_gpu(options: Options, space: SearchSpace, dataset: Dataset, folder: Folder) -> float:
-    """The share for each trial; measured the first time, and kept for when the sweep goes on.
+    """The share for each trial; measured once, and again where the sweep was extended by what takes more memory.
 
     Raises:
         NoGPUError: torch finds no GPU where Ray has one.
     """
     known = folder.read_json(FILE)
-    if known is None:
+    if known is None or [one["config"] for one in known["probes"]] != list(most_demanding(space).values()):
         fold = options.search_folds[0] if space.searched else options.folds[0]
         probes = probe(space, dataset, fold)
         known = {"share": share(probes), "probes": [asdict(one) for one in probes]}
@@ -70,13 +70,19 @@ def share(probes: list[Probe]) -> float:
     return math.floor(1000 / max(1, n)) / 1000
 
 
-def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda") -> list[Probe]:
-    """Train one epoch of each freeze depth on the largest crystals of a fold, each in a process of its own."""
+def most_demanding(space: SearchSpace) -> dict[str, dict[str, Any]]:
+    """By freeze depth, a config with the largest batches."""
     by_depth: dict[str, dict[str, Any]] = {}
     for config in combinations(space):
         depth = str(config.get("freeze_depth"))
         if depth not in by_depth or config.get("batch_size", 0) > by_depth[depth].get("batch_size", 0):
             by_depth[depth] = config
+    return by_depth
+
+
+def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda") -> list[Probe]:
+    """Train one epoch of each freeze depth on the largest crystals of a fold, each in a process of its own."""
+    by_depth = most_demanding(space)
     # max_calls: the next depth begins with a fresh process, whose memory is its own.
     remote = ray.remote(num_cpus=1, num_gpus=float(device == "cuda"), max_calls=1)(_probe)
     fold_ref = dataset.trial_folds[fold]

@@ -191,14 +191,18 @@ def configuration(shown: Shown) -> Section:
             told = next(iter(texts.values()))
         else:
             told = ", ".join(f"{text} (fold {fold})" for fold, text in texts.items())
-        how = (
-            "searched, " + " ".join(f"{k} {', '.join(map(short, v))}" for k, v in searched[name].items())
-            if name in searched
-            else ""
-        )
-        return [Cell(name), Cell(told), Cell(how or ("set by the space" if name in space else "default"))]
+        return [Cell(name), Cell(told), Cell(where_from(name))]
 
-    own = [name for name in names if name in space]
+    def where_from(name: str) -> str:
+        if name in searched:
+            return "searched, " + " ".join(f"{k} {', '.join(map(short, v))}" for k, v in searched[name].items())
+        if name == "seed":
+            return f"--seed {results['options']['seed']}"
+        if name == "loss" and not shown.regression:
+            return "that of every classification"
+        return "set by the space" if name in space else "default"
+
+    own = [name for name in names if name in space or name == "seed"]
     average = "members" in results
     rest = [name for name in names if name not in own]
     if average:

@@ -20,6 +20,7 @@ from tune.levers import LeverCheck, inert_pairs
 from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 from tune.space import SearchSpace
+from tune.terminal import planned_epochs
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
@@ -94,6 +95,7 @@ def collect(
         "sweep": options.name,
         "options": {
             **options.model_dump(exclude_none=True),
+            "space": space.model_dump(exclude_none=True),  # as it was searched: a classification fixes the loss
             "searched": sorted(space.searched),
         },
         "record": {**run_record(), "devices": sorted({outcome.device for outcome in trained})},
@@ -114,7 +116,7 @@ def collect(
         "model": model_facts(space.model),
         "reference": {"title": reference, **summary(scores[:n])},
         "seeds": seed_entries,
-        "chosen": [{"fold": fold, "config": config} for fold, config in chosen.items()],
+        "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
         "cost": cost(options, [*(one for outcomes in searches.values() for one in outcomes), *trained]),
         "levers": [asdict(check) for check in levers],
@@ -205,6 +207,7 @@ def write_trials(folder: Folder, searches: dict[int, list[Outcome]], metric_name
                 "rank": rank,
                 "trial": outcome.trial_id,
                 "config": outcome.config,
+                "epochs": planned_epochs({"model": outcome.model, **outcome.config}),
                 "epochs_done": outcome.history[-1]["epoch"] if outcome.history else 0,
                 "seconds": _seconds(outcome),
             }

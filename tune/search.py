@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from data.storage import read_whole
 from models.metrics import metric_of
 from tune.dataset import Dataset
 from tune.experiment import run_experiment
-from tune.options import Batch
+from tune.options import Batch, SweepError
 from tune.preemption import heeding
 from tune.scheduler import ResumableASHA
 from tune.searcher import DistinctOptuna
@@ -304,8 +305,15 @@ def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
     folder = None
     if result.checkpoint:
         folder = (result.checkpoint.filesystem, result.checkpoint.path)
-        content = read_whole(folder[0], f"{folder[1]}/{STATE_FILE}")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        file = f"{folder[1]}/{STATE_FILE}"
+        try:
+            state = torch.load(io.BytesIO(read_whole(folder[0], file)), map_location="cpu", weights_only=True)
+        except (FileNotFoundError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            search = folder[1].rsplit("/", 2)[0]
+            raise SweepError(
+                f"{file} is gone or damaged, and its trial had ended. Put it back, or delete {search}: its trials are "
+                "then run anew"
+            ) from None
     kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
     return Outcome(
         trial_id=result.path.rstrip("/").rsplit("trial_", 1)[-1],

@@ -16,6 +16,10 @@ from tune.report_sections import Section, Shown, short
 TRIALS = 4  # that a search needs before anything is said about its fields
 
 
+class NoStudyError(Exception):
+    """Trials that tell nothing of the fields; the message says why, for the page."""
+
+
 def training(shown: Shown) -> Section:
     """Validation by epoch: of the search, and of the final trainings."""
     histories, metric = shown.sweep.histories, shown.sweep.metric.name
@@ -41,7 +45,7 @@ def search(shown: Shown) -> list[Section]:
     key, title = "search", "What the search found"
     try:
         studies = _studies(shown)
-    except ValueError as problem:
+    except NoStudyError as problem:
         return [Section(key, title, str(problem))]
     fold, study = max(studies.items(), key=lambda one: (len(one[1].trials), -one[0]))
     by_fold = {one: optuna.importance.get_param_importances(of_fold) for one, of_fold in studies.items()}
@@ -58,13 +62,13 @@ def search(shown: Shown) -> list[Section]:
 
 
 def _studies(shown: Shown) -> dict[int, optuna.Study]:
-    """The searches as Optuna's studies, by fold; ValueError with the sentence that says why there is none."""
+    """The searches as Optuna's studies, by fold; NoStudyError where there is none."""
     from tune.space import SearchSpace  # brings torch and Ray
 
     trials, metric = shown.sweep.trials, shown.sweep.metric
     kept = f"kept_val_{metric.name}"
     if not len(trials):
-        raise ValueError("Nothing was searched, so that there is nothing to say about fields.")
+        raise NoStudyError("Nothing was searched, so that there is nothing to say about fields.")
     distributions = SearchSpace(**shown.sweep.results["options"]["space"]).distributions()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies = {}
@@ -76,17 +80,22 @@ def _studies(shown: Shown) -> dict[int, optuna.Study]:
         study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
         for row in scored.to_dict("records"):
             params = {name: row[f"config.{name}"] for name in distributions if f"config.{name}" in row}
-            study.add_trial(
-                optuna.trial.create_trial(
+            try:
+                trial = optuna.trial.create_trial(
                     params={name: _plain(value) for name, value in params.items()},
                     distributions={name: distributions[name] for name in params},
                     value=row[kept],
                 )
-            )
+            except ValueError:  # the space of a classification was once written without the loss that it fixes
+                raise NoStudyError(
+                    "An earlier version of matsweep wrote these results, and their space does not hold the values of "
+                    "all trials, so that there is nothing to say about fields."
+                ) from None
+            study.add_trial(trial)
         studies[int(fold)] = study
     if not studies:
         most = int(trials["search_fold"].value_counts().max())
-        raise ValueError(
+        raise NoStudyError(
             f"The largest search had {counted(most, 'trial')}; at least {TRIALS} with different scores are needed "
             "before there is anything to say about fields."
         )
@@ -101,7 +110,7 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
     """Validation by epoch of every searched trial; a cross where ASHA stopped one."""
     column, kept = f"val_{metric}", f"kept_val_{metric}"
     done = trials[trials[kept].notna()] if kept in trials else trials.iloc[:0]
-    planned = done["config.epochs"] if "config.epochs" in done else done["epochs_done"]
+    planned = done["epochs"] if "epochs" in done else done["epochs_done"]
     failed = done["failed"].notna() if "failed" in done else False
     stopped = set(done.loc[(done["epochs_done"] < planned) & ~pd.Series(failed, done.index), "trial"])
     best = set(done.sort_values("rank").groupby("search_fold")["trial"].first())

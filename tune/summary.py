@@ -114,7 +114,7 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
                 str(trial["search_fold"]),
                 str(trial["rank"]),
                 f"{trial[f'kept_val_{metric}']:.4f}",
-                f"{trial['epochs_done']} of {trial['config'].get('epochs', trial['epochs_done'])}",
+                f"{trial['epochs_done']} of {trial['epochs']}",
                 *(_short(trial["config"][field]) for field in others),
             )
         console.print(table)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import cache
 from typing import Any, ClassVar
 
 from ray.tune import Callback
@@ -19,8 +20,27 @@ from rich.text import Text
 
 from data.build_cache import console, say
 from models.metrics import Metric
+from models.registry import open_model
 
 MOST_ROWS = 12  # running trials that the table shows
+
+
+def planned_epochs(fields: dict[str, Any]) -> int:
+    """Epochs that a trial was to train unless it is stopped: a space need not set them.
+
+    Args:
+        fields: `model` and what was set of its config.
+
+    Returns:
+        `epochs`, else the default of the model's config; 1 where there are none, as one fit is one epoch.
+    """
+    return fields["epochs"] if "epochs" in fields else _default_epochs(fields.get("model"))
+
+
+@cache  # a file of the user's own is read once, and may be edited while a sweep runs
+def _default_epochs(model: str | None) -> int:
+    known = open_model(model).config.model_fields if model else {}
+    return known["epochs"].default if "epochs" in known else 1
 
 
 def lines_only() -> None:
@@ -76,7 +96,7 @@ class Terminal(Callback):
         best, epochs = result[f"kept_val_{self.metric.name}"], result["epoch"]
         if self.best is None or self.metric.better(best, self.best):
             self.best, self.best_trial = best, trial.trial_id
-        stopped = "" if epochs >= fields.get("epochs", epochs) else ", stopped by ASHA"
+        stopped = "" if epochs >= planned_epochs(fields) else ", stopped by ASHA"
         if self.live is None:
             say(
                 f"  {self.title}: {self.n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
@@ -116,7 +136,7 @@ class Terminal(Callback):
             table.add_row(
                 trial.trial_id,
                 str(fields["fold"]),
-                f"{result['epoch']} of {fields.get('epochs', 1)}",
+                f"{result['epoch']} of {planned_epochs(fields)}",
                 f"{result[f'val_{name}']:.4f}",
                 f"{result[f'kept_val_{name}']:.4f}",
                 f"{result['lr']:.2g}",

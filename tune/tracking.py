@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from models.metrics import Metric
 from tune.space import SearchSpace
+from tune.terminal import planned_epochs
 from tune.trial import saved_state
 
 MANY = 2000  # points above which a parity plot shows their density
@@ -121,8 +122,8 @@ class Tracking(Callback):
         if value is None or "failed" in trial.last_result:
             ended = TrialState.FAIL
         else:
-            epochs = trial.config.get("epochs", history[-1]["epoch"])
-            ended = TrialState.COMPLETE if history[-1]["epoch"] >= epochs else TrialState.PRUNED
+            whole = history[-1]["epoch"] >= planned_epochs(trial.config)
+            ended = TrialState.COMPLETE if whole else TrialState.PRUNED
         entry = create_trial(
             state=ended,
             value=None if ended == TrialState.FAIL else value,
