@@ -20,12 +20,12 @@ WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"ch
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two spaces and 120 ids of the demo."""
+    """Two spaces and 60 ids of the demo."""
     spaces = {
         name: yaml.safe_dump({"num_samples": 8, "grace_epochs": 2, "parameters": parameters})
         for name, parameters in (("narrow", NARROW), ("wide", WIDE))
     }
-    return prepare(tmp_path_factory.mktemp("extend"), every=8, **spaces)
+    return prepare(tmp_path_factory.mktemp("extend"), every=16, **spaces)
 
 
 def run(folder, *arguments, expect=0):

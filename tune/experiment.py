@@ -127,7 +127,7 @@ class _Unrestorable(logging.Handler):
         logger.handlers = [cls(folder)]
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and "restore" in record.getMessage():
+        if record.exc_info and "Failed to restore" in record.getMessage():
             problem = record.exc_info[1]
             raise SweepError(
                 f"the record of the trials in {self.folder} cannot be read: {type(problem).__name__}: {problem}. "

@@ -87,8 +87,8 @@ class SweepRun:
     def trials(self) -> pd.DataFrame:
         """The searched trials, best first within a search.
 
-        Columns: search_fold, rank, trial, kept_val_mae (or kept_val_rocauc), kept_epoch, epochs_done, seconds, failed
-        (the reason, of one that did), and every field of the configs as `config.FIELD`.
+        Columns: search_fold, rank, trial, kept_val_mae (or kept_val_rocauc), kept_epoch, epochs (that it was to have),
+        epochs_done, seconds, failed (the reason, of one that did), and every field of the configs as `config.FIELD`.
         """
         return pd.json_normalize(self.results["trials"])
 
