@@ -57,7 +57,7 @@ lint: $(STAMP) ## check style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(STAMP) ## time it against stock chgnet, about 20 minutes; writes benchmarks/results.json
+bench: $(STAMP) ## time it against stock chgnet, about half an hour; writes benchmarks/results.json
 	$(PY) -m benchmarks.speed $(ARGS)
 
 bench-scale: $(STAMP) ## time and memory at the size of matbench_mp_e_form, about 10 minutes; writes benchmarks/scale.json
