@@ -44,10 +44,10 @@ sweep: $(STAMP) ## run the sweep of SPACE
 	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
 
 test: $(STAMP) ## run the tests
-	$(PY) -m pytest -n 2 --dist loadfile -m 'not cluster and not faults' $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m 'not cluster and not faults and not slow' $(ARGS)
 
-test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, and more; about half an hour
-	$(PY) -m pytest -m faults $(ARGS)
+test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, and the other slow tests; half an hour and more
+	$(PY) -m pytest -m 'faults or slow' $(ARGS)
 
 test-cluster: $(STAMP) ## run `ray up` and sweeps on three hosts made of namespaces; needs root, openssh-server, rsync
 	$(PY) -m pytest -m cluster -rP $(ARGS)

@@ -42,6 +42,7 @@ def test_results_hold_what_was_measured_and_on_what(measured):
         assert all(math.isfinite(row[name]) and row[name] > 0 for name in ("stock", "ours", "ratio"))
 
 
+@pytest.mark.slow
 def test_training_is_measured_on_both_sides(tmp_path):
     done = run("--only", "epoch", "--structures", "4", "--repeats", "1", "--results", tmp_path / "results.json")
     assert done.returncode == 0, done.stderr

@@ -88,7 +88,6 @@ def descendants(pid: int) -> dict[int, str]:
     return {child: titles[child] for child in below - {pid} if child in titles}
 
 
-@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_where_it_was(many_rows, ray_session, tmp_path):
     arguments, environment = command(many_rows, tmp_path / "killed")
     process = subprocess.Popen(

@@ -84,7 +84,7 @@ def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, whole, re
     assert predicted == predicted_after
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 def test_a_worker_that_is_killed_begins_its_epoch_again(folder, whole, request):
     driver, worker = begun(folder, "killed", request)
     worker.kill()

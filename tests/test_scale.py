@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-ROWS = 64
+ROWS = 200
 
 pytestmark = [
     pytest.mark.slow,

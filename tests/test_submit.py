@@ -268,7 +268,6 @@ def test_other_tasks_and_other_labels_are_refused(here, small):
     assert submit("own", "--authors", " ").exit_code == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not (PREDICTIONS.exists() and LABELS.exists()), reason="the peers' predictions are not here")
 def test_a_peers_predictions_of_the_whole_of_mp_e_form_get_their_published_score(here):
     labels = pd.read_parquet(LABELS).set_index("mbid")["e_form"]

@@ -352,6 +352,19 @@ def test_a_failing_trial_is_reported_and_the_sweep_goes_on(folder):
     assert "Traceback" not in output
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_a_space_that_trains_nothing_fits_the_reference_it_names(folder):
+    means = []
+    for name in ("robust", "ridge"):
+        parameters = f"freeze_depth: none, epochs: 0, reference: {name}"
+        (folder / f"{name}.yaml").write_text(f"parameters: {{{parameters}}}\n")
+        run_here(folder, *new(folder, name, name), "--folds=0")
+        results = json.loads((folder / f"results/{name}/results.json").read_text())
+        assert results["seeds"] == []
+        means.append(results["reference"]["mean"]["mae"])
+    assert means[0] != means[1]
+
+
 @pytest.fixture(scope="module")
 def own_data(folder):
     """Files of a user's own in Matbench's layout: a boolean, and energies per cell, for a quarter of the demo."""

@@ -99,6 +99,8 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
     Raises:
         SweepError: a field of the space that no code reads, or a pair without a difference.
     """
+    if not space.trains:
+        return []
     model = open_model(space.model)
     part: TrialFold = ray.get(dataset.trial_folds[fold])
     rows: TrainingRows = ray.get(dataset.rows_ref)
@@ -141,6 +143,8 @@ def _without(config: type[ModelConfig], fields: dict[str, Any], field: str) -> d
         return None
     goes_with_it = {one for one, (other, _) in config.only_with.items() if other == field}
     rest = {key: value for key, value in fields.items() if key != field and key not in goes_with_it}
+    if field == "epochs" and fields[field]:  # twice as many show it as well as the default, and sooner
+        rest[field] = min(default, 2 * fields[field])
     try:
         config(**rest)
     except ValidationError:
@@ -223,7 +227,9 @@ class _Tries:
         """Smaller batches and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
         known = self.model.config.model_fields
         if "batch_size" in known and lever != "batch_size":
-            fields = {**fields, "batch_size": BATCH_SIZE}
+            with suppress(ValidationError):
+                self.model.config(**(few := {**fields, "batch_size": BATCH_SIZE}))
+                fields = few
         whole = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
         if short and whole > MOST_EPOCHS:
             for epochs in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs

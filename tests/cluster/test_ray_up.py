@@ -108,7 +108,6 @@ def test_trials_of_a_submitted_sweep_run_on_every_host(cluster):
     assert {report["hostname"] for report in last_reports(cluster, "whole").values()} == set(HOSTS)
 
 
-@pytest.mark.slow
 def test_a_sweep_outlives_a_host_that_dies_and_one_that_is_cut_off(cluster, tmp_path):
     epochs, to_lose = 600, {"first", "second"}
     (cluster.shared / "long.yaml").write_text(SPACE.format(epochs=epochs))
