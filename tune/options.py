@@ -37,6 +37,7 @@ LIBRARIES = (
 
 # Modules here that make what a trial is given, or are the trial.
 TRAINING = ("corrections", "dataset", "features", "parts", "scheduler", "search", "searcher", "trial")
+RECORD = "sweep.json"
 AUTO_COPIES = 8  # of each crystal with `--tta auto`
 
 
@@ -153,9 +154,6 @@ class Folder:
         self.write(name, json.dumps(content, indent=1))
 
 
-RECORD = "sweep.json"
-
-
 def write_record(folder: Folder, options: Options, data_sha256: str) -> None:
     """Keep what defines a new sweep."""
     refuse_taken(options)  # again: another one of the same name may have begun in the meantime
@@ -185,18 +183,7 @@ def load_options(storage: str, name: str) -> Options:
     Raises:
         SweepError: no such sweep.
     """
-    folder = Folder(f"{storage}/{name}")
-    try:
-        record = json.loads(read_whole(folder.filesystem, f"{folder.path}/{RECORD}"))
-    except (FileNotFoundError, ValueError):
-        raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there") from None
-    try:
-        return Options(**{**record["options"], "storage": storage})
-    except (ValidationError, KeyError, TypeError) as problem:
-        raise SweepError(
-            f"{folder.address}/sweep.json was written by another version of matsweep ({problem}): "
-            "resume it with that version, or start anew"
-        ) from None
+    return _options_of(_read_record(storage, name), storage, name)
 
 
 def options_to_go_on(storage: str, name: str) -> Options:
@@ -205,15 +192,34 @@ def options_to_go_on(storage: str, name: str) -> Options:
     Raises:
         SweepError: also for one that its queue goes on with, or that other code began.
     """
-    options = load_options(storage, name)
-    folder = Folder(f"{storage}/{name}")
-    record = folder.read_json(RECORD)
+    record = _read_record(storage, name)
     if "gate" in record:
         raise SweepError(
-            f"{folder.address} is an experiment of a queue: the queue's own command, run again, goes on with it"
+            f"{storage}/{name} is an experiment of a queue: the queue's own command, run again, goes on with it"
         )
+    options = _options_of(record, storage, name)
     refuse_other_code(record, name)
     return options
+
+
+def _read_record(storage: str, name: str) -> dict[str, Any]:
+    try:
+        record = Folder(f"{storage}/{name}").read_json(RECORD)
+    except ValueError:
+        record = None
+    if record is None:
+        raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there")
+    return record
+
+
+def _options_of(record: dict[str, Any], storage: str, name: str) -> Options:
+    try:
+        return Options(**{**record["options"], "storage": storage})
+    except (ValidationError, KeyError, TypeError) as problem:
+        raise SweepError(
+            f"{storage}/{name}/{RECORD} was written by another version of matsweep ({problem}): "
+            "resume it with that version, or start anew"
+        ) from None
 
 
 def refuse_other_code(record: dict[str, Any], name: str) -> None:
