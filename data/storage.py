@@ -78,7 +78,10 @@ class WholeFiles(fs.FileSystemHandler):
 
     def delete_dir(self, path: str) -> None:
         """Delete a folder and all in it."""
-        self._gone(path, lambda: self.plain.delete_dir(path))
+        if self.plain.type_name == "gcs":  # it misses the object of the folder itself, which there need not be
+            self.delete_dir_contents(path, missing_dir_ok=True)
+        else:
+            self._gone(path, lambda: self.plain.delete_dir(path))
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool) -> None:
         """Empty a folder."""
@@ -115,7 +118,7 @@ class WholeFiles(fs.FileSystemHandler):
         raise StorageError(f"{path}: nothing is appended to files that appear whole")
 
     def _publish(self, path: str, content: bytes) -> None:
-        publish = _put if self.plain.type_name in _OBJECT_STORES else _write_aside
+        publish = _upload if self.plain.type_name in _OBJECT_STORES else _write_aside
         self._tried("write", path, lambda: publish(self.plain, path, content))
 
     def _gone(self, path: str, delete: Callable[[], None]) -> None:
@@ -283,6 +286,13 @@ def _content(filesystem: fs.FileSystem, path: str) -> pa.Buffer:
 def _put(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
     with filesystem.open_output_stream(path, compression=None) as stream:  # whatever its name ends in
         stream.write(content)
+
+
+def _upload(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+    try:
+        _put(filesystem, path, content)
+    except FileNotFoundError as problem:  # all that has to be there before; Google's client says no more than "404"
+        raise OSError(f"Bucket '{path.partition('/')[0]}' not found") from problem
 
 
 def _write_aside(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

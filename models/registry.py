@@ -11,7 +11,9 @@ import hashlib
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from models.composition_model import COMPOSITION_NETWORK
 from models.finetune import CHGNET
@@ -57,3 +59,21 @@ def open_model(name: str) -> Model:
     if not isinstance(model, Model):
         raise ModelError(f"{path} defines no MODEL = Model(...); see models/model.py")
     return replace(model, name=str(path))  # where its code is, for the model file and the workers
+
+
+def planned_epochs(fields: dict[str, Any]) -> int:
+    """Epochs that a trial was to train unless it is stopped: a space need not set them.
+
+    Args:
+        fields: `model` and what was set of its config.
+
+    Returns:
+        `epochs`, else the default of the model's config; 1 where there are none, as one fit is one epoch.
+    """
+    return fields["epochs"] if "epochs" in fields else _default_epochs(fields.get("model"))
+
+
+@cache  # a file of the user's own is read once, and may be edited while a sweep runs
+def _default_epochs(model: str | None) -> int:
+    known = open_model(model).config.model_fields if model else {}
+    return known["epochs"].default if "epochs" in known else 1

@@ -13,14 +13,13 @@ import pandas as pd
 
 from data.tasks import DEMO
 from models.metrics import metric_of
-from models.registry import open_model
+from models.registry import open_model, planned_epochs
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.levers import LeverCheck, inert_pairs
 from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 from tune.space import SearchSpace
-from tune.terminal import planned_epochs
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import cache
 from typing import Any, ClassVar
 
 from ray.tune import Callback
@@ -20,27 +19,9 @@ from rich.text import Text
 
 from data.build_cache import console, say
 from models.metrics import Metric
-from models.registry import open_model
+from models.registry import planned_epochs
 
 MOST_ROWS = 12  # running trials that the table shows
-
-
-def planned_epochs(fields: dict[str, Any]) -> int:
-    """Epochs that a trial was to train unless it is stopped: a space need not set them.
-
-    Args:
-        fields: `model` and what was set of its config.
-
-    Returns:
-        `epochs`, else the default of the model's config; 1 where there are none, as one fit is one epoch.
-    """
-    return fields["epochs"] if "epochs" in fields else _default_epochs(fields.get("model"))
-
-
-@cache  # a file of the user's own is read once, and may be edited while a sweep runs
-def _default_epochs(model: str | None) -> int:
-    known = open_model(model).config.model_fields if model else {}
-    return known["epochs"].default if "epochs" in known else 1
 
 
 def lines_only() -> None:

@@ -23,8 +23,8 @@ from ray.tune.experiment import Trial
 from torch.utils.tensorboard import SummaryWriter
 
 from models.metrics import Metric
+from models.registry import planned_epochs
 from tune.space import SearchSpace
-from tune.terminal import planned_epochs
 from tune.trial import saved_state
 
 MANY = 2000  # points above which a parity plot shows their density

@@ -1,0 +1,111 @@
+"""Storage on Google's side: the same manners as everywhere else, and a sweep that has all it keeps in a bucket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from gs_server import gs_server
+from pyarrow import fs
+from sweeps import new, outcome, prepare, run, start
+
+from data import storage, store_faults
+from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+
+BUCKET = "gs://anonymous@bucket"
+SPACE = """\
+description: small, for tests
+num_samples: 3
+grace_epochs: 4
+parameters:
+  freeze_depth: readout
+  lr: {loguniform: [0.0005, 0.01]}
+  epochs: {choice: [10, 20]}
+  loss: huber
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server with a bucket, for this process and those it starts."""
+    with gs_server("bucket") as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def healthy(server):
+    """Before every test."""
+    server.fail_every.value = server.failed.value = 0
+
+
+def test_what_is_written_is_read_through_faults(server):
+    """Every fourth request fails."""
+    filesystem, path = open_folder(f"{BUCKET}/through")
+    content = os.urandom(9_000_000)  # Google's client sends it in parts
+    server.fail_every.value = 4
+    write_whole(filesystem, f"{path}/deep/large", content)
+    write_whole(filesystem, f"{path}/deep/small", b"first")
+    write_whole(filesystem, f"{path}/deep/small", b"second")
+    write_whole(filesystem, f"{path}/deep/empty", b"")
+    assert file_names(filesystem, f"{path}/deep") == ["empty", "large", "small"]
+    assert read_whole(filesystem, f"{path}/deep/large") == content
+    assert read_whole(filesystem, f"{path}/deep/small") == b"second"
+    assert read_whole(filesystem, f"{path}/deep/empty") == b""
+    assert server.failed.value >= 3
+
+
+def test_a_checkpoint_is_copied_and_deleted_as_ray_does(tmp_path, server):
+    """There is no object for the folder itself, which Google's client asks for when it deletes one."""
+    (tmp_path / "state.pt").write_bytes(os.urandom(50_000))
+    filesystem, path = open_folder(f"{BUCKET}/trial/checkpoint_000000")
+    fs.copy_files(str(tmp_path), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+    write_whole(filesystem, "bucket/trial/checkpoint_000001/state.pt", b"the next one")
+    assert filesystem.get_file_info(path).type == fs.FileType.Directory
+    filesystem.delete_dir(path)
+    assert filesystem.get_file_info(path).type == fs.FileType.NotFound
+    assert file_names(filesystem, "bucket/trial/checkpoint_000001") == ["state.pt"]
+
+
+def test_what_is_not_there_is_told_from_a_store_that_is_away(server, monkeypatch):
+    monkeypatch.setattr(store_faults, "PATIENCE_S", 2)
+    monkeypatch.setattr(storage, "ANSWER_S", 1)
+    filesystem, path = open_folder(f"{BUCKET}/away")
+    assert file_names(filesystem, path) == []
+    with pytest.raises(FileNotFoundError):
+        read_whole(filesystem, f"{path}/nothing")
+    with pytest.raises(FileNotFoundError):
+        filesystem.delete_file(f"{path}/nothing")
+    other, there = open_folder("gs://anonymous@no-such-bucket/results")
+    with pytest.raises(StorageError, match=r"cannot write gs://no-such-bucket/results/a: there is no such bucket"):
+        write_whole(other, f"{there}/a", b"x")
+    server.fail_every.value = 1
+    for operation in (lambda: write_whole(filesystem, f"{path}/a", b"x"), lambda: read_whole(filesystem, f"{path}/a")):
+        with pytest.raises(StorageError, match=r"gs://bucket/away/a.*: the store fails again and again"):
+            operation()
+
+
+@pytest.mark.faults
+def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(tmp_path, server):
+    """One request in five fails, but for uploads."""
+    folder = prepare(tmp_path, every=8, small=SPACE)
+    arguments = [f"--storage={BUCKET}/results", f"--cache={BUCKET}/graphs", "--folds=0"]
+    run(folder, *new(folder, "whole"), "--folds=0")
+    server.fail_every.value = 5
+    log = folder / "killed.log"
+    driver = start(folder, log, *new(folder, "killed"), *arguments)
+    while "search fold 0: 1/3" not in log.read_text():
+        assert driver.poll() is None, log.read_text()
+        time.sleep(0.05)
+    time.sleep(1.5)  # one snapshot of Ray's
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    filesystem, path = open_folder(f"{BUCKET}/results/killed")
+    assert "results.json" not in file_names(filesystem, path)
+    run(folder, f"--storage={BUCKET}/results", "--resume=killed")
+    assert server.failed.value > 50
+    found = outcome(read_whole(filesystem, f"{path}/results.json"))
+    assert found == outcome((folder / "results/whole/results.json").read_text())
