@@ -20,9 +20,11 @@ import optuna
 import pandas as pd
 import pytest
 from pymatgen.core import Structure
+from s3_server import s3_server
 from sweeps import DEMO, REPOSITORY, command, environment, new, outcome, prepare, run, run_here, start
 from typer.testing import CliRunner
 
+from data.storage import file_names, open_folder, read_whole
 from models.fitted import ModelFileError, load_model
 from tune.run_sweep import app
 from tune.runs import load_sweep
@@ -267,12 +269,23 @@ def test_a_taken_name_is_refused(whole, folder):
     assert "choose another --name" in run_here(folder, *new(folder, "average"), expect=1)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
+@pytest.fixture(scope="module")
+def bucket():
+    """What processes need to know of an S3 server with a bucket."""
+    with s3_server("bucket") as server:
+        yield server.environment
+
+
+@pytest.mark.parametrize(
+    ("stop", "in_bucket"), [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGKILL, True)]
+)
+def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, stop, in_bucket):
     """kill -9, or Ctrl-C, in the middle of the search; then --resume gives what the whole sweep gave."""
     name = f"stopped-by-{stop.name}"
+    storage = "s3://bucket/results" if in_bucket else f"{folder}/results"
+    places = [f"--storage={storage}", *(["--cache=s3://bucket/graphs"] if in_bucket else [])]
     log = folder / f"{name}.log"
-    driver = start(folder, log, *new(folder, name), "--folds=0,3", "--seeds=2")
+    driver = start(folder, log, *new(folder, name), "--folds=0,3", "--seeds=2", *places, **bucket)
     deadline = time.monotonic() + 300
     while log.read_text().count("search fold 0:") < 2:
         assert driver.poll() is None, log.read_text()
@@ -281,16 +294,21 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, stop):
     time.sleep(1.2)  # one snapshot of Ray's
     os.kill(driver.pid, stop)
     code = driver.wait(timeout=120)
-    assert not (folder / f"results/{name}/RESULTS.md").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in bucket.items():
+            patch.setenv(key, value)
+        filesystem, path = open_folder(f"{storage}/{name}")
+    assert "RESULTS.md" not in file_names(filesystem, path)
     if stop == signal.SIGINT:
         assert code == 130
         assert f"--resume {name}" in log.read_text()
-    output = run(folder, f"--resume={name}")
-    whole_text, after_text = ((folder / f"results/{one}/results.json").read_text() for one in ("whole", name))
-    assert outcome(after_text) == outcome(whole_text)
-    shown = study_of(folder / f"results/{name}").trials  # each trial once, also those that ended at the stop
+    output = run(folder, f"--resume={name}", places[0], **bucket)
+    after = read_whole(filesystem, f"{path}/results.json")
+    assert outcome(after) == outcome((whole[0] / "results.json").read_text())
+    # Each trial once, also those that ended at the stop; of a sweep in a bucket beside where it was begun.
+    shown = study_of(folder / "ray_results" / name if in_bucket else path).trials
     assert sorted(one.user_attrs["trial"] for one in shown) == sorted(
-        trial["trial"] for trial in json.loads(after_text)["trials"]
+        trial["trial"] for trial in json.loads(after)["trials"]
     )
     again = output.count("search fold 0:")
     assert again <= 3, f"more than the running and the coming trials were run after the stop:\n{output}"

@@ -54,7 +54,7 @@ def results_markdown(results: dict[str, Any]) -> str:
         best = f"kept_val_{metric}"
         fields = sorted({field for trial in results["trials"] for field in trial["config"]})
         lines += ["", "## Trials, ranked on validation", ""]
-        lines.append(f"| search fold | rank | val {metric} | epochs | " + " | ".join(fields) + " |")
+        lines.append(f"| search fold | rank | val {metric} | epochs done | " + " | ".join(fields) + " |")
         lines.append("|---" * (len(fields) + 4) + "|")
         for trial in results["trials"]:
             value = f"{trial[best]:.4f}" if best in trial else "no epoch"
