@@ -1,30 +1,17 @@
-"""Storage on Google's side: the same manners as everywhere else, and a sweep that has all it keeps in a bucket."""
+"""Storage on Google's side: the same manners as everywhere else. A whole sweep there is in test_storage.py."""
 
 from __future__ import annotations
 
 import os
-import signal
-import time
 
 import pytest
 from gs_server import gs_server
 from pyarrow import fs
-from sweeps import new, outcome, prepare, run, start
 
 from data import storage, store_faults
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
 
 BUCKET = "gs://anonymous@bucket"
-SPACE = """\
-description: small, for tests
-num_samples: 3
-grace_epochs: 4
-parameters:
-  freeze_depth: readout
-  lr: {loguniform: [0.0005, 0.01]}
-  epochs: {choice: [10, 20]}
-  loss: huber
-"""
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +73,3 @@ def test_what_is_not_there_is_told_from_a_store_that_is_away(server, monkeypatch
     for operation in (lambda: write_whole(filesystem, f"{path}/a", b"x"), lambda: read_whole(filesystem, f"{path}/a")):
         with pytest.raises(StorageError, match=r"gs://bucket/away/a.*: the store fails again and again"):
             operation()
-
-
-@pytest.mark.faults
-def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(tmp_path, server):
-    """One request in five fails, but for uploads."""
-    folder = prepare(tmp_path, every=8, small=SPACE)
-    arguments = [f"--storage={BUCKET}/results", f"--cache={BUCKET}/graphs", "--folds=0"]
-    run(folder, *new(folder, "whole"), "--folds=0")
-    server.fail_every.value = 5
-    log = folder / "killed.log"
-    driver = start(folder, log, *new(folder, "killed"), *arguments)
-    while "search fold 0: 1/3" not in log.read_text():
-        assert driver.poll() is None, log.read_text()
-        time.sleep(0.05)
-    time.sleep(1.5)  # one snapshot of Ray's
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    filesystem, path = open_folder(f"{BUCKET}/results/killed")
-    assert "results.json" not in file_names(filesystem, path)
-    run(folder, f"--storage={BUCKET}/results", "--resume=killed")
-    assert server.failed.value > 50
-    found = outcome(read_whole(filesystem, f"{path}/results.json"))
-    assert found == outcome((folder / "results/whole/results.json").read_text())

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import ray
+from gs_server import gs_server
 from pyarrow import fs
 from s3_server import s3_server
 from sweeps import new, outcome, prepare, run, start
@@ -258,13 +259,11 @@ def whole(folder):
     return outcome((folder / "results/whole/results.json").read_text())
 
 
-IN_BUCKET = ("--storage=s3://bucket/results", "--cache=s3://bucket/graphs")
-
-
-def begun_in_bucket(folder, name):
-    """A sweep that has graphs, checkpoints and results in the bucket, once its first trial is done."""
+def begun_in_bucket(folder, name, bucket="s3://bucket"):
+    """A sweep that has graphs, checkpoints and results in a bucket, once its first trial is done."""
     log = folder / f"{name}.log"
-    driver = start(folder, log, *first_time(folder, name), *IN_BUCKET)
+    places = [f"--storage={bucket}/results", f"--cache={bucket}/graphs"]
+    driver = start(folder, log, *first_time(folder, name), *places)
     deadline = time.monotonic() + 300
     while "search fold 0: 1/3" not in log.read_text():
         assert driver.poll() is None, log.read_text()
@@ -273,19 +272,35 @@ def begun_in_bucket(folder, name):
     return driver
 
 
+def killed_and_resumed(folder, name, bucket):
+    """Its outcome."""
+    driver = begun_in_bucket(folder, name, bucket)
+    time.sleep(1.5)  # one snapshot of Ray's
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    filesystem, path = open_folder(f"{bucket}/results/{name}")
+    assert "results.json" not in file_names(filesystem, path)
+    run(folder, f"--storage={bucket}/results", f"--resume={name}")
+    return outcome(read_whole(filesystem, f"{path}/results.json"))
+
+
 @pytest.mark.faults
 def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
     """One request in five fails."""
     faults = server.fail("503", lambda method, path, count: count % 5 == 0)
-    driver = begun_in_bucket(folder, "killed")
-    time.sleep(1.5)  # one snapshot of Ray's
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    filesystem, path = open_folder("s3://bucket/results/killed")
-    assert "results.json" not in file_names(filesystem, path)
-    run(folder, "--storage=s3://bucket/results", "--resume=killed")
+    assert killed_and_resumed(folder, "killed", "s3://bucket") == whole
     assert sum(faults.done.values()) > 50
-    assert outcome(read_whole(filesystem, f"{path}/results.json")) == whole
+
+
+@pytest.mark.faults
+def test_killed_and_resumed_in_googles_store_that_fails_now_and_then(folder, whole, monkeypatch):
+    """One request in five fails, but for uploads."""
+    with gs_server("bucket") as google:
+        for key, value in google.environment.items():
+            monkeypatch.setenv(key, value)
+        google.fail_every.value = 5
+        assert killed_and_resumed(folder, "killed_at_google", "gs://anonymous@bucket") == whole
+        assert google.failed.value > 50
 
 
 @pytest.mark.faults
