@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 pytestmark = pytest.mark.faults
 
 KILLS = int(os.environ.get("MATSWEEP_KILLS", "20"))
+_RANDOM = random.Random(0)
+MOMENTS = [_RANDOM.uniform(0.02, 0.98) for _ in range(KILLS)]  # as parts of the time that a whole sweep takes
 SPACE = """\
 num_samples: 5
 grace_epochs: 3
@@ -66,28 +68,24 @@ def redone(folder: Path, name: str) -> int:
     return count
 
 
-def test_killed_at_any_moment_it_ends_the_same(folder, whole, capsys):
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_any_moment_it_ends_the_same(folder, whole, capsys, number):
     expected, seconds = whole
-    moments = random.Random(0)
-    lines = []
-    for number in range(KILLS):
-        name = f"killed_{number}"
-        after = moments.uniform(0.02, 0.98) * seconds
-        driver = start(folder, folder / "log.txt", *of_one_fold(folder, name))
-        time.sleep(after)
-        there = (folder / f"results/{name}/sweep.json").exists()
-        ended = driver.poll() is not None
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
-        before = len(list((folder / f"results/{name}").glob("*/trial_*/checkpoint_*")))
-        run(folder, *([f"--resume={name}"] if there else of_one_fold(folder, name)))
-        assert outcome_of(folder, name) == expected, f"killed after {after:.1f} s of {seconds:.1f} s"
-        again = redone(folder, name) - redone(folder, "whole")
-        assert again <= 1, f"killed after {after:.1f} s: {again} epochs were trained again"
-        state = "had ended" if ended else "was running" if there else "had not begun"
-        lines.append(f"{after:6.1f} s: {state}, {before} checkpoints there, {again} epochs redone")
+    name, after = f"killed_{number}", MOMENTS[number] * seconds
+    driver = start(folder, folder / "log.txt", *of_one_fold(folder, name))
+    time.sleep(after)
+    there = (folder / f"results/{name}/sweep.json").exists()
+    ended = driver.poll() is not None
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = len(list((folder / f"results/{name}").glob("*/trial_*/checkpoint_*")))
+    run(folder, *([f"--resume={name}"] if there else of_one_fold(folder, name)))
+    assert outcome_of(folder, name) == expected, f"killed after {after:.1f} s of {seconds:.1f} s"
+    again = redone(folder, name) - redone(folder, "whole")
+    assert again <= 1, f"killed after {after:.1f} s: {again} epochs were trained again"
+    state = "had ended" if ended else "was running" if there else "had not begun"
     with capsys.disabled():
-        print(f"\n{KILLS} kills of a sweep of {seconds:.0f} s:", *lines, sep="\n  ")
+        print(f"\n  {after:.1f} s of {seconds:.0f} s: {state}, {before} checkpoints there, {again} epochs redone")
 
 
 @pytest.mark.parametrize("hours", [5, -5])
