@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from chgnet.model.functions import GatedMLP
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from models import kernels
+
+if TYPE_CHECKING:
+    from chgnet.model.functions import GatedMLP
 
 Gathered = tuple[Tensor, Tensor]  # rows, and int32 positions among them
 

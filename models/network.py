@@ -17,14 +17,16 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import chgnet.model
 import torch
 from torch import Tensor, nn
 
 from data.batches import GraphBatch
 from models.gated import gated_rows, summed_messages
+
+if TYPE_CHECKING:
+    from chgnet.model import CHGNet  # takes two seconds to import: where a network is made, below
 
 Weights = Literal["0.3.0", "0.2.0", "r2scan", "random"]
 WEIGHTS = get_args(Weights)
@@ -94,10 +96,12 @@ class CHGNetwork(nn.Module):
             raise ValueError(f"unknown CHGNet weights {weights!r}: choose one of {', '.join(WEIGHTS)}")
         self.weights = weights
         if weights == "random":
+            from chgnet.model import CHGNet
+
             arguments = {k: v for k, v in _load_stock("0.3.0").model_args.items() if k != "version"}
             with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(io.StringIO()):
                 torch.manual_seed(seed)
-                self.stock = chgnet.model.CHGNet(**arguments)
+                self.stock = CHGNet(**arguments)
         else:
             self.stock = copy.deepcopy(_load_stock(weights))
         self.requires_grad_(False)
@@ -275,10 +279,12 @@ def _partner_rows(batch: GraphBatch | AtomFeatureBatch, mix: Mix) -> Tensor:
 
 
 @cache
-def _load_stock(weights: str) -> chgnet.model.CHGNet:
+def _load_stock(weights: str) -> CHGNet:
     """The stock model; kept, since trials of one process load the same weights again and again."""
+    from chgnet.model import CHGNet
+
     with contextlib.redirect_stdout(io.StringIO()):  # stock prints its parameter count and device
-        return chgnet.model.CHGNet.load(model_name=weights, use_device="cpu", verbose=False)
+        return CHGNet.load(model_name=weights, use_device="cpu", verbose=False)
 
 
 @cache
