@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from pathlib import Path
 
@@ -76,7 +75,7 @@ def test_killed_at_any_moment_it_ends_the_same(folder, whole, capsys, number):
     time.sleep(after)
     there = (folder / f"results/{name}/sweep.json").exists()
     ended = driver.poll() is not None
-    os.kill(driver.pid, signal.SIGKILL)
+    driver.kill()  # kill -9
     driver.wait()
     before = len(list((folder / f"results/{name}").glob("*/trial_*/checkpoint_*")))
     run(folder, *([f"--resume={name}"] if there else of_one_fold(folder, name)))

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import ray.tune
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from models.metrics import metric_of
 from tune.experiment import run_experiment
 from tune.options import SweepError
-from tune.searcher import DistinctOptuna
+from tune.searcher import DistinctOptuna, Listed
 from tune.terminal import Terminal
 from tune.tracking import Tracking
 
@@ -71,7 +72,7 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
 
 
 def searcher(space):
-    search = DistinctOptuna(seed=0)
+    search = DistinctOptuna(seed=0, num_samples=100)
     search.set_search_properties("loss", "min", space)
     return search
 
@@ -96,3 +97,68 @@ def test_a_trial_that_the_searchers_record_does_not_know_is_no_error():
     search.on_trial_result("unknown", {"loss": 1.0, "training_iteration": 1})
     search.on_trial_complete("unknown", {"loss": 1.0, "training_iteration": 1})
     assert search.suggest("known") is not None
+
+
+def trial_of(trial_id, config, result=None):
+    """One that runs, or has ended with a result."""
+    trial = Trial("any", stub=True, config=config, trial_id=trial_id)
+    trial.set_status(Trial.RUNNING if result is None else Trial.TERMINATED)
+    if result is not None:
+        trial.run_metadata.last_result = result
+    return trial
+
+
+RANGES = {"x": ray.tune.uniform(0, 1), "y": ray.tune.choice(["a", "b"])}
+
+
+@pytest.mark.parametrize("written_after", [1, 2])
+def test_a_searcher_whose_record_is_older_than_the_trials_catches_up(tmp_path, written_after):
+    """It has not seen the first trial end, or the second one begin; what it proposes is what it would have."""
+    search, config = searcher(RANGES), {}
+    for number in (1, 2, 3):
+        config[number] = search.suggest(f"t{number}")
+        search.trials[f"t{number}"] = trial_of(f"t{number}", config[number])
+        if number == written_after:
+            search.save(str(tmp_path / "record"))
+        result = {"loss": config[number]["x"], "training_iteration": 1}
+        search.trials[f"t{number}"] = trial_of(f"t{number}", config[number], result)
+        search.on_trial_complete(f"t{number}", result)
+    later = searcher(RANGES)
+    later.max_concurrent = 1
+    later.restore(str(tmp_path / "record"))
+    assert not later.trials
+    later.max_concurrent = 1
+    later.trials |= {"t1": search.trials["t1"], "t2": search.trials["t2"]}
+    assert later.suggest("t3") == config[3]
+    later.trials["t3"] = trial_of("t3", config[3])
+    assert later.suggest("t4") is None  # one at a time, and it runs
+    later.num_samples = 3
+    assert later.suggest("t4") == Searcher.FINISHED
+
+
+def test_a_trial_that_the_record_of_trials_has_lost_is_run_anew(tmp_path):
+    """The searcher has proposed it, and there is none."""
+    search = searcher(RANGES)
+    first, lost = search.suggest("t1"), search.suggest("lost")
+    search.save(str(tmp_path / "record"))
+    later = searcher(RANGES)
+    later.restore(str(tmp_path / "record"))
+    later.num_samples = 2
+    later.trials["t1"] = trial_of("t1", first, {"loss": 1.0, "training_iteration": 1})
+    assert later.suggest("t2") == lost
+    later.trials["t2"] = trial_of("t2", lost)
+    assert later.suggest("t3") == Searcher.FINISHED
+    later.on_trial_complete("t2", {"loss": 2.0, "training_iteration": 1})
+    assert later.tried[json.dumps(lost, sort_keys=True)] == 2.0
+
+
+def test_listed_configs_are_run_once_each_and_no_more_at_once_than_allowed():
+    listed = Listed([{"fold": 0}, {"fold": 1}, {"fold": 2}], max_concurrent=2)
+    listed.trials["b"] = trial_of("b", {"run": {"fold": 1}})
+    assert listed.suggest("a") == {"run": {"fold": 0}}
+    listed.trials["a"] = trial_of("a", {"run": {"fold": 0}})
+    assert listed.suggest("c") is None
+    listed.trials["b"] = trial_of("b", {"run": {"fold": 1}}, {"loss": 1.0})
+    assert listed.suggest("c") == {"run": {"fold": 2}}
+    listed.trials["c"] = trial_of("c", {"run": {"fold": 2}})
+    assert listed.suggest("d") == Searcher.FINISHED

@@ -1,4 +1,4 @@
-"""ASHA whose rungs survive the driver: Ray restores trials and searcher, but no scheduler."""
+"""Schedulers that tell the searcher of every trial; ASHA's rungs survive the driver: Ray restores no scheduler."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import json
 from typing import Any
 
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from data.storage import open_folder, read_whole, write_whole
+
+
+class ToTheEnd(FIFOScheduler):
+    """Every trial runs to its end."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        """Tell of a trial that is new, or of before."""
+        super().on_trial_add(tune_controller, trial)
+        _tell(tune_controller, trial)
 
 
 class ResumableASHA(ASHAScheduler):
@@ -33,6 +42,7 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Put a trial into the bracket; before the first one, read what an earlier driver had recorded."""
         super().on_trial_add(tune_controller, trial)
+        _tell(tune_controller, trial)
         if not self.loaded:
             self.loaded = True
             self._load()
@@ -71,3 +81,7 @@ class ResumableASHA(ASHAScheduler):
         saved = dict(state["rungs"])
         for milestone, recorded in self._rungs():  # more or others than before where a sweep was extended
             recorded.update(saved.get(milestone, {}))
+
+
+def _tell(tune_controller: Any, trial: Trial) -> None:
+    tune_controller.search_alg.searcher.trials[trial.trial_id] = trial

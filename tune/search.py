@@ -24,8 +24,8 @@ from tune.dataset import Dataset
 from tune.experiment import run_experiment
 from tune.options import Batch, SweepError
 from tune.preemption import heeding
-from tune.scheduler import ResumableASHA
-from tune.searcher import DistinctOptuna
+from tune.scheduler import ResumableASHA, ToTheEnd
+from tune.searcher import DistinctOptuna, Generator, Listed
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
@@ -153,16 +153,9 @@ def _search(
     resources: Resources,
     folder: str,
     watch: Sequence[ray.tune.Callback],
-    lost: int = 0,
 ) -> list[Outcome]:
-    """One batch of a search, in any order; ASHA's rungs are those of the whole search.
-
-    With `lost`, so many trials of it anew: Ray's record is several files, and a driver that dies between two of them
-    can leave trials out.
-    """
+    """One batch of a search, in any order; ASHA's rungs are those of the whole search."""
     batch, own_folder = batches[number], f"{folder}-more-{number}" if number else folder
-    if lost:
-        batch, own_folder = batch.model_copy(update={"num_samples": lost}), f"{own_folder}-lost"
     metric, space = metric_of(dataset.task.kind), batch.space
     points = [({field: one.config[field] for field in space.searched}, one.kept_metric) for one in earlier]
     trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, own_folder, predict_test=False)
@@ -170,7 +163,7 @@ def _search(
         metric=f"kept_val_{metric.name}",
         mode=metric.mode,
         num_samples=batch.num_samples,
-        search_alg=DistinctOptuna(seed + number, points),
+        search_alg=Generator(DistinctOptuna(seed + number, batch.num_samples, resources.max_concurrent, points)),
         scheduler=ResumableASHA(
             f"{folder}-rungs.json",
             time_attr="epoch",
@@ -178,14 +171,10 @@ def _search(
             grace_period=min(space.grace_epochs, space.most("epochs")),  # a fit at once is one epoch
             reduction_factor=space.reduction_factor,
         ),
-        max_concurrent_trials=resources.max_concurrent,
         reuse_actors=True,
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
-    # Left alone, Ray starts one process at a time for a searcher's trials, and gives it up as soon as an earlier
-    # trial ends: where trials are shorter than a start, they would run one after the other. And an autoscaler starts
-    # nodes for what is pending: one after the other for one trial at a time.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, min(batch.num_samples, resources.most_slots())))
+    _allow_pending(batch.num_samples, resources)
     title = f"search fold {fold}"
     results = run_experiment(
         trainable,
@@ -201,14 +190,19 @@ def _search(
         retry=number == len(batches) - 1,
     )
     outcomes = [_outcome(result, config) for config, result in results]
-    missing, size = max(0, batch.num_samples - len(results)), space.size
-    if missing and size <= len(earlier) + len(results):
-        say(f"  {title}: all {size} configurations of the space were tried")
-    elif missing and not lost:
-        say(f"  {title}: the record of {missing} trials was lost as the driver ended; others are run")
-        together = earlier + outcomes
-        outcomes += _search(dataset, batches, number, fold, together, seed, resources, folder, watch, lost=missing)
+    if len(results) < batch.num_samples:
+        say(f"  {title}: all {space.size} configurations of the space were tried")
     return outcomes
+
+
+def _allow_pending(trials: int, resources: Resources) -> None:
+    """Let as many trials wait as may run at once.
+
+    Left alone, Ray starts one process at a time for a searcher's trials, and gives it up as soon as an earlier trial
+    ends: where trials are shorter than a start, they would run one after the other. And an autoscaler starts nodes for
+    what is pending: one after the other for one trial at a time.
+    """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(max(1, min(trials, resources.most_slots())))
 
 
 def train_chosen(
@@ -245,13 +239,15 @@ def train_chosen(
     tune_config = ray.tune.TuneConfig(
         metric=f"kept_val_{metric.name}",
         mode=metric.mode,
-        max_concurrent_trials=resources.max_concurrent,
+        search_alg=Generator(Listed(runs, resources.max_concurrent)),
+        scheduler=ToTheEnd(),
         reuse_actors=True,
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
+    _allow_pending(len(runs), resources)
     results = run_experiment(
         _trainable(dataset, dataset.trial_folds, resources, folder, predict_test=predict_test, copies=copies),
-        {"run": ray.tune.grid_search(runs)},
+        {},
         tune_config,
         folder,
         title,
