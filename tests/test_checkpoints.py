@@ -52,3 +52,11 @@ def test_where_none_is_whole_the_trial_begins_anew(trial):
 def test_one_that_was_deleted_is_known_to_be_gone(trial):
     there, deleted = (ray.tune.Checkpoint.from_directory(trial / f"checkpoint_{k:06}") for k in (4, 1))
     assert [is_gone(there), is_gone(deleted), is_gone(None)] == [False, True, False]
+
+
+def test_what_stands_in_for_a_deleted_one_is_still_gone(trial):
+    """So that Ray restores the trial at all; the newest whole one is taken."""
+    (trial / "checkpoint_000001").mkdir()
+    (trial / "checkpoint_000001/deleted").touch()
+    assert is_gone(ray.tune.Checkpoint.from_directory(trial / "checkpoint_000001"))
+    assert found(trial, 1) == 5

@@ -9,6 +9,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from data.storage import open_folder, read_whole, write_whole
+from tune.trial import is_gone
 
 
 class ToTheEnd(FIFOScheduler):
@@ -17,7 +18,7 @@ class ToTheEnd(FIFOScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Tell of a trial that is new, or of before."""
         super().on_trial_add(tune_controller, trial)
-        _tell(tune_controller, trial)
+        _added(tune_controller, trial)
 
 
 class ResumableASHA(ASHAScheduler):
@@ -42,7 +43,7 @@ class ResumableASHA(ASHAScheduler):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         """Put a trial into the bracket; before the first one, read what an earlier driver had recorded."""
         super().on_trial_add(tune_controller, trial)
-        _tell(tune_controller, trial)
+        _added(tune_controller, trial)
         if not self.loaded:
             self.loaded = True
             self._load()
@@ -83,5 +84,11 @@ class ResumableASHA(ASHAScheduler):
             recorded.update(saved.get(milestone, {}))
 
 
-def _tell(tune_controller: Any, trial: Trial) -> None:
+def _added(tune_controller: Any, trial: Trial) -> None:
+    """Tell the searcher; and let Ray restore a trial whose checkpoint was deleted after Ray had noted it down.
+
+    Ray gives up where there is nothing at all; where there is anything, `run_trial` takes the newest whole one.
+    """
     tune_controller.search_alg.searcher.trials[trial.trial_id] = trial
+    if not trial.is_finished() and is_gone(trial.checkpoint):
+        write_whole(trial.checkpoint.filesystem, f"{trial.checkpoint.path}/deleted", b"")

@@ -135,7 +135,9 @@ def run_trial(
 
 def is_gone(checkpoint: ray.tune.Checkpoint | None) -> bool:
     """Whether Ray names a checkpoint that is not there any more: it was not told of the one that took its place."""
-    return checkpoint is not None and checkpoint.filesystem.get_file_info(checkpoint.path).type == fs.FileType.NotFound
+    if checkpoint is None:
+        return False
+    return checkpoint.filesystem.get_file_info(f"{checkpoint.path}/{STATE_FILE}").type == fs.FileType.NotFound
 
 
 def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[str, Any] | None:
