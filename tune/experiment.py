@@ -59,9 +59,10 @@ def run_experiment(
     filesystem, place = open_folder(folder)
     storage, name = place.rsplit("/", 1)
     if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        if records := [name for name in file_names(filesystem, place) if name.startswith(_STATE)]:
+        records = [name for name in file_names(filesystem, place) if name.startswith(_STATE)]
+        if records:
             _refuse_other_clock(max(records), title)
-            _Unrestorable.refused(folder)
+        _Unrestorable.refused(folder, whether=bool(records))  # without a record nothing was done yet
         tuner = ray.tune.Tuner.restore(
             place,
             storage_filesystem=filesystem,
@@ -119,12 +120,12 @@ class _Unrestorable(logging.Handler):
         self.folder = folder
 
     @classmethod
-    def refused(cls, folder: str) -> None:
-        """Raise what Ray logs when it fails to read the record in `folder`."""
+    def refused(cls, folder: str, *, whether: bool) -> None:
+        """Raise what Ray logs when it fails to read the record in `folder`; or not, from now on."""
         logger = logging.getLogger("ray.tune.execution.tune_controller")
         logger.setLevel(logging.ERROR)
         logger.propagate = False
-        logger.handlers = [cls(folder)]
+        logger.handlers = [cls(folder)] if whether else [logging.NullHandler()]
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and "Failed to restore" in record.getMessage():
