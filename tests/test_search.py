@@ -70,6 +70,12 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
     assert {config["x"] for config, _ in run()} == {0, 1}
     assert len((tmp_path / "runs_0").read_text()) == 1
 
+    # One that ended before its first record was written is begun, also where this process has restored another.
+    for record in (tmp_path / "results/experiment").glob("*state-*"):
+        record.unlink()
+    assert {config["x"] for config, _ in run()} == {0, 1}
+    assert len((tmp_path / "runs_0").read_text()) == 2
+
 
 def searcher(space):
     search = DistinctOptuna(seed=0, num_samples=100)
