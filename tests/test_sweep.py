@@ -279,13 +279,15 @@ def bucket():
 @pytest.mark.parametrize(
     ("stop", "in_bucket"), [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGKILL, True)]
 )
-def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, stop, in_bucket):
+def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, monkeypatch, stop, in_bucket):
     """kill -9, or Ctrl-C, in the middle of the search; then --resume gives what the whole sweep gave."""
+    for key, value in bucket.items():
+        monkeypatch.setenv(key, value)
     name = f"stopped-by-{stop.name}"
     storage = "s3://bucket/results" if in_bucket else f"{folder}/results"
     places = [f"--storage={storage}", *(["--cache=s3://bucket/graphs"] if in_bucket else [])]
     log = folder / f"{name}.log"
-    driver = start(folder, log, *new(folder, name), "--folds=0,3", "--seeds=2", *places, **bucket)
+    driver = start(folder, log, *new(folder, name), "--folds=0,3", "--seeds=2", *places)
     deadline = time.monotonic() + 300
     while log.read_text().count("search fold 0:") < 2:
         assert driver.poll() is None, log.read_text()
@@ -294,15 +296,12 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, stop, in_bu
     time.sleep(1.2)  # one snapshot of Ray's
     os.kill(driver.pid, stop)
     code = driver.wait(timeout=120)
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in bucket.items():
-            patch.setenv(key, value)
-        filesystem, path = open_folder(f"{storage}/{name}")
+    filesystem, path = open_folder(f"{storage}/{name}")
     assert "RESULTS.md" not in file_names(filesystem, path)
     if stop == signal.SIGINT:
         assert code == 130
         assert f"--resume {name}" in log.read_text()
-    output = run(folder, f"--resume={name}", places[0], **bucket)
+    output = run(folder, f"--resume={name}", places[0])
     after = read_whole(filesystem, f"{path}/results.json")
     assert outcome(after) == outcome((whole[0] / "results.json").read_text())
     # Each trial once, also those that ended at the stop; of a sweep in a bucket beside where it was begun.
