@@ -51,19 +51,20 @@ class FittedModel:
     fitted: Fitted
     about: dict[str, str]
 
-    def predict(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> np.ndarray:
+    def predict(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> np.ndarray:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
 
         Args:
             crystals: pymatgen structures; for a model that reads compositions also formulas such as "Fe2O3".
-            copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little.
+            copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little; 0: none.
+                By default as many as the predictions that the model was scored by.
 
         Raises:
             BadCrystalError: one that cannot be predicted; the message names its position.
         """
         return self.predict_with_std(crystals, copies=copies).values
 
-    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> Prediction:
+    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
         """The same with the model's own uncertainty, where it has one.
 
         Raises:
@@ -75,6 +76,8 @@ class FittedModel:
         if self.model.reads == "compositions":
             return self.fitted.predict_rows(_rows_of_compositions(crystals), everything)
         rows = _rows_of_structures(crystals, cutoffs(self.about.get("weights", "0.3.0"))[0])
+        if copies is None:
+            copies = int(self.about.get("copies", "0"))
         return averaged(self.fitted, rows, everything, copies) if copies else self.fitted.predict_rows(rows, everything)
 
     def save(self, path: Path) -> None:
@@ -104,11 +107,11 @@ class SeedEnsemble:
         """Task, target, unit and other facts, the same for all members."""
         return self.members[0].about
 
-    def predict(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> np.ndarray:
+    def predict(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> np.ndarray:
         """As `FittedModel.predict`."""
         return self.predict_with_std(crystals, copies=copies).values
 
-    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int = 0) -> Prediction:
+    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
         """The mean over the members, and its std (ddof 1) between them."""
         together = np.stack([member.predict(crystals, copies=copies) for member in self.members])
         return Prediction(together.mean(axis=0), together.std(axis=0, ddof=1))

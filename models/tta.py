@@ -1,6 +1,7 @@
 """Test-time augmentation: the mean prediction of copies of a crystal, each moved a little.
 
-Off unless asked for, and with `auto` off where it does not help on validation: an energy model is smooth already.
+Off unless asked for, and with `auto` off where validation does not show that it helps: an energy model is smooth
+already, and of two predictions that are as good one is better on any few crystals.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.augment import moved
+from models.augment import copy_of
 from models.metrics import Metric
 from models.model import Fitted, Prediction, TrainingRows
 
 JITTER = 0.01  # Angstrom, standard deviation of each coordinate
 STRAIN = 0.002  # standard deviation of each component
+RESAMPLES = 1000  # of the validation rows, for the interval of the gain
 
 
 @dataclass(frozen=True)
@@ -27,26 +29,35 @@ class AugmentationResult:
         copies: of each crystal.
         used: whether the predictions that follow are averaged.
         val_without, val_with: metric on validation.
-        seconds_without, seconds_with: of predicting validation.
+        gain_low, gain_high: 95 % interval of what averaging gains there, positive where it helps: the percentiles of a
+            paired bootstrap over the rows (Efron and Tibshirani 1993, chapter 13).
+        seconds_without, seconds_with: of predicting validation, both from the structures' graphs.
     """
 
     copies: int
     used: bool
     val_without: float
     val_with: float
+    gain_low: float
+    gain_high: float
     seconds_without: float
     seconds_with: float
 
 
 def averaged(fitted: Fitted, rows: TrainingRows, which: np.ndarray, copies: int) -> Prediction:
-    """Mean over moved copies of the rows at `which`; the same copies every time."""
+    """Mean over moved copies of the rows at `which`; the same copies every time.
+
+    A standard deviation that the model knows is the mean of the copies' own: what it does not know of a crystal, it
+    does not know of a copy of it either.
+    """
     assert rows.graphs is not None, "copies are moved crystals"
-    values = np.zeros(len(which))
+    predicted = []
     for copy in range(copies):
-        graphs = moved(rows.graphs, JITTER, STRAIN, [0, copy])
+        graphs = copy_of(rows.graphs, copy, JITTER, STRAIN)
         noisy = replace(rows, graphs=graphs, features=None, outputs=None, collapse=False)
-        values += fitted.predict_rows(noisy, which).values
-    return Prediction(values / copies)
+        predicted.append(fitted.predict_rows(noisy, which))
+    stds = [one.std for one in predicted if one.std is not None]
+    return Prediction(np.mean([one.values for one in predicted], axis=0), np.mean(stds, axis=0) if stds else None)
 
 
 def judge(
@@ -59,12 +70,29 @@ def judge(
     *,
     only_if_better: bool,
 ) -> AugmentationResult:
-    """Measure on validation rows what averaging gives; `only_if_better` leaves it out where it gives nothing."""
-    without, seconds_without = _timed(lambda: fitted.predict_rows(rows, val).values)
+    """Measure on validation rows what averaging gives.
+
+    With `only_if_better` it is left out unless the interval of its gain leaves out 0.
+    """
+    afresh = replace(rows, features=None, outputs=None)  # what is known of these rows is not known of new ones
+    without, seconds_without = _timed(lambda: fitted.predict_rows(afresh, val).values)
     mean, seconds_with = _timed(lambda: averaged(fitted, rows, val, copies).values)
     before, after = metric.value(val_targets, without), metric.value(val_targets, mean)
-    used = metric.better(after, before) or not only_if_better
-    return AugmentationResult(copies, used, before, after, seconds_without, seconds_with)
+    low, high = _gain(val_targets, without, mean, metric)
+    used = low > 0 or not only_if_better
+    return AugmentationResult(copies, used, before, after, low, high, seconds_without, seconds_with)
+
+
+def _gain(targets: np.ndarray, without: np.ndarray, averaged: np.ndarray, metric: Metric) -> tuple[float, float]:
+    """95 % interval of the gain over resamples of rows; all arrays have shape (n,)."""
+    rng, sign = np.random.default_rng(0), 1 if metric.mode == "max" else -1
+    gains = []
+    for _ in range(RESAMPLES):
+        drawn = rng.integers(len(targets), size=len(targets))
+        before, after = (metric.value(targets[drawn], values[drawn]) for values in (without, averaged))
+        gains.append(sign * (after - before))
+    low, high = np.quantile(gains, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:

@@ -12,10 +12,12 @@ from model_cases import AT_HAND, fine_tuning, finished, one_thread, sample, thir
 from pymatgen.core import Structure
 from typer.testing import CliRunner
 
-from models.augment import moved
+from models.augment import copy_of
 from models.finetune import CHGNET
-from models.fitted import FittedModel
+from models.fitted import FittedModel, load_model
+from models.gaussian_process import GaussianProcessConfig, fit_gaussian_process
 from models.metrics import metric_of
+from models.model import TrainingPart
 from models.tta import JITTER, STRAIN, averaged, judge
 from tune.run_sweep import app
 
@@ -44,7 +46,7 @@ def test_the_average_is_that_of_moved_structures(trained):
     model = FittedModel(CHGNET, fitted, {})
     predicted = []
     for copy in range(COPIES):
-        graphs = moved(data.rows.graphs, JITTER, STRAIN, [0, copy])
+        graphs = copy_of(data.rows.graphs, copy, JITTER, STRAIN)
         structures = []
         for k in TEST:
             span = slice(graphs.atom_start[k], graphs.atom_start[k + 1])
@@ -55,6 +57,14 @@ def test_the_average_is_that_of_moved_structures(trained):
     assert all(np.abs(values - plain).min() > 0 for values in predicted)  # each crystal has moved
     assert np.abs(predicted[0] - predicted[1]).min() > 0  # and in each copy otherwise
     np.testing.assert_allclose(mean_of(fitted, data), np.mean(predicted, axis=0), atol=1e-4, rtol=0)
+
+
+def test_a_crystals_copies_do_not_depend_on_what_is_predicted_with_it(trained):
+    fitted, data = trained
+    together = mean_of(fitted, data)
+    with one_thread():
+        alone = [averaged(fitted, data.rows.select(TEST[k : k + 1]), np.arange(1), COPIES).values[0] for k in (0, 5)]
+    np.testing.assert_allclose(alone, together[[0, 5]], atol=2e-6, rtol=0)
 
 
 def test_copies_are_the_same_every_time_and_moved_a_little(trained):
@@ -85,6 +95,31 @@ def test_it_is_used_where_validation_gains_by_it(trained):
     assert found["better"].val_without == pytest.approx(apart)
     assert found["better"].val_with == pytest.approx(0, abs=1e-9)
     assert all(result.copies == COPIES and result.seconds_with > 0 for result in found.values())
+
+
+def test_a_gain_that_few_crystals_show_by_chance_is_none(trained):
+    """On half of the crystals the copies are exactly right, on the other half the plain prediction is."""
+    fitted, data = trained
+    with one_thread():
+        plain = fitted.predict_rows(data.rows, VAL).values
+        mean = averaged(fitted, data.rows, VAL, COPIES).values
+        by_distance = np.argsort(np.abs(mean - plain))
+        labels = plain.copy()
+        labels[by_distance[1::2]] = mean[by_distance[1::2]]  # of each two the one that is farther: a small gain
+        found = judge(fitted, data.rows, VAL, labels, metric_of("regression"), COPIES, only_if_better=True)
+    assert found.val_with < found.val_without
+    assert found.gain_low < 0 < found.gain_high
+    assert not found.used
+
+
+def test_an_uncertainty_that_a_model_knows_stays_with_the_average(trained):
+    _, data = trained
+    part = TrainingPart(data.targets, TRAIN, VAL, "regression", "energy_per_atom")
+    fitted = fit_gaussian_process(GaussianProcessConfig(), data.rows, part)
+    with one_thread():
+        plain, mean = fitted.predict_rows(data.rows, TEST), averaged(fitted, data.rows, TEST, COPIES)
+    assert mean.std.shape == plain.std.shape
+    np.testing.assert_allclose(mean.std, plain.std, rtol=0.2)
 
 
 # ---- in a sweep ----------------------------------------------------------------------------------------
@@ -140,6 +175,16 @@ def test_a_sweep_tells_what_the_copies_did_and_predicts_accordingly(folder, tta,
         assert facts["val_with"] != facts["val_without"]
         assert facts["seconds_without"] > 0
         assert facts["seconds_with"] > 0
-        assert facts["used"] == (tta == "2" or facts["val_with"] < facts["val_without"])
+        assert facts["gain_low"] < facts["val_without"] - facts["val_with"] < facts["gain_high"]
+        assert facts["used"] == (tta == "2" or facts["gain_low"] > 0)
         told = pd.read_csv(path / f"seed_0/val_fold_{entry['fold']}.csv")["abs_error"].mean()
         assert told == pytest.approx(facts["val_with"] if facts["used"] else facts["val_without"], abs=1e-6)
+        # The model as it is stored predicts as it was scored, copies included.
+        tested = pd.read_csv(path / f"seed_0/preds_fold_{entry['fold']}.csv").set_index("id")["y_pred"].head(4)
+        crystals = pd.read_parquet(DEMO_FILE).set_index("id").loc[tested.index]
+        structures = [
+            Structure(np.reshape(row["lattice"], (3, 3)), row["numbers"], np.reshape(row["frac_coords"], (-1, 3)))
+            for row in crystals.to_dict("records")
+        ]
+        predicted = load_model(path / "seed_0", fold=entry["fold"]).predict(structures)
+        np.testing.assert_allclose(predicted, tested, atol=2e-5, rtol=0)

@@ -129,6 +129,8 @@ def run_trial(
             fitted = run.fitted()
             facts = _predict(fitted, rows, fold, task, Path(folder))
             about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
+            if facts.get("tta", {}).get("used"):
+                about["copies"] = str(facts["tta"]["copies"])
             FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
             reports.send_with(Path(folder), **facts)
 
