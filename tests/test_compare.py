@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from models.metrics import metric_of
 from tune.compare import COLOURS, app, compare, config_differences, curves, differences, report
 from tune.options import Options
-from tune.paired import Pair, difference, seed_noise, weighted_auc
+from tune.paired import Pair, difference, fold_scores, judge, seed_noise, weighted_auc
 from tune.runs import RunError, SweepRun, finished_runs, judged, load_sweep
 from tune.space import load_space
 
@@ -183,6 +183,20 @@ def test_an_interval_that_holds_0_is_noise_however_quiet_the_seeds(tmp_path):
     assert (found.verdict, "holds 0" in found.sentence) == ("within noise", True)
 
 
+def test_crystals_and_seeds_that_make_half_of_a_difference_each_make_it_noise_together(tmp_path):
+    rows = make_rows()
+    a = made(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.003))
+    b = made(tmp_path, "b", rows, {name: y + 0.04 for name, y in predict(rows, 0.08, seeds=3, jitter=0.003).items()})
+    found = compare(a, b)
+    assert found.difference.low > 0
+    assert found.noise.band < found.difference.value
+    low, high = found.interval
+    assert low < 0 < high
+    assert found.verdict == "within noise"
+    assert f"{low:.3g} to {high:.3g} over crystals and seeds together" in found.sentence
+    assert f"{low:+.5f} to {high:+.5f}" in report(found)
+
+
 def test_one_seed_each_is_undecided_until_a_noise_run_tells(tmp_path):
     rows = make_rows()
     a = made(tmp_path, "a", rows, predict(rows, 0.10))
@@ -195,6 +209,11 @@ def test_one_seed_each_is_undecided_until_a_noise_run_tells(tmp_path):
     assert compare(a, b, made(tmp_path, "quiet", rows, predict(rows, 0.1, seeds=4, jitter=1e-3))).verdict == "better"
     loud = compare(a, b, made(tmp_path, "loud", rows, predict(rows, 0.1, seeds=4, jitter=3e-2)))
     assert loud.verdict == "within noise"
+    assert not [one for one in loud.warnings if "--noise" in one]
+    deeper = {fold: {"lr": 0.001, "freeze_depth": "full"} for fold in range(5)}
+    of_other = made(tmp_path, "other", rows, predict(rows, 0.1, seeds=4, jitter=1e-3), configs=deeper)
+    (told,) = [one for one in compare(a, b, of_other).warnings if "--noise" in one]
+    assert told.startswith("--noise other is of chgnet with freeze depth full; a and b trained otherwise")
 
 
 def test_too_few_compositions_are_undecided(tmp_path):
@@ -216,6 +235,22 @@ def test_the_untrained_reference_has_no_seed_noise(tmp_path):
 
 
 # --- statistics ---
+
+
+@pytest.mark.parametrize("of_seeds", [0.0, 0.05, 0.2])
+def test_equally_good_runs_get_a_verdict_5_times_in_100_whatever_makes_them_differ(of_seeds):
+    """Errors differ from crystal to crystal, and with `of_seeds` all errors of a seed are larger or smaller."""
+    called = []
+    for repetition in range(200):
+        rng = np.random.default_rng(repetition)
+        rows = make_rows(n=20, seed=repetition)
+        sizes = 1 + of_seeds * rng.normal(size=(2, 4, 1))
+        pair = Pair(rows, *(rows["y_true"].to_numpy() + sizes * rng.normal(size=(2, 1, 100))))
+        scores = [fold_scores(rows, predicted, MAE).mean(axis=1) for predicted in (pair.a, pair.b)]
+        found = difference(pair, MAE, n_resamples=500, seed=repetition)
+        called.append(judge(pair, MAE, found, seed_noise(*scores))[0] in ("better", "worse"))
+    print(f"called better or worse in {np.mean(called):.1%}")
+    assert 0.01 <= np.mean(called) <= 0.085
 
 
 def test_the_noise_of_several_seeds_is_that_of_welch():

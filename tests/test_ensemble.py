@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tune.compare import compare
 from tune.ensemble import app, average, collect, tables
 from tune.ranking import sections
-from tune.runs import RunError, SweepRun, contribution, load_sweep
+from tune.runs import RunError, SweepRun, chose_by_validation, contribution, load_sweep
 
 
 def two_runs(tmp_path: Path, rows: pd.DataFrame, val_rows: pd.DataFrame) -> list[SweepRun]:
@@ -90,8 +90,26 @@ def test_weights_that_flatter_a_run_which_chose_its_epoch_by_validation_say_so(t
         ]  # fmt: skip
         return collect("mean", runs, average(runs, "validation"), "validation")["notes"]
 
-    assert notes("best", "last")[-1].startswith("The epoch of a/seed_0 was chosen on the validation parts")
+    assert notes("best", "last")[-1].startswith("The epoch or the config of a/seed_0 was chosen on the validation part")
     assert notes("best", "best") == notes("last", "last") == ["Labels are made."]
+
+
+def test_a_mean_of_runs_that_chose_by_validation_is_flattered_as_they_are(tmp_path, rows, val_rows, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, kept in (("one", "best"), ("two", "best"), ("last", "last")):
+        write_run(
+            tmp_path / "ray_results" / name, rows, predict(rows, 0.1, seeds=2, jitter=0.01), val_rows=val_rows,
+            val_members=predict(val_rows, 0.1, seeds=2, jitter=0.01),
+            configs={fold: {"keep": kept} for fold in (0, 1)},
+        )  # fmt: skip
+    members = ["one/seed_0", "two/seed_1"]
+    assert CliRunner().invoke(app, [*members, "--name", "both"]).exit_code == 0
+    both, last = load_sweep("both"), load_sweep("last")
+    assert chose_by_validation(both)
+    found = compare(last, both, on="validation")
+    assert found.verdict == "undecided"
+    assert "validation flatters the first" in found.sentence
+    assert "validation flatters" not in compare(load_sweep("one"), both, on="validation").sentence
 
 
 def test_a_member_in_another_order_is_put_in_order(tmp_path, rows):
@@ -177,6 +195,10 @@ def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows,
     found = compare(runs[0], both)
     assert found.difference.value == pytest.approx(0.3 - 0.06)
     assert compare(runs[0], both, on="validation").difference.value == pytest.approx(0.2 - 0.02)
+
+    (told,) = [one for one in compare(runs[0], both, on="validation").warnings if "weights" in one]
+    assert told.startswith("The weights of both were chosen by these validation parts")
+    assert not [one for one in compare(runs[0], both).warnings if "weights" in one]
 
     peer = pd.DataFrame({"peer": rows["y_true"].to_numpy()}, index=rows["id"])
     (section,) = sections([both], {"peers.parquet": peer})

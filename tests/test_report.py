@@ -350,6 +350,7 @@ def test_an_average_looks_for_structures_at_its_members(tmp_path, searched, crys
     edit(
         folder,
         members=[one],
+        chose_by_validation=False,
         weights="0.3.0",
         chosen=weights,
         ensemble={"title": "mean of 1 runs", **results["ensemble"]},

@@ -78,6 +78,11 @@ class Comparison:
     sentence: str
     warnings: list[str]
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Ends of the difference's 95 % interval, over crystals and, where something tells of them, over seeds."""
+        return self.difference.with_seeds(0.0 if self.noise is None else self.noise.band)
+
 
 def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "test") -> Comparison:
     """Compare two runs.
@@ -112,6 +117,17 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     if any(judged(run)[0].name == "ensemble" for run in (a, b)):
         warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
     other = None if noise is None else _noise_scores(noise, a, pair, on)
+    if noise is not None and (odd := [run.name for run in (a, b) if trains(run) and _trained(run) != _trained(noise)]):
+        warnings.append(
+            f"--noise {noise.name} is of {_trained(noise)}; {' and '.join(odd)} trained otherwise, and seeds may do "
+            "more or less to that."
+        )
+    if on == "validation":
+        warnings += [
+            f"The weights of {run.name} were chosen by these validation parts, which flatters it a little."
+            for run in (a, b)
+            if run.results["options"].get("weights") == "validation"
+        ]
     found = difference(pair, a.metric)
     of_a, of_b = (
         fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if trains(run) else np.empty(0)
@@ -123,8 +139,9 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
         verdict, sentence = (
             "undecided",
             (
-                "One of the runs keeps the epoch that does best on validation, the other one does not: validation "
-                "flatters the first. Compare runs that keep alike (`keep: last`), or with --on test to report."
+                "The epoch or the config of one of the runs was chosen on validation, that of the other one was not: "
+                "validation flatters the first. Compare runs that were chosen alike (`keep: last`, no search), or "
+                "with --on test to report."
             ),
         )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
@@ -133,6 +150,13 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
 def trains(run: SweepRun) -> bool:
     """Whether what a run is judged by was trained; the reference is not, so that no seed has a part in it."""
     return judged(run)[0].name != "reference"
+
+
+def _trained(run: SweepRun) -> str:
+    """Model and freeze depth of a run, in words."""
+    depths = sorted({str(config["freeze_depth"]) for config in run.configs.values() if "freeze_depth" in config})
+    model = run.results["model"]["name"] if "model" in run.results else "an average"
+    return f"{model} with freeze depth {', '.join(depths)}" if depths else str(model)
 
 
 def _noise_scores(noise: SweepRun, a: SweepRun, pair: Pair, on: On) -> np.ndarray:
@@ -207,6 +231,9 @@ def report(comparison: Comparison) -> str:
         f"{found.n_compositions} compositions."
     )
     numbers = (f"{means[0]:.5f}", f"{means[1]:.5f}", f"{found.value:+.5f}", f"{found.low:+.5f} to {found.high:+.5f}")
+    together = "not known"
+    if comparison.noise is not None:
+        together = "{:+.5f} to {:+.5f}".format(*comparison.interval)
     explained = (
         f"Each is the mean over folds of the mean over seeds; A: {_judged_by(a)}; B: {_judged_by(b)}. The interval "
         f"comes from {RESAMPLES:,} resamples of compositions"
@@ -224,9 +251,9 @@ def report(comparison: Comparison) -> str:
         "",
         comparison.sentence,
         "",
-        f"| {name}{unit} of A | of B | A - B | its 95 % interval over crystals | noise of the seeds | p (Wilcoxon) |",
-        "|---|---|---|---|---|---|",
-        f"| {' | '.join(numbers)} | {band} | {p_value or 'not for ' + name} |",
+        f"| {name}{unit} of A | of B | A - B | 95 % interval over crystals | noise of seeds | both | p (Wilcoxon) |",
+        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(numbers)} | {band} | {together} | {p_value or 'not for ' + name} |",
         "",
         explained,
         "",

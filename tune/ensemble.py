@@ -191,7 +191,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
     flattered = [label for run, label in zip(runs, found.labels, strict=True) if chose_by_validation(run)]
     if weights == "validation" and len(flattered) in range(1, len(runs)):
         notes.append(
-            f"The epoch of {', '.join(flattered)} was chosen on the validation parts (keep: best), that of the others "
+            f"The epoch or the config of {', '.join(flattered)} was chosen on the validation parts, that of the others "
             "was not: the weights flatter it."
         )
     title = f"mean of {len(runs)} runs"
@@ -221,6 +221,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "inert": [],
         "ensemble": {"title": title, **scores(found.test, found.test.mean, kind)},
         "members": members,
+        "chose_by_validation": bool(flattered),
         "weights": ", ".join(sorted({one for run in runs for one in weights_of(run).split(", ") if one})),
     }
     if found.validation is not None:

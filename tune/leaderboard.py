@@ -140,15 +140,16 @@ def caption(section: Section) -> list[str]:
     largest = "; the max error is the largest of all" if "max_error" in best.scores else ""
     told.append(
         f"{metric} is the mean over folds{over_folds}{largest}. In brackets the 95 % interval of the difference to the "
-        f"best, {section.n_resamples:,} resamples of compositions."
+        f"best over crystals, {section.n_resamples:,} resamples of compositions."
     )
     if any(place.tied for place in section.places):
         why = "its interval holds 0"
         if section.spread is not None:
             trainings = section.spread.freedom
-            why += (
-                f", or seeds alone make one of that size (one training has a standard deviation of "
-                f"{section.spread.std:.2g}, {trainings} degree(s) of freedom; that of peers is taken to be the same)"
+            why = (
+                "its interval over crystals and seeds together holds 0 (one training has a standard deviation of "
+                f"{section.spread.std:.2g} by its seed, {trainings} degree(s) of freedom; that of peers is taken to be "
+                "the same)"
             )
         told.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
     if section.spread is None:

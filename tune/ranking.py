@@ -171,10 +171,12 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
 
 
 def is_noise(found: Difference, spread: SeedSpread | None, *n_seeds: int) -> bool:
-    """Whether a difference to the best says nothing: its interval holds 0, or seeds alone make one of that size."""
-    if found.n_compositions < MIN_COMPOSITIONS or found.low <= 0 <= found.high:
-        return True
-    return spread is not None and abs(found.value) <= spread.band(*n_seeds)
+    """Whether a difference to the best says nothing: its interval over crystals and seeds together holds 0.
+
+    Where no run has several seeds, nothing is known of them, and crystals alone decide.
+    """
+    low, high = found.with_seeds(0.0 if spread is None else spread.band(*n_seeds))
+    return found.n_compositions < MIN_COMPOSITIONS or low <= 0 <= high
 
 
 def resamples_for(n_compositions: int, metric: Metric) -> int:

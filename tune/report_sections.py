@@ -283,9 +283,9 @@ def queue(shown: Shown) -> list[Section]:
     sentence += f". Of all experiments of the queue {ranking['queue']}: {told or 'no other one ran yet'}."
     columns = ["experiment", "change", "seeds", f"validation{shown.in_unit}", "gain on validation", "verdict"]
     note = (
-        "A gain is positive where the experiment is better than the baseline; in brackets its 95 % interval over "
-        "crystals, paired and grouped by composition. The verdict is by validation, and needs a gain beyond what "
-        "seeds alone do."
+        "A gain is positive where the experiment is better than the baseline; in brackets its 95 % interval, "
+        "paired, over crystals (grouped by composition) and seeds together. The verdict is by validation. Of "
+        "experiments that do nothing one in 20 is called better or worse by chance."
     )
     table = Table([*columns, f"test{shown.in_unit}", "gain on test"], rows)
     return [Section("queue", "Experiments with one change", sentence, tables=[table], note=note)]

@@ -23,6 +23,7 @@ from models.metrics import metric_of
 from tune.claim import claimed
 from tune.compare import compare
 from tune.dataset import Dataset
+from tune.levers import NOT_COMPARED
 from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, run_record
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
@@ -133,7 +134,8 @@ def _run_experiment(
     pairs = []
     if space.model == base.model and experiment.name != BASELINE:
         lever = next(iter(experiment.change)) if len(experiment.change) == 1 else " and ".join(experiment.change)
-        pairs = [(lever, base.parameters, space.parameters)]
+        # Other weights read other graphs and features than those at hand.
+        pairs = [] if set(NOT_COMPARED) & experiment.change.keys() else [(lever, base.parameters, space.parameters)]
     levers = prove_levers(own, space, dataset, folder, pairs)
 
     config = {fold: space.config(**space.parameters).model_dump() for fold in own.folds}
@@ -179,9 +181,9 @@ def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) ->
             "verdict": by_val.verdict,
             "sentence": by_val.sentence,
             "gain": sign * by_val.difference.value,
-            "gain_interval": sorted([sign * by_val.difference.low, sign * by_val.difference.high]),
+            "gain_interval": sorted(sign * end for end in by_val.interval),
             "test_gain": sign * by_test.difference.value,
-            "test_gain_interval": sorted([sign * by_test.difference.low, sign * by_test.difference.high]),
+            "test_gain_interval": sorted(sign * end for end in by_test.interval),
             "test_verdict": by_test.verdict,
         }
     return entry
@@ -200,10 +202,12 @@ def _worse_than(limit: float | None, value: float, metric: str) -> bool:
 def report(ranking: dict[str, Any], data: str) -> str:
     """The ranking for people."""
     metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
+    told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
     explained = (
         f"{data}; {metric.upper()}{unit}, mean over folds and seeds. A gain is positive where the experiment is better "
-        "than the baseline; in brackets its 95 % interval over crystals, paired and grouped by composition. Verdict "
-        "and order are by validation, and need a gain beyond what seeds alone do."
+        "than the baseline; in brackets its 95 % interval, paired, over crystals (grouped by composition) and seeds "
+        "together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
+        f"worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds what you build upon."
     )
     lines = [
         f"# Queue {ranking['queue']}",

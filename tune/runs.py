@@ -151,7 +151,7 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
         metric = metric_of(task["kind"])
-        needed = _NEEDED | ({"weights"} if "members" in results else {"model"})
+        needed = _NEEDED | ({"weights", "chose_by_validation"} if "members" in results else {"model"})
         if lacking := sorted(needed - results.keys()):
             raise KeyError(", ".join(lacking))
     except (ValueError, KeyError, TypeError) as problem:
@@ -213,7 +213,12 @@ def weights_of(run: SweepRun) -> str:
 
 
 def chose_by_validation(run: SweepRun) -> bool:
-    """Whether the epoch or the config of a run was chosen on its validation parts, which flatter it then."""
+    """Whether the epoch or the config of a run was chosen on its validation parts, which flatter it then.
+
+    Of an average: that of any of its members.
+    """
+    if "members" in run.results:
+        return bool(run.results["chose_by_validation"])
     searched = bool(run.results["options"].get("searched"))
     return searched or any(config.get("keep") == "best" for config in run.configs.values())
 
