@@ -160,6 +160,16 @@ def unsuited(config: GaussianProcessConfig, kind: Kind, quantity: Quantity) -> s
     return None
 
 
+def draws_rows(config: GaussianProcessConfig, rows: TrainingRows, train: np.ndarray) -> bool:
+    """Whether there are so many training rows that some are drawn: the seed has a part in nothing else."""
+    if len(train) > min(ROWS_OF_LIKELIHOOD, config.exact_up_to):
+        return True
+    if config.features != "atoms":
+        return False
+    assert rows.features is not None, "a sweep of this model knows the backbone's output"
+    return int(rows.features.rows_per_graph[train].sum()) > ATOMS_OF_LIKELIHOOD
+
+
 def fit_gaussian_process(
     config: GaussianProcessConfig, rows: TrainingRows, part: TrainingPart
 ) -> FittedGaussianProcess:
@@ -212,6 +222,7 @@ GAUSSIAN_PROCESS = Model(
     start=fitted_once(fit_gaussian_process),
     load=load_gaussian_process,
     unsuited=unsuited,
+    by_chance=draws_rows,
 )
 
 

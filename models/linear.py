@@ -17,7 +17,7 @@ from sklearn.linear_model import Ridge
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.metrics import Kind
-from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
+from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once, never
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 
 
@@ -105,5 +105,19 @@ def _targets(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
     return targets / rows.n_atoms[part.train] if part.quantity == "energy_per_cell" else targets
 
 
-DUMMY = Model(name="dummy", config=DummyConfig, reads="compositions", start=fitted_once(fit_dummy), load=load_linear)
-RIDGE = Model(name="ridge", config=RidgeConfig, reads="compositions", start=fitted_once(fit_ridge), load=load_linear)
+DUMMY = Model(
+    name="dummy",
+    config=DummyConfig,
+    reads="compositions",
+    start=fitted_once(fit_dummy),
+    load=load_linear,
+    by_chance=never,
+)
+RIDGE = Model(
+    name="ridge",
+    config=RidgeConfig,
+    reads="compositions",
+    start=fitted_once(fit_ridge),
+    load=load_linear,
+    by_chance=never,
+)

@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import wraps
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -87,7 +88,7 @@ class TrainingPart:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Values in the task's unit (probabilities for a classification), float64, shape (n,).
+    """Values in the task's unit (probabilities for a classification), finite, float64, shape (n,).
 
     `std` is the model's own uncertainty of each, same unit and shape, or None where it has none.
     """
@@ -190,6 +191,8 @@ class Model:
         load: make what `Fitted.content` describes, on a device.
         unsuited: why a config does not go with a kind of task and a quantity, or None; asked before anything is
             computed.
+        by_chance: whether the seed has a part in what a config learns from the rows at some positions; where it has
+            none, a gain needs no several seeds to be told from noise.
     """
 
     name: str
@@ -198,6 +201,41 @@ class Model:
     start: Callable[[Any, TrainingRows, TrainingPart, str], Run]
     load: Callable[[dict[str, Any], str], Fitted]
     unsuited: Callable[[Any, Kind, Quantity], str | None] = lambda _config, _kind, _quantity: None
+    by_chance: Callable[[Any, TrainingRows, np.ndarray], bool] = lambda _config, _rows, _train: True
+
+
+def never(_config: ModelConfig, _rows: TrainingRows, _train: np.ndarray) -> bool:
+    """`Model.by_chance` of what draws nothing at random."""
+    return False
+
+
+class BadPredictionsError(ValueError):
+    """A model predicted something else than one finite number a row."""
+
+
+def checked_predictions(fitted: Fitted, rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+    """What a model predicts for the rows at the positions `which`, float64, shape (n,).
+
+    Raises:
+        BadPredictionsError: it is not one finite number a row, or the uncertainty that goes with it is not; numpy
+            would go on with many another shape, and a NaN is like no other.
+    """
+    prediction, told = fitted.predict_rows(rows, which), f"{type(fitted).__name__}.predict_rows returned"
+    expected = f"expected shape ({len(which)},): one finite number a row"
+    if not isinstance(prediction, Prediction):
+        raise BadPredictionsError(f"{told} a {type(prediction).__name__}, expected a Prediction")
+    for name, found in (("values", prediction.values), ("std", prediction.std)):
+        if found is None and name == "std":
+            continue
+        try:
+            numbers = np.asarray(found, dtype=np.float64)
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor that has a gradient
+            raise BadPredictionsError(f"{told} {name} that are no numbers, {expected}") from None
+        if numbers.shape != which.shape:
+            raise BadPredictionsError(f"{told} {name} of shape {numbers.shape}, {expected}")
+        if n_bad := int((~np.isfinite(numbers)).sum()):
+            raise BadPredictionsError(f"{told} {name} of which {n_bad} of {len(which)} are not finite, {expected}")
+    return np.asarray(prediction.values, dtype=np.float64)
 
 
 Fit = Callable[[Any, TrainingRows, TrainingPart], Fitted]
@@ -206,6 +244,7 @@ Fit = Callable[[Any, TrainingRows, TrainingPart], Fitted]
 def fitted_once(fit: Fit) -> Callable[[Any, TrainingRows, TrainingPart, str], Run]:
     """`Model.start` of what has no epochs: the function fits a config on the training rows of a part."""
 
+    @wraps(fit)  # so that who looks for the model's source finds it
     def start(config: ModelConfig, rows: TrainingRows, part: TrainingPart, _device: str) -> Run:
         return OneFit(fit, config, rows, part)
 
@@ -225,15 +264,19 @@ class OneFit:
         self._fitted: Fitted | None = None
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Fit, if that is not done."""
+        """Fit, if that is not done.
+
+        Raises:
+            BadPredictionsError: what was fitted does not predict one finite number a row.
+        """
         if self.history:
             return
         began = time.perf_counter()
         self._fitted = self.fit(self.config, self.rows, self.part)
         metric = self.part.metric
         train, val = self.part.train, self.part.val
-        self.val_predictions = self._fitted.predict_rows(self.rows, val).values
-        on_train = metric.value(self.part.targets[train], self._fitted.predict_rows(self.rows, train).values)
+        self.val_predictions = checked_predictions(self._fitted, self.rows, val)
+        on_train = metric.value(self.part.targets[train], checked_predictions(self._fitted, self.rows, train))
         on_val = metric.value(self.part.targets[val], self.val_predictions)
         took = time.perf_counter() - began
         told = fingerprint(self.val_predictions)

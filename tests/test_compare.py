@@ -49,6 +49,7 @@ def write_run(
     configs: dict[int, dict] | None = None,
     task: dict | None = None,
     sha256: str = "0123456789abcdef",
+    by_chance: bool = True,
 ) -> Path:
     """A finished sweep; `members` are predictions of all rows by subfolder, an untrained reference is added."""
     metric = "rocauc" if (task or {}).get("kind") == "classification" else "mae"
@@ -86,6 +87,7 @@ def write_run(
         "notes": ["Labels are made."],
         "flags": [],
         "inert": [],
+        "by_chance": by_chance,
         "cost": {"trainings": 1, "epochs": 5, "cpu_hours": 0.5, "gpu_hours": 0.0},
         "protocol": "no search.",
         "metric": metric,
@@ -232,6 +234,21 @@ def test_the_untrained_reference_has_no_seed_noise(tmp_path):
     of_seeds = [mean_error(run, f"seed_{number}") for number in range(3)]
     assert found.noise.band == pytest.approx(t.ppf(0.975, 2) * np.std(of_seeds, ddof=1) / 3**0.5)
     assert found.verdict == "better"
+
+
+def test_what_draws_nothing_at_random_needs_no_seeds(tmp_path):
+    """As two Gaussian processes, each fitted once: the crystals alone tell."""
+    rows = make_rows()
+    a = made(tmp_path, "a", rows, predict(rows, 0.10), by_chance=False)
+    b = made(tmp_path, "b", rows, predict(rows, 0.08), by_chance=False)
+    assert (compare(a, b).verdict, compare(b, a).verdict) == ("better", "worse")
+    assert compare(a, b).noise.band == 0
+    c = made(tmp_path, "c", rows, predict(rows, 0.08, seeds=3, jitter=1e-3))
+    of_seeds = [mean_error(c, f"seed_{number}") for number in range(3)]
+    found = compare(a, c)
+    assert found.noise.band == pytest.approx(t.ppf(0.975, 2) * np.std(of_seeds, ddof=1) / 3**0.5)
+    assert found.verdict == "better"
+    assert compare(a, made(tmp_path, "d", rows, predict(rows, 0.08))).verdict == "undecided"
 
 
 # --- statistics ---

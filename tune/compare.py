@@ -40,6 +40,7 @@ from tune.runs import (
     On,
     RunError,
     SweepRun,
+    by_chance,
     chose_by_validation,
     judged,
     load_sweep,
@@ -117,7 +118,8 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     if any(judged(run)[0].name == "ensemble" for run in (a, b)):
         warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
     other = None if noise is None else _noise_scores(noise, a, pair, on)
-    if noise is not None and (odd := [run.name for run in (a, b) if trains(run) and _trained(run) != _trained(noise)]):
+    odd = [run.name for run in (a, b) if noise is not None and by_chance(run) and _trained(run) != _trained(noise)]
+    if noise is not None and odd:
         warnings.append(
             f"--noise {noise.name} is of {_trained(noise)}; {' and '.join(odd)} trained otherwise, and seeds may do "
             "more or less to that."
@@ -130,7 +132,7 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
         ]
     found = difference(pair, a.metric)
     of_a, of_b = (
-        fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if trains(run) else np.empty(0)
+        fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if by_chance(run) else np.empty(0)
         for run, predicted in ((a, pair.a), (b, pair.b))
     )
     band = seed_noise(of_a, of_b, other)
@@ -145,11 +147,6 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
             ),
         )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
-
-
-def trains(run: SweepRun) -> bool:
-    """Whether what a run is judged by was trained; the reference is not, so that no seed has a part in it."""
-    return judged(run)[0].name != "reference"
 
 
 def _trained(run: SweepRun) -> str:
@@ -269,7 +266,7 @@ def report(comparison: Comparison) -> str:
     ]
     fields = config_differences(a, b)
     for run in (a, b):
-        if not trains(run):
+        if judged(run)[0].name == "reference":
             lines += [f"{run.name} trains nothing ({run.results['reference']['title']}).", ""]
     lines += ["| field | folds | A | B |", "|---|---|---|---|"] if fields else ["No field of the configurations."]
     lines += [f"| {' | '.join(field)} |" for field in fields]

@@ -28,6 +28,7 @@ from tune.runs import (
     On,
     RunError,
     SweepRun,
+    by_chance,
     chose_by_validation,
     contribution,
     load_sweep,
@@ -221,6 +222,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "inert": [],
         "ensemble": {"title": title, **scores(found.test, found.test.mean, kind)},
         "members": members,
+        "by_chance": any(by_chance(run) for run in runs),
         "chose_by_validation": bool(flattered),
         "weights": ", ".join(sorted({one for run in runs for one in weights_of(run).split(", ") if one})),
     }

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from tune.runs import RunError, SweepRun, contribution, finished_runs, load_sweep, weights_of
+from tune.runs import RunError, SweepRun, by_chance, contribution, finished_runs, load_sweep, weights_of
 
 Kind = Literal["run", "zero-shot", "peer"]
 OVERLAP_FLAG = "pretraining overlap"
@@ -25,7 +25,7 @@ class Entry:
         kind: a run of ours; what nothing was trained for; or somebody else's model.
         table: fold, id, composition, y_true, y_pred of its test crystals.
         member: what of the run is judged: `ensemble`, `seed_0` or `reference`; "" of a peer.
-        n_seeds: that it is the mean of; 0 where nothing was trained; 1 of a peer, whose seeds nobody knows.
+        n_seeds: that it is the mean of; 0 where no seed has a part in it; 1 of a peer, whose seeds nobody knows.
         flags: what a reader must know.
         run: that it belongs to; None of a peer.
     """
@@ -76,6 +76,7 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
             references.setdefault(_fingerprint(member.test), []).append(run)
             continue
         n_seeds = max(1, len(run.results["seeds"])) if member.name == "ensemble" else 1
+        n_seeds = n_seeds if by_chance(run) else 0
         entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, run.results["flags"], run))
         if is_zero_shot(run) and "reference" in run.members:
             references.setdefault(_fingerprint(run.members["reference"].test), []).append(run)

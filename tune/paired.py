@@ -260,10 +260,10 @@ def seed_noise(a: np.ndarray, b: np.ndarray, other: np.ndarray | None = None) ->
 
         band = t(0.975, n - 1) s sqrt(1 / n_A + 1 / n_B)
 
-    A side that trains nothing has no seed and no term in the sums.
+    A side in which no seed has a part has no term in the sums.
 
     Args:
-        a: metric of each seed of A, each the mean over folds, shape (n_A,); empty where A trains nothing.
+        a: metric of each seed of A, each the mean over folds, shape (n_A,); empty where no seed has a part in A.
         b: the same of B.
         other: the same of a run that was made to measure the noise; used in place of the runs' own.
 
@@ -272,7 +272,7 @@ def seed_noise(a: np.ndarray, b: np.ndarray, other: np.ndarray | None = None) ->
     """
     trained = [side for side in (a, b) if len(side)]
     if not trained:
-        return Noise(0.0, "neither run trains anything, so that no seed has a part in them")
+        return Noise(0.0, "no seed has a part in either run")
     if other is None and all(len(side) > 1 for side in trained):
         terms = np.array([side.var(ddof=1) / len(side) for side in trained])
         spare = np.array([len(side) - 1 for side in trained])

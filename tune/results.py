@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import ray
 
 from data.tasks import DEMO
 from models.metrics import metric_of
@@ -113,6 +114,7 @@ def collect(
         "protocol": protocol(options, space),
         "metric": metric.name,
         "model": model_facts(space.model),
+        "by_chance": space.trains and _by_chance(dataset, space, chosen),
         "reference": {"title": reference, **summary(scores[:n])},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
@@ -129,6 +131,15 @@ def collect(
         results["ensemble"] = summary(members)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
     return results
+
+
+def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
+    """Whether the seed has a part in what was trained on any fold."""
+    model, rows = open_model(space.model), ray.get(dataset.rows_ref)
+    return any(
+        model.by_chance(space.config(**config), rows, ray.get(dataset.trial_folds[fold]).train)
+        for fold, config in chosen.items()
+    )
 
 
 def cost(options: Options, outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -29,7 +29,7 @@ On = Literal["test", "validation"]
 STORAGE = "ray_results"  # where names are looked up
 _PREFIX = {"test": "preds", "validation": "val"}
 # What else readers take from results.json.
-_NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert"}
+_NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
 _MEMBER = re.compile(r"reference|ensemble|seed_\d+")
 _LISTED = 20  # runs named in an error
 
@@ -195,6 +195,11 @@ def judged(run: SweepRun) -> list[Member]:
     """The members a run is judged by: all its seeds, else its ensemble, else the untrained reference."""
     seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
     return seeds or [run.members.get("ensemble") or run.members["reference"]]
+
+
+def by_chance(run: SweepRun) -> bool:
+    """Whether a seed has a part in what a run is judged by: not in a reference, nor in what draws nothing."""
+    return judged(run)[0].name != "reference" and bool(run.results["by_chance"])
 
 
 def contribution(run: SweepRun) -> Member:
