@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import ray
+from model_cases import sample, thirds
 from pymatgen.core import Composition, Lattice, Structure
 from sweeps import run
 from typer.testing import CliRunner
 
+from data.tasks import DEMO
 from models.fitted import ModelFileError, load_model
-from models.registry import open_model
-from tune.levers import inert_pairs
+from models.model import BadPredictionsError, Prediction, TrainingPart, TrainingRows, checked_predictions
+from models.registry import MODELS, open_model
+from tune.levers import check_levers, inert_pairs, lever_pairs, read_nowhere
+from tune.options import SweepError
 from tune.run_sweep import app
 from tune.search import Outcome
-from tune.space import SpaceError, load_space
+from tune.space import SearchSpace, SpaceError, load_space
+from tune.trial import TrialFold
 
 NEIGHBOURS = '''\
 """The mean target of the training rows with the most similar compositions."""
@@ -33,7 +40,6 @@ from models.model import Model, Prediction, fitted_once
 
 class NeighboursConfig(ModelConfig):
     neighbours: int = Field(default=3, ge=1)
-    never_read: float = 0.0
     placeholder: float = 0.0
 
 
@@ -64,6 +70,8 @@ def load(content, _device):
 
 MODEL = Model("neighbours", NeighboursConfig, "compositions", fitted_once(fit), load)
 '''
+FORGETFUL = NEIGHBOURS.replace("    placeholder:", "    never_read: float = 0.0\n    placeholder:")
+MEAN = "self.targets[nearest].mean(axis=1)"  # what it predicts
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +82,21 @@ def folder(tmp_path_factory):
     means = [Composition(formula).average_electroneg for formula in formulas]
     pd.DataFrame({"composition": formulas, "y": means}).to_csv(folder / "salts.csv", index=False)
     (folder / "neighbours.py").write_text(NEIGHBOURS)
+    (folder / "forgetful.py").write_text(FORGETFUL)
+    (folder / "nan.py").write_text(NEIGHBOURS.replace(MEAN, f"np.nan * {MEAN}"))
     for name, parameters in {
         # A fold trains on fewer than 70 rows: 70 and 200 neighbours are all of them.
         "searched": "{neighbours: {choice: [2, 70, 200]}}",
         "default": "{neighbours: 5, never_read: 0.0}",
         "unread": "{neighbours: 5, never_read: 0.5}",
+        "unset": "{neighbours: 5}",
+        "nan": "{neighbours: {choice: [2, 5]}}",
         "placeholder": "{neighbours: 5, placeholder: {choice: [0.0, 0.25]}}",
     }.items():
-        text = f"model: neighbours.py\nnum_samples: 4\nparameters: {parameters}\n"
+        model = {"default": "forgetful", "unread": "forgetful", "unset": "forgetful", "nan": "nan"}.get(
+            name, "neighbours"
+        )
+        text = f"model: {model}.py\nnum_samples: 4\nparameters: {parameters}\n"
         (folder / f"{name}.yaml").write_text(text)
     return folder
 
@@ -170,6 +185,8 @@ def test_a_field_that_no_code_reads_is_refused(folder, capsys):
     said = refused(of_one_fold(folder, "unread"), capsys)
     assert "lever never_read does nothing" in said
     assert "with 0.0 and with 0.5" in said
+    said = refused(of_one_fold(folder, "unset"), capsys)
+    assert "forgetful.py: no code reads never_read of its NeighboursConfig, so that setting it would change" in said
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -186,6 +203,132 @@ def test_seeds_of_a_model_without_chance_are_refused(folder, capsys):
     said = refused([*arguments, "--seeds=2"], capsys)
     assert "SweepError: lever seed does nothing" in said
     assert "with 0 and with 1" in said
+
+
+def checks(model, rows, part, **parameters):
+    """What the check of the levers finds with some rows, which are seen as a fold of a task is."""
+    space = SearchSpace(name="mine", model=str(model), parameters=parameters)
+    fold = TrialFold(part.targets, part.train, part.val, np.empty(0, dtype=np.int64))
+    task = SimpleNamespace(kind=part.kind, quantity=part.quantity)
+    dataset = SimpleNamespace(task=task, rows_ref=ray.put(rows), trial_folds={0: ray.put(fold)})
+    return check_levers(dataset, space, 0, lever_pairs(space, 1))
+
+
+def salts(n=60):
+    """Rows of compositions and a part of them, as `checks` takes them."""
+    fractions = np.random.default_rng(0).dirichlet(np.full(94, 0.05), n).astype(np.float32)
+    part = TrainingPart(fractions[:, :9] @ np.arange(9.0), *thirds(n)[:2], "regression", "other")
+    return TrainingRows(fractions, np.full(n, 3, dtype=np.int32)), part
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("taken", ["config.model_dump()", "dict(config)", "vars(config)", "config.__dict__"])
+def test_who_takes_the_whole_config_reads_every_field(tmp_path, taken):
+    text = FORGETFUL.replace("_ = config.placeholder", f"taken = {taken}").replace(
+        "config.neighbours", 'taken["neighbours"]'
+    )
+    (tmp_path / "mine.py").write_text(text)
+    (check,) = checks(tmp_path / "mine.py", *salts(), neighbours={"choice": [2, 9]}, never_read=0.0)
+    assert check.lever == "neighbours"
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    "taken", ['config.model_dump(include={"placeholder"})', 'config.model_copy(update={"seed": 1})', "repr(config)"]
+)
+def test_who_takes_a_part_of_it_a_copy_or_its_text_does_not(tmp_path, taken):
+    (tmp_path / "mine.py").write_text(FORGETFUL.replace("_ = config.placeholder", f"_ = {taken}"))
+    with pytest.raises(SweepError, match=r"no code of model .*mine\.py reads never_read, so that setting it"):
+        checks(tmp_path / "mine.py", *salts(), neighbours={"choice": [2, 9]}, never_read=0.0)
+
+
+def crystals(n=90):
+    """Small crystals of the demo and a part of them, as `checks` takes them."""
+    data = sample(n, file=DEMO.name, small=True)
+    return data.rows, TrainingPart(data.targets, *thirds(n)[:2], "regression", data.task.quantity)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_network_of_ours_reads_what_is_its_own_and_no_field_that_is_added(tmp_path):
+    """Its run and its file hold its whole config, which is no reading of it."""
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n"
+        "from models.finetune import CHGNET, CHGNetConfig\n\n"
+        "class Mine(CHGNetConfig):\n    extra: float = 0.0\n\n"
+        "MODEL = replace(CHGNET, config=Mine)\n"
+    )
+    with pytest.raises(SweepError, match=r"no code of model .*mine\.py reads extra, so that"):
+        checks(tmp_path / "mine.py", *crystals(), epochs=2, extra=0.0)
+    with pytest.raises(SweepError, match=r"mine\.py: no code reads extra of its Mine, so that"):
+        checks(tmp_path / "mine.py", *crystals(), epochs=2)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_every_field_of_our_models_is_in_their_source(model):
+    assert read_nowhere(model, set()) == []
+
+
+@pytest.mark.parametrize(
+    ("named", "unread"),
+    [("config.never_read", []), ('getattr(config, "never_read")', []), ("'never_read, said'", ["never_read"])],
+)
+def test_what_is_read_on_a_condition_that_no_try_meets_is_in_the_source(tmp_path, named, unread):
+    text = FORGETFUL.replace("    _ = config", f"    if len(part.train) > 1000:\n        _ = {named}\n    _ = config")
+    (tmp_path / "mine.py").write_text(text)
+    assert read_nowhere(open_model(str(tmp_path / "mine.py")), {"neighbours", "placeholder"}) == unread
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_levers_that_act_late_are_seen_although_the_best_epoch_is_an_early_one():
+    found = checks("chgnet", *crystals(), epochs=8, averaging={"choice": ["none", "ema", "swa", "snapshots"]})
+    assert [check.values for check in found] == [[16, 8], ["none", "ema"], ["none", "swa"], ["none", "snapshots"]]
+    (found,) = checks("chgnet", *crystals(), keep={"choice": ["best", "last"]})
+    assert found.values == ["best", "last"]
+
+
+# ---- predictions that are none -------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_model_that_predicts_no_numbers_is_told_so_before_the_sweep(folder, capsys):
+    said = refused(of_one_fold(folder, "nan"), capsys)
+    assert "nan.py: Neighbours.predict_rows returned values of which" in said
+    assert "are not finite, expected shape" in said
+    assert "does nothing" not in said
+    assert "Traceback" not in said
+
+
+BAD_PREDICTIONS = {
+    "Prediction(y[:, None])": r"values of shape \(10, 1\), expected shape \(10,\): one finite number a row",
+    "Prediction(y[:1])": r"values of shape \(1,\), expected shape \(10,\)",
+    "Prediction(y.mean())": r"values of shape \(\), expected",
+    "Prediction(np.where(y > y.min(), y, np.inf))": r"values of which 1 of 10 are not finite, expected",
+    "Prediction(y, std=y[:2])": r"std of shape \(2,\), expected",
+    "Prediction(y.astype(str) + 'x')": r"values that are no numbers, expected",
+    "Prediction(torch.tensor(y, requires_grad=True))": r"values that are no numbers, expected",
+    "y": r"a ndarray, expected a Prediction",
+}
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(("returned", "told"), BAD_PREDICTIONS.items())
+def test_what_a_model_predicts_is_one_finite_number_a_row(tmp_path, returned, told):
+    text = NEIGHBOURS.replace(f"return Prediction({MEAN})", f"y = {MEAN}\n        return {returned}")
+    (tmp_path / "mine.py").write_text(text)
+    rows, part = salts()
+    model = open_model(str(tmp_path / "mine.py"))
+    with pytest.raises(BadPredictionsError, match=rf"^Neighbours\.predict_rows returned {told}"):
+        list(model.start(model.config(), rows, part, "cpu").epochs())
+    with pytest.raises(SweepError, match=r"^model .*mine\.py: Neighbours\.predict_rows returned "):
+        checks(tmp_path / "mine.py", rows, part, neighbours={"choice": [2, 9]})
+
+
+def test_predictions_in_single_precision_or_in_a_list_will_do():
+    for values in ([1.0, 2.0], np.float32([1.0, 2.0])):
+        fitted = SimpleNamespace(predict_rows=lambda rows, which, values=values: Prediction(values))
+        found = checked_predictions(fitted, salts()[0], np.arange(2))
+        assert found.dtype == np.float64
+        assert found.tolist() == [1.0, 2.0]
 
 
 # ---- levers that did nothing, after it -----------------------------------------------------------------
@@ -209,41 +352,70 @@ def test_trials_that_turned_out_the_same_are_flagged_in_the_results(swept):
     assert line in " ".join(output.split())
 
 
-def outcome(trial_id, config, fingerprints) -> Outcome:
-    """A trial that had these fingerprints from epoch 0 on."""
+def outcome(trial_id, config, fingerprints, kept=0.0, error=None) -> Outcome:
+    """A trial that had these fingerprints from epoch 0 on, and was to train 3 epochs unless its config says else."""
     return Outcome(
         trial_id=trial_id,
         fold=3,
         model="chgnet",
-        config=config,
+        config={"epochs": 3, **config},
         history=[{"epoch": epoch, "fingerprint": told} for epoch, told in enumerate(fingerprints)],
         kept_metric=0.1,
         kept_epoch=0,
         trained_parameters={},
-        val_predictions=np.zeros(2),
+        val_predictions=np.full(2, kept),
         tta=None,
         device="cpu",
-        error=None,
+        error=error,
         folder=None,
     )
 
 
 def test_identical_predictions_of_different_configs_name_the_lever():
-    one, other = outcome("one", {"lr": 0.1, "warmup": 0.2}, "abcd"), outcome("other", {"lr": 0.1, "warmup": 0.4}, "abc")
+    one = outcome("one", {"lr": 0.1, "warmup": 0.2}, "abcd")
+    other = outcome("other", {"lr": 0.1, "warmup": 0.4}, "abcd")
     assert inert_pairs([one, other]) == [{"fold": 3, "trials": ["one", "other"], "levers": ["warmup"]}]
     lacking = outcome("lacking", {"lr": 0.1}, "abcd")
     assert inert_pairs([one, lacking])[0]["levers"] == ["warmup"]
+    keeping = outcome("keeping", {"lr": 0.1, "warmup": 0.4, "keep": "last"}, "abcd")
+    assert inert_pairs([one, keeping])[0]["levers"] == ["warmup"]
 
 
 @pytest.mark.parametrize(
-    ("config", "fingerprints", "why"),
+    ("other", "why"),
     [
-        ({"lr": 0.2}, "axyz", "other predictions"),
-        ({"lr": 0.2}, "abcz", "other predictions in the end"),
-        ({"lr": 0.2}, "a", "nothing but the untrained model in common"),
-        ({"lr": 0.2}, "", "no epoch at all"),
-        ({"lr": 0.1}, "abcd", "the same config"),
+        (outcome("other", {"lr": 0.2}, "axyz"), "other predictions"),
+        (outcome("other", {"lr": 0.2}, "abcz"), "other predictions in the end"),
+        (outcome("other", {"lr": 0.2}, "zbcd"), "other predictions before training"),
+        (outcome("other", {"lr": 0.2}, "a"), "stopped before it trained"),
+        (outcome("other", {"lr": 0.2}, ""), "no epoch at all"),
+        (outcome("other", {"lr": 0.1}, "abcd"), "the same config"),
+        (outcome("other", {"lr": 0.2}, "abcd", kept=1.0), "another epoch is kept"),
+        (outcome("other", {"lr": 0.1, "keep": "last"}, "abcd", kept=1.0), "the same epochs, and another is kept"),
+        (outcome("other", {"lr": 0.1, "keep": "last"}, "abcd"), "the best epoch was the last"),
+        (outcome("other", {"lr": 0.2}, "abcd", error="lost"), "it failed"),
+        (outcome("other", {"lr": 0.1, "epochs": 4}, "abcd"), "stopped one epoch before its end"),
+        (outcome("other", {"lr": 0.1, "epochs": 4}, "abcde"), "it trained longer"),
+        (outcome("other", {"lr": 0.1, "epochs": 2}, "abc"), "it trained for less"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_differs_or_cannot_be_told_is_not_flagged(config, fingerprints, why):
-    assert inert_pairs([outcome("one", {"lr": 0.1}, "abcd"), outcome("other", config, fingerprints)]) == [], why
+def test_what_differs_or_cannot_be_told_is_not_flagged(other, why):
+    assert inert_pairs([outcome("one", {"lr": 0.1}, "abcd"), other]) == [], why
+
+
+def test_trials_that_were_stopped_before_weights_are_averaged_are_not_flagged():
+    stopped = [outcome(name, {"epochs": 8, "averaging": name}, "abcd") for name in ("none", "swa", "snapshots")]
+    assert inert_pairs(stopped) == []
+
+
+def test_epochs_are_those_of_the_config_where_the_space_does_not_set_them():
+    whole = [f"{epoch}" for epoch in range(101)]
+    pair = [outcome(f"{lr}", {"lr": lr}, whole) for lr in (0.1, 0.2)]
+    for one in pair:
+        del one.config["epochs"]
+    (found,) = inert_pairs(pair)
+    assert found["levers"] == ["lr"]
+    for one in pair:
+        del one.history[-1]
+    assert inert_pairs(pair) == []

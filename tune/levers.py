@@ -7,10 +7,14 @@ nothing is refused.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +24,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from models.config import ModelConfig
-from models.model import Model, TrainingPart, TrainingRows
-from models.registry import open_model
+from models.model import BadPredictionsError, Model, TrainingPart, TrainingRows, checked_predictions, fingerprint
+from models.registry import open_model, planned_epochs
 from models.train import NonFiniteLossError
 from tune.dataset import Dataset
 from tune.options import SweepError
@@ -32,7 +36,9 @@ from tune.trial import TrialFold
 # Training rows of a try; the next is made only where predictions of the last were identical.
 ROWS_WITH_EPOCHS, ROWS_AT_ONCE = (16, 64, 256), (64, 1000, 12_000)
 MOST_EPOCHS = 30  # of a try, but for the lever `epochs` and the last try
-BATCH_SIZE = 4  # of a try, but for the lever `batch_size`, so that few rows are many steps
+# Of a try, but where it is the lever: few rows are many steps, and what acts late in training is seen although the best
+# epoch was an early one.
+OF_A_TRY = {"batch_size": 4, "keep": "last"}
 IDENTICAL = 1e-6  # relative to the spread of the predictions: above the rounding of single precision
 NOT_COMPARED = ("weights",)  # one value a sweep: other graphs and features belong to another
 
@@ -97,7 +103,8 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
         pairs: to try.
 
     Raises:
-        SweepError: a field of the space that no code reads, or a pair without a difference.
+        SweepError: a field of the space, or of the model's own config, that no code reads; a pair without a
+            difference; or predictions that are not one finite number a row.
     """
     if not space.trains:
         return []
@@ -113,27 +120,63 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
             f"space {space.name}: no code of model {model.name} reads {', '.join(unread)}, so that setting it would "
             "change nothing"
         )
+    if unread := read_nowhere(model, tries.read):
+        raise SweepError(
+            f"model {model.name}: no code reads {', '.join(unread)} of its {model.config.__name__}, so that setting it "
+            "would change nothing: use it, or take it out"
+        )
     return found
+
+
+def read_nowhere(model: Model, read: set[str]) -> list[str]:
+    """Fields that a model's own config declares and no code reads; those of the project's base classes are not its own.
+
+    A try may not meet what is read on some condition only, so the source of the model must not name it either: as an
+    attribute, or as a text.
+
+    Args:
+        model: whose config it is.
+        read: fields that tries have read.
+    """
+    kinds = [kind for kind in model.config.__mro__ if issubclass(kind, ModelConfig)]
+    ours = [kind for kind in kinds[1:] if kind.__module__.startswith("models.")]
+    inherited = {field for kind in ours for field in kind.model_fields}
+    files = set()
+    for one in (*(kind for kind in kinds if kind not in ours), inspect.unwrap(model.start), model.load):
+        with suppress(TypeError, OSError):  # a partial function, say, has no source of its own
+            files.add(inspect.getsourcefile(one))
+    named = {name for file in files if file for name in _names(Path(file))}
+    return [field for field in model.config.model_fields if field not in read | inherited | named]
 
 
 def inert_pairs(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Trials of one fold with different configs and identical predictions: what they differ in did nothing.
 
-    Every epoch that both have done is compared; two trials that both keep the untrained model are not the same for it.
+    Only trials that ran all their epochs are compared: had one that was stopped early gone on, averaged weights might
+    have begun, or the learning rate fallen. Every epoch must be the same, and the model that is kept. Which epoch that
+    is `keep` decides; where the best one is the last it has done so all the same, and is no lever that did nothing.
     """
-    by_first: dict[str, list[Outcome]] = {}  # what differs after one epoch need not be compared
+    alike: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in outcomes:
-        for epoch in outcome.history:
-            if epoch["epoch"] == 1:
-                by_first.setdefault(epoch["fingerprint"], []).append(outcome)
+        planned = planned_epochs({"model": outcome.model, **outcome.config})
+        if outcome.error is None and outcome.history and outcome.history[-1]["epoch"] >= planned:
+            told = (*(epoch["fingerprint"] for epoch in outcome.history), fingerprint(outcome.val_predictions))
+            alike.setdefault(told, []).append(outcome)
     found = []
-    for one, other in itertools.chain(*(itertools.combinations(group, 2) for group in by_first.values())):
-        differing = sorted(k for k in {*one.config, *other.config} if one.config.get(k) != other.config.get(k))
-        known = [{e["epoch"]: e["fingerprint"] for e in o.history if e["epoch"]} for o in (one, other)]
-        common = known[0].keys() & known[1].keys()
-        if differing and all(known[0][epoch] == known[1][epoch] for epoch in common):
-            found.append({"fold": one.fold, "trials": [one.trial_id, other.trial_id], "levers": differing})
+    for one, other in itertools.chain(*(itertools.combinations(group, 2) for group in alike.values())):
+        differing = {k for k in {*one.config, *other.config} if one.config.get(k) != other.config.get(k)}
+        if levers := sorted(differing - {"keep"}):
+            found.append({"fold": one.fold, "trials": [one.trial_id, other.trial_id], "levers": levers})
     return found
+
+
+def _names(file: Path) -> Iterator[str]:
+    """Every attribute and every text in the source of a file."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _without(config: type[ModelConfig], fields: dict[str, Any], field: str) -> dict[str, Any] | None:
@@ -208,7 +251,11 @@ class _Tries:
     def _predictions(
         self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
     ) -> np.ndarray | None:
-        """Of the rows in place of validation, by the model that a run keeps; None where its loss was not finite."""
+        """Of the rows in place of validation, by the model that a run keeps; None where its loss was not finite.
+
+        Raises:
+            SweepError: they are not one finite number a row.
+        """
         config, read = _watched(self._smaller(lever, {"seed": number, **fields}, short))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -216,20 +263,23 @@ class _Tries:
             run = self.model.start(config, rows, part, "cpu")
             for _ in run.epochs():
                 pass
-            return run.fitted().predict_rows(rows, part.val).values
+            return checked_predictions(run.fitted(), rows, part.val)
         except NonFiniteLossError:
             return None
+        except BadPredictionsError as problem:
+            raise SweepError(f"model {self.model.name}: {problem}") from None
         finally:
             torch.set_num_threads(threads)
             self.read |= read
 
     def _smaller(self, lever: str, fields: dict[str, Any], short: bool) -> ModelConfig:
-        """Smaller batches and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
+        """With what a try has and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
         known = self.model.config.model_fields
-        if "batch_size" in known and lever != "batch_size":
-            with suppress(ValidationError):
-                self.model.config(**(few := {**fields, "batch_size": BATCH_SIZE}))
-                fields = few
+        for field, value in OF_A_TRY.items():
+            if field in known and field not in lever.split(" and "):  # of a queue's experiment several
+                with suppress(ValidationError):
+                    self.model.config(**(changed := {**fields, field: value}))
+                    fields = changed
         whole = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
         if short and whole > MOST_EPOCHS:
             for epochs in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
@@ -244,17 +294,33 @@ def _value(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -> 
 
 
 def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
-    """The same config, and a set of the fields that have been read from it; dumping all of it reads none."""
-    kind, read = type(config), set[str]()
+    """The same config, and a set of the fields that have been read from it; who takes all of it has read them all."""
+    kind, fields, read = type(config), type(config).model_fields, set[str]()
 
     class Watched(kind):  # type: ignore[valid-type,misc]
         def __getattribute__(self, name: str) -> Any:
-            if name in kind.model_fields:
+            if name in fields:
                 read.add(name)
+            # As `vars` does. Pydantic looks there for a copy or a text, functools for a cached property.
+            elif name == "__dict__" and not _called_by("pydantic", "functools"):
+                read.update(fields)
             return super().__getattribute__(name)
 
+        def __iter__(self) -> Any:  # as `dict` does
+            read.update(fields)
+            return super().__iter__()
+
         def model_dump(self, **options: Any) -> dict[str, Any]:
-            read.update(options.get("include") or ())
+            read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
             return super().model_dump(**options)
 
+        def model_dump_json(self, **options: Any) -> str:
+            read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
+            return super().model_dump_json(**options)
+
     return Watched.model_construct(**config.model_dump()), read
+
+
+def _called_by(*packages: str) -> bool:
+    """Whether the caller of the function that asks is code of one of these."""
+    return sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] in packages
