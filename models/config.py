@@ -37,9 +37,12 @@ class ModelConfig(BaseModel):
 class GradientConfig(ModelConfig):
     """A network trained by gradient descent: the levers every such model has.
 
-    Sources: AdamW, Loshchilov & Hutter, arXiv 1711.05101; RAdam, Liu et al., 1908.03265; one-cycle, Smith & Topin,
-    1708.07120; stochastic weight averaging, Izmailov et al., 1803.05407; snapshot ensembles, Huang et al.,
-    1704.00109; mixup, Zhang et al., 1710.09412, inside a network: Verma et al., 1806.05236.
+    Sources: Adam, Kingma & Ba, arXiv 1412.6980; AdamW, Loshchilov & Hutter, 1711.05101; RAdam, Liu et al., 1908.03265;
+    clipping, Pascanu et al., 1211.5063; cosine, Loshchilov & Hutter, 1608.03983; one-cycle, Smith & Topin, 1708.07120;
+    warm-up, Goyal et al., 1706.02677; averages of weights, Polyak & Juditsky, SIAM J. Control Optim. 30, 838 (1992),
+    exponential, Tarvainen & Valpola, 1703.01780, stochastic, Izmailov et al., 1803.05407; snapshot ensembles, Huang et
+    al., 1704.00109; mixup, Zhang et al., 1710.09412, inside a network: Verma et al., 1806.05236. docs/models.md has
+    those of the other levers, and says which are common practice without one source.
     """
 
     only_with: ClassVar[dict[str, tuple[str, tuple[Any, ...]]]] = {
