@@ -18,6 +18,7 @@ import torch
 
 from data.build_cache import say
 from models.device import device_of_share
+from models.features import GRAPHS_PER_PASS
 from models.model import TrainingPart, TrainingRows
 from models.registry import open_model
 from tune.dataset import Dataset
@@ -107,9 +108,11 @@ def _probe(
     if "unfreeze_every" in type(config).model_fields:
         config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
     n_rows = 2 * getattr(config, "batch_size", 1)
+    n_judged = max(n_rows, GRAPHS_PER_PASS)  # passes are as large as a trial's: with small batches these take the most
     size = rows.n_atoms if rows.graphs is None else np.diff(rows.graphs.bond_start)
-    largest = fold.train[np.argsort(-size[fold.train], kind="stable")[:n_rows]]
-    run = model.start(config, rows, TrainingPart(fold.targets, largest, largest, kind, quantity), device)
+    largest = fold.train[np.argsort(-size[fold.train], kind="stable")]
+    part = TrainingPart(fold.targets, largest[:n_rows], largest[:n_judged], kind, quantity)
+    run = model.start(config, rows, part, device)
     for _ in run.epochs():
         pass
     if device == "cpu":
