@@ -6,6 +6,9 @@ That a model file runs no code is in tests/test_fitted.py.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +18,20 @@ from data.tasks import TaskError, open_task
 from tune.run_sweep import app
 from tune.space import SpaceError, load_space
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
+SERVER = """\
+import ray, sys
+from data.build_cache import connect
+connect()
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+CLIENT = """\
+import ray, sys
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+print(ray.get(ray.remote(num_cpus=0)(lambda: "ran").remote()))
+"""
 
 
 def test_a_space_runs_no_code(tmp_path):
@@ -55,3 +71,46 @@ def test_no_secret_of_the_environment_is_in_what_a_sweep_leaves(tmp_path):
     assert (tmp_path / "results/x/results.json") in left
     assert KEY not in done.output
     assert not [path for path in left if KEY.encode() in path.read_bytes()]
+
+
+def test_ray_on_this_machine_answers_to_its_token_alone(tmp_path):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    def client(home, **more):
+        return subprocess.run(
+            [sys.executable, "-c", CLIENT, address],
+            # One attempt: left alone, a client that was refused asks for 20 seconds more.
+            env={**environment, "HOME": str(home), "RAY_NUM_REDIS_GET_RETRIES": "1", **more},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=REPOSITORY,
+        env={**environment, "HOME": str(home)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        address = server.stdout.readline().strip()
+        try:
+            own = client(home, RAY_AUTH_MODE="token")
+            given = client(elsewhere, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=(home / ".ray/auth_token").read_text())
+            # A client in mode `token` that has none gives up by itself; one that is told to do without asks.
+            without = client(elsewhere, RAY_AUTH_MODE="disabled")
+            other = client(elsewhere, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
+        finally:
+            server.stdin.close()
+    for allowed in (own, given):
+        assert allowed.returncode == 0, allowed.stderr
+        assert allowed.stdout.strip() == "ran"
+    for refused in (without, other):
+        assert refused.returncode != 0, refused.stdout
+        assert "InvalidAuthToken" in refused.stderr
+        assert "ran" not in refused.stdout
