@@ -9,7 +9,7 @@ import yaml
 from sweeps import REPOSITORY, new, prepare, run_here
 
 from tune.extend import changes, outside
-from tune.options import TRAINING
+from tune.options import TRAINING, Folder
 from tune.runs import load_sweep
 from tune.space import SearchSpace, load_space
 
@@ -116,6 +116,8 @@ def test_resumed_once_more_nothing_changes(steps, folder):
         (["--extend=grown", "--only-failed", "--num-samples=2"], "leave out --num-samples and --space"),
         (["--extend=grown", "--space=full_finetune"], "leaves out what was tried"),
         (["--only-failed"], "goes with --extend"),
+        (["--extend=../results/grown"], "--extend '../results/grown': expected the name of a folder"),
+        (["--resume=../results/grown"], "--resume '../results/grown': expected the name of a folder"),
     ],
 )
 def test_what_cannot_be_extended_is_said(steps, folder, arguments, expected):
@@ -153,6 +155,36 @@ def test_an_extension_that_is_refused_leaves_the_sweep_as_it_was(steps, folder):
     before = [file.read_text() for file in files]
     assert "lever gradient_clip does nothing" in run(folder, "--extend=grown", f"--space={folder}/inert.yaml", expect=1)
     assert [file.read_text() for file in files] == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"options": {', "null", "[]"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("results", "delete it, and going on with the sweep makes it again"), ("sweep", "put back a copy")],
+)
+def test_a_damaged_file_that_is_needed_is_named(steps, folder, name, says, content):
+    path = folder / f"results/grown/{name}.json"
+    text = path.read_text()
+    try:
+        path.write_text(content)
+        said = run(folder, "--extend=grown", "--num-samples=1", expect=1)
+        assert f"{name}.json is damaged: {says}" in said
+    finally:
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '[{"lever": "lr"', '[{"lever": "lr"}]'])
+def test_a_damaged_file_that_can_be_made_again_counts_as_none(tmp_path, content):
+    (tmp_path / "levers.json").write_text(content)
+    assert Folder(str(tmp_path)).read_json("levers.json") is None
+
+
+def test_levers_that_are_damaged_are_proven_again(steps, folder):
+    path = folder / "results/grown/levers.json"
+    known = json.loads(path.read_text())
+    path.write_text(path.read_text()[:100])
+    assert "lever lr" in run(folder, "--resume=grown")
+    assert {check["lever"] for check in json.loads(path.read_text())} == {check["lever"] for check in known}
 
 
 def test_the_hash_of_the_code_covers_what_a_trial_imports():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,6 +40,16 @@ LIBRARIES = (
 TRAINING = ("corrections", "dataset", "features", "parts", "scheduler", "search", "searcher", "trial")
 RECORD = "sweep.json"
 AUTO_COPIES = 8  # of each crystal with `--tta auto`
+# Files that are read again, and what each holds; of levers.json each entry.
+_HOLDS = {
+    RECORD: {"options", "data_sha256"},
+    "results.json": {"options", "trials"},
+    "running.json": {"host", "pid", "started", "token"},
+    "levers.json": {"lever", "values", "difference", "rows"},
+    "packing.json": {"share", "probes"},
+}
+_MADE_AGAIN = ("running.json", "levers.json", "packing.json")  # and so never missed
+_NAME = re.compile(r"\w[\w.+= -]*(?<! )")  # nothing that means something to an address, a shell or a terminal
 
 
 class SweepError(RuntimeError):
@@ -134,11 +145,26 @@ class Folder:
         self.write(name, table.to_csv(index=False))
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of the sweep, or None where there is none."""
+        """A JSON file of the sweep; None where there is none, or a damaged one that is made again.
+
+        Raises:
+            SweepError: it is damaged.
+        """
         try:
-            return json.loads(read_whole(self.filesystem, f"{self.path}/{name}"))
+            content = json.loads(read_whole(self.filesystem, f"{self.path}/{name}"))
         except FileNotFoundError:
             return None
+        except ValueError:
+            content = None
+        entries = content if name == "levers.json" and isinstance(content, list) else [content]
+        if all(isinstance(entry, dict) and _HOLDS.get(name, set()) <= entry.keys() for entry in entries):
+            return content
+        if name in _MADE_AGAIN:
+            return None
+        advice = "delete it, and going on with the sweep makes it again"
+        if name == RECORD:
+            advice = "put back a copy of it, or begin a new sweep under another --name, for it cannot be made again"
+        raise SweepError(f"{self.address}/{name} is damaged: {advice}")
 
     def write_plain_json(self, name: str, content: Any) -> None:
         """Write a JSON file in which an option that was not given is null."""
@@ -186,12 +212,13 @@ def load_options(storage: str, name: str) -> Options:
     return _options_of(_read_record(storage, name), storage, name)
 
 
-def options_to_go_on(storage: str, name: str) -> Options:
-    """The same, for `--resume` and `--extend`.
+def options_to_go_on(storage: str, name: str, option: str) -> Options:
+    """The same, for `--resume` and `--extend`, whichever `option` is.
 
     Raises:
         SweepError: also for one that its queue goes on with, or that other code began.
     """
+    refuse_name(option, name, storage)
     record = _read_record(storage, name)
     if "gate" in record:
         raise SweepError(
@@ -203,10 +230,7 @@ def options_to_go_on(storage: str, name: str) -> Options:
 
 
 def _read_record(storage: str, name: str) -> dict[str, Any]:
-    try:
-        record = Folder(f"{storage}/{name}").read_json(RECORD)
-    except ValueError:
-        record = None
+    record = Folder(f"{storage}/{name}").read_json(RECORD)
     if record is None:
         raise SweepError(f"no sweep {name!r} in {storage}: --resume takes the name of a folder there")
     return record
@@ -234,14 +258,22 @@ def refuse_other_code(record: dict[str, Any], name: str) -> None:
 
 def refuse_taken(options: Options) -> None:
     """Raise SweepError if the name is none of a folder, or a sweep or an average of sweeps has it already."""
-    if "/" in options.name or options.name in ("", ".", ".."):
-        raise SweepError(f"--name {options.name!r}: expected the name of a folder in {options.storage}")
+    refuse_name("--name", options.name, options.storage)
     folder = Folder(f"{options.storage}/{options.name}")
     there = file_names(folder.filesystem, folder.path)
     if "sweep.json" in there:
         raise SweepError(f"sweep {options.name!r} exists in {options.storage}: --resume it, or choose another --name")
     if "results.json" in there:
         raise SweepError(f"{options.name!r} in {options.storage} is an average of sweeps: choose another --name")
+
+
+def refuse_name(option: str, name: str, storage: str) -> None:
+    """Raise SweepError where a name could lead out of the storage, or is not the same in an address."""
+    if not _NAME.fullmatch(name):
+        raise SweepError(
+            f"{option} {name!r}: expected the name of a folder in {storage}: letters, digits, `_`, `-`, `.`, `+`, `=` "
+            "and spaces, a letter, a digit or `_` first"
+        )
 
 
 def run_record() -> dict[str, Any]:

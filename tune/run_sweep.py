@@ -10,6 +10,7 @@ This file is the command line; what a sweep does is `tune/sweep.py`.
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -231,12 +232,15 @@ def main(
             raise SweepError("--only-failed goes with --extend NAME")
         if resume is not None:
             _refuse_changed(context, "--resume", set())
-            options = options_to_go_on(place, resume)
+            options = options_to_go_on(place, resume, "--resume")
         elif extend is not None:
             _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
             wider = load_space(space) if "space" in _given(context) else None
             options = extended(
-                options_to_go_on(place, extend), num_samples=num_samples, space=wider, only_failed=only_failed
+                options_to_go_on(place, extend, "--extend"),
+                num_samples=num_samples,
+                space=wider,
+                only_failed=only_failed,
             )
         else:
             loaded = load_space(space)
@@ -245,7 +249,7 @@ def main(
                 raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             options = Options(
-                name=name or f"{Path(task).name.split('.')[0]}-{loaded.name}-{stamp}",
+                name=f"{own_name(task)}-{own_name(loaded.name)}-{stamp}" if name is None else name,
                 space=loaded,
                 task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
                 target=target,
@@ -289,14 +293,22 @@ def copies(text: str) -> str:
     return text
 
 
+def own_name(file: str) -> str:
+    """Of a task or a space, for the name of a sweep: what a name may not hold is left out."""
+    return re.sub(r"[^\w+=-]", "", Path(file).name.split(".")[0]) or "sweep"
+
+
 def gpu_share(text: str) -> float:
     """What one trial gets of a GPU; a whole one for `auto`, which is measured later. SweepError for anything else."""
     try:
         share = 1.0 if text == "auto" else float(text)
     except ValueError:
         share = -1.0
-    if not (0 <= share <= 1 or (share > 1 and share.is_integer())):
-        raise SweepError(f"--gpus-per-trial {text!r}: expected auto, a share such as 0.25, or whole GPUs")
+    finest = round(share, 4) if 0 <= share <= 1 else share  # Ray counts in steps of 0.0001
+    if finest != share or not (0 <= share <= 1 or (share > 1 and share.is_integer())):
+        raise SweepError(
+            f"--gpus-per-trial {text!r}: expected auto, a share such as 0.25 (of up to 4 decimals), or whole GPUs"
+        )
     return share
 
 
