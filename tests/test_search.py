@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
+import optuna
 import pytest
 import ray.tune
+import torch
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from sqlalchemy import URL
+from sweeps import new, outcome, prepare, run_here
 
+from data.storage import open_folder
 from models.metrics import metric_of
 from tune.experiment import run_experiment
-from tune.options import SweepError
+from tune.options import SweepError, refuse_name
+from tune.run_sweep import gpu_share, own_name
+from tune.scheduler import FILE, ResumableASHA, kept_values
 from tune.searcher import DistinctOptuna, Listed
+from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
+from tune.trial import STATE_FILE
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -168,3 +181,233 @@ def test_listed_configs_are_run_once_each_and_no_more_at_once_than_allowed():
     assert listed.suggest("c") == {"run": {"fold": 2}}
     listed.trials["c"] = trial_of("c", {"run": {"fold": 2}})
     assert listed.suggest("d") == Searcher.FINISHED
+
+
+class Rungs:
+    """ASHA with rungs at epochs 2 and 4, of which one trial in two survives each, in an experiment's folder."""
+
+    def __init__(self, folder, earlier=()):
+        self.folder, self.trials = str(folder), {}
+        self.asha = ResumableASHA(dict(earlier), time_attr="epoch", grace_period=2, max_t=8, reduction_factor=2)
+        self.asha.set_search_properties("loss", "min")
+        self.controller = SimpleNamespace(search_alg=SimpleNamespace(searcher=SimpleNamespace(trials=self.trials)))
+
+    def add(self, name, losses=()):
+        """A trial; one of before, whose checkpoint tells its losses after each epoch."""
+        trial = trial_of(name, {})
+        filesystem, path = open_folder(self.folder)
+        trial.storage = SimpleNamespace(storage_filesystem=filesystem, experiment_fs_path=path)
+        if losses:
+            checkpoint = Path(self.folder, f"trial_{name}/checkpoint_000000")
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            history = [{"epoch": epoch, "val_metric": loss} for epoch, loss in enumerate(losses)]
+            torch.save({"history": history}, checkpoint / STATE_FILE)
+            trial.run_metadata.checkpoint_manager.register_checkpoint(
+                SimpleNamespace(checkpoint=ray.tune.Checkpoint(str(checkpoint), filesystem), metrics={}, index=0)
+            )
+        self.asha.on_trial_add(self.controller, trial)
+
+    def report(self, name, epoch, loss):
+        return self.asha.on_trial_result(self.controller, self.trials[name], {"epoch": epoch, "loss": loss})
+
+    def recorded(self):
+        return [(milestone, dict(recorded)) for milestone, recorded in self.asha._rungs() if recorded]
+
+
+@pytest.fixture
+def rungs(tmp_path):
+    """A good trial that has passed the first rung, and a bad one that was stopped at it."""
+    rungs = Rungs(tmp_path)
+    for name, loss in (("good", 0.5), ("bad", 0.9)):
+        rungs.add(name)
+        assert rungs.report(name, 1, 1.0) == TrialScheduler.CONTINUE
+        assert rungs.report(name, 2, loss) == (TrialScheduler.STOP if name == "bad" else TrialScheduler.CONTINUE)
+    return rungs
+
+
+BEFORE = [(2, {"good": -0.5, "bad": -0.9})]
+
+
+def test_a_trial_that_was_stopped_is_stopped_again_by_the_next_driver(rungs, tmp_path):
+    later = Rungs(tmp_path)
+    later.add("good")
+    later.add("bad")
+    assert later.recorded() == BEFORE
+    assert later.report("bad", 1, 1.0) == TrialScheduler.CONTINUE  # from an older checkpoint: up to where it was
+    assert later.report("bad", 2, 0.9) == TrialScheduler.STOP
+    later.add("next")
+    assert later.report("next", 2, 0.8) == TrialScheduler.STOP
+
+
+def test_trials_that_are_gone_judge_no_others(rungs, tmp_path):
+    later = Rungs(tmp_path)
+    later.add("new")
+    assert later.recorded() == []
+    assert later.report("new", 2, 2.0) == TrialScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"rungs": [[2, {"go', b"{}", b"[1]"])
+def test_damaged_rungs_are_made_again_from_what_trials_have_reported(rungs, tmp_path, capsys, damage):
+    (tmp_path / FILE).write_bytes(damage)
+    later = Rungs(tmp_path)
+    later.add("good", losses=[1.0, 1.0, 0.5, 0.4])
+    later.add("bad", losses=[1.0, 1.0, 0.9])
+    later.add("new")
+    assert later.recorded() == BEFORE
+    assert "are made again" in capsys.readouterr().err
+    assert later.report("new", 2, 0.8) == TrialScheduler.STOP
+    again = Rungs(tmp_path)
+    again.add("bad")
+    assert again.recorded() == [(2, {"bad": -0.9})]
+
+
+def test_an_extended_search_goes_by_its_earlier_trials_too(tmp_path):
+    earlier = {"old": kept_values({}, [{"epoch": epoch, "val_metric": 1 - epoch / 10} for epoch in range(5)], "min")}
+    more = Rungs(tmp_path, earlier)
+    more.add("new")
+    assert more.recorded() == [(4, {"old": -0.6}), (2, {"old": -0.8})]
+    assert more.report("new", 2, 0.85) == TrialScheduler.STOP
+
+
+def test_a_rung_holds_what_was_kept_by_then():
+    history = [{"epoch": epoch, "val_metric": value} for epoch, value in enumerate([3.0, 1.0, 2.0])]
+    assert kept_values({}, history, "min") == [(0, 3.0), (1, 1.0), (2, 1.0)]
+    assert kept_values({}, history, "max") == [(0, 3.0), (1, 3.0), (2, 3.0)]
+    assert kept_values({"keep": "last"}, history, "min") == [(0, 3.0), (1, 1.0), (2, 2.0)]
+
+
+def tracked(folder, *names):
+    """What tracks a search, once trials of it have ended."""
+    space = SearchSpace(name="x", parameters={"freeze_depth": "readout", "lr": {"choice": [0.1, 0.2]}})
+    tracking = Tracking(metric_of("regression"), f"{folder}/search", {}, space)
+    ended = [trial_of(name, {"lr": 0.1, "epochs": 3}, {"kept_val_mae": 1.0, "failed": "so"}) for name in names]
+    tracking.on_experiment_end(ended)
+    return tracking
+
+
+def in_study(folder):
+    address = URL.create("sqlite", database=f"{folder}/optuna.db").render_as_string()
+    return {trial.user_attrs["trial"] for trial in optuna.load_study(storage=address, study_name="search").trials}
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "a#b", "50%41", "{x}", "grün"])
+def test_a_study_is_in_the_folder_of_its_sweep(tmp_path, name):
+    tracked(tmp_path / name, "a")
+    assert (tmp_path / name / "optuna.db").exists()
+    assert in_study(tmp_path / name) == {"a"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("damage", ["cut", "within", "text", "foreign"])
+def test_a_damaged_study_is_moved_aside_and_made_anew(tmp_path, damage, capsys):
+    tracked(tmp_path, "a", "b")
+    file = tmp_path / "optuna.db"
+    content = file.read_bytes()
+    if damage == "foreign":
+        file.unlink()
+        with closing(sqlite3.connect(file)) as other:
+            other.execute("CREATE TABLE studies (name TEXT)")
+    else:
+        middle = content[:9000] + b"x" * 31000 + content[40000:]
+        file.write_bytes({"cut": content[:5000], "within": middle, "text": b"not a database\n" * 50}[damage])
+    before = file.read_bytes()
+    tracking = tracked(tmp_path, "a", "b", "c")
+    assert in_study(tmp_path) == {"a", "b", "c"}
+    moved = (tmp_path / "optuna.db.damaged").read_bytes()
+    assert moved == before or damage == "foreign"  # Optuna has put tables beside it before it noticed
+    assert "optuna.db is damaged or not a study of this sweep" in capsys.readouterr().err
+    tracking.on_experiment_end([trial_of("d", {"lr": 0.2, "epochs": 3}, {"failed": "so"})])
+    assert in_study(tmp_path) == {"a", "b", "c", "d"}
+
+
+def test_a_study_that_cannot_be_written_ends_no_search_and_is_left(tmp_path):
+    (tmp_path / "optuna.db").mkdir()
+    tracked(tmp_path, "a")
+    assert (tmp_path / "optuna.db").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name", ["a?b", "a#b", "a%41", "a/b", "../a", ".", "..", ".a", "", " a", "a ", "a\nb", "a\x1b", "-a"]
+)
+def test_a_name_that_means_something_else_in_an_address_is_refused(name):
+    with pytest.raises(SweepError, match="expected the name of a folder in results"):
+        refuse_name("--name", name, "results")
+
+
+@pytest.mark.parametrize("name", ["a", "A.b_c-d+e", "lr=0.01", "of today", "_x", "2026", "größer"])
+def test_a_plain_name_is_taken(name):
+    refuse_name("--resume", name, "results")
+
+
+def test_the_name_of_a_sweep_comes_of_its_task_and_space():
+    assert [own_name(name) for name in ("demo", "/data/my(new) #1.csv", "???")] == ["demo", "mynew1", "sweep"]
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("0", 0), ("0.25", 0.25), ("0.0001", 0.0001), ("1", 1), ("2", 2), ("auto", 1)]
+)
+def test_a_share_of_a_gpu_is_what_ray_can_count(text, share):
+    assert gpu_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["0.00001", "0.33333", "1.5", "-1", "nan", "inf", "all"])
+def test_another_share_of_a_gpu_is_refused(text):
+    with pytest.raises(SweepError, match="expected auto, a share"):
+        gpu_share(text)
+
+
+SMALL = """\
+num_samples: 4
+grace_epochs: 1
+reduction_factor: 2
+parameters:
+  freeze_depth: readout
+  lr: {loguniform: [0.0005, 0.01]}
+  epochs: 4
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, ray_session):
+    """The folder of a sweep that has ended, and its trials, choice and scores."""
+    folder = prepare(tmp_path_factory.mktemp("search"), every=16, small=SMALL)
+    run_here(folder, *new(folder, "done"), "--folds=0")
+    return folder, outcome((folder / "results/done/results.json").read_text())
+
+
+def checkpoints(folder, search):
+    """States in the last checkpoints of a search's trials, by trial."""
+    trials = sorted((folder / "results/done").glob(f"{search}/trial_*"))
+    return {trial.name: max(trial.glob(f"checkpoint_*/{STATE_FILE}")) for trial in trials if trial.is_dir()}
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "all"])
+@pytest.mark.parametrize("search", ["search_fold_0", "evaluate-*"])
+def test_a_damaged_checkpoint_costs_its_trial_alone(finished, search, damage):
+    folder, expected = finished
+    before = checkpoints(folder, search)
+    times = {name: file.stat().st_mtime_ns for name, file in before.items()}
+    hit = next(iter(before))
+    for file in [before[hit], *(before[hit].parent.parent.glob(f"*/{STATE_FILE}") if damage == "all" else [])]:
+        if damage == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:-300])
+    said = " ".join(run_here(folder, "--resume=done").split())
+    assert "is gone or damaged; its trial goes on" in said
+    assert outcome((folder / "results/done/results.json").read_text()) == expected
+    after = checkpoints(folder, search)
+    assert set(after) == set(before)
+    assert {name for name, file in after.items() if file.stat().st_mtime_ns != times[name]} == {hit}
+
+
+@pytest.mark.parametrize("damage", [b"", b"gone"])
+def test_damaged_rungs_of_a_sweep_that_has_ended_change_nothing(finished, damage):
+    folder, expected = finished
+    file = folder / f"results/done/search_fold_0/{FILE}"
+    if damage == b"gone":
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    run_here(folder, "--resume=done")
+    assert outcome((folder / "results/done/results.json").read_text()) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -29,6 +30,7 @@ def run_experiment(
     callbacks: list[ray.tune.Callback],
     *,
     retry: bool = True,
+    again: Collection[str] = (),
 ) -> list[tuple[dict[str, Any], ray.tune.Result]]:
     """Run a new experiment, or go on with the one in `folder`.
 
@@ -40,6 +42,7 @@ def run_experiment(
         title: for messages.
         callbacks: of a new experiment; one that goes on has its own.
         retry: whether trials that failed get another chance when it goes on.
+        again: ids of trials that have ended, and go on from their newest whole checkpoints.
 
     Returns:
         Config and result of every trial.
@@ -70,6 +73,8 @@ def run_experiment(
             param_space=param_space,
             resume_errored=retry,
         )
+        if again:
+            tuner._local_tuner._tune_config.scheduler.again = again
     else:
         tuner = ray.tune.Tuner(
             trainable,

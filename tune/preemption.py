@@ -1,12 +1,14 @@
-"""What a trial saves when its machine is taken away: the state of training, to the batch.
+"""What a trial saves when it is told to end, by SIGTERM: the state of training, to the batch.
 
-A cloud that takes a spot machine back sends SIGTERM to every process, some 30 seconds before the end.
+It has the time while the Ray that it belongs to lives: a raylet that ends takes its workers with it at once. So whoever
+takes a machine back must tell the trials first, as `cluster.kuberay.yaml` does.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,14 +16,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyarrow import fs
 from ray.tune import Trainable
 from ray.tune.trainable import wrap_function
 
-from data.storage import open_folder, read_whole, write_whole
+from data.storage import StorageError, open_folder, read_whole, write_whole
 from models.model import Run
 
 FILE = "paused.pt"
-GRACE_S = 20.0  # for the batch that is being computed; the cloud gives 30 in all
+GRACE_S = 20.0  # for the batch that is being computed
 
 
 def heeding(trial: Callable[[dict[str, Any]], None]) -> type[Trainable]:
@@ -120,10 +123,18 @@ def load_paused(folder: str, after_epoch: int, device: torch.device) -> dict[str
         device: for the tensors.
     """
     filesystem, path = open_folder(folder)
-    try:
-        content = read_whole(filesystem, f"{path}/{FILE}")
-    except FileNotFoundError:
+    state = read_state(filesystem, f"{path}/{FILE}", device)
+    if state is None:
         return None
-    state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     done = state["history"][-1]["epoch"] if state["history"] else -1
     return state if done in (after_epoch, after_epoch + 1) else None
+
+
+def read_state(filesystem: fs.FileSystem, file: str, device: torch.device) -> dict[str, Any] | None:
+    """What a run has saved of itself in a file; None where that is gone or damaged."""
+    try:
+        return torch.load(io.BytesIO(read_whole(filesystem, file)), map_location=device, weights_only=True)
+    except StorageError:  # the store is away, and what it holds may well be whole
+        raise
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # not there, or cut off
+        return None

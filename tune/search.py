@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,18 +17,17 @@ import torch
 from pyarrow import fs
 
 from data.build_cache import say
-from data.storage import read_whole
 from models.metrics import metric_of
 from tune.dataset import Dataset
 from tune.experiment import run_experiment
 from tune.options import Batch, SweepError
-from tune.preemption import heeding
-from tune.scheduler import ResumableASHA, ToTheEnd
+from tune.preemption import heeding, read_state
+from tune.scheduler import ResumableASHA, ToTheEnd, kept_values
 from tune.searcher import DistinctOptuna, Generator, Listed
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, run_trial
+from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, run_trial, saved_state
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def _search(
         num_samples=batch.num_samples,
         search_alg=Generator(DistinctOptuna(seed + number, batch.num_samples, resources.max_concurrent, points)),
         scheduler=ResumableASHA(
-            f"{folder}-rungs.json",
+            {one.trial_id: kept_values(one.config, one.history, metric.mode) for one in earlier},
             time_attr="epoch",
             max_t=space.most("epochs"),
             grace_period=min(space.grace_epochs, space.most("epochs")),  # a fit at once is one epoch
@@ -176,7 +174,8 @@ def _search(
     )
     _allow_pending(batch.num_samples, resources)
     title = f"search fold {fold}"
-    results = run_experiment(
+    experiment = partial(
+        run_experiment,
         trainable,
         {**space.ray_space(), "model": space.model, "fold": fold, "seed": seed},
         tune_config,
@@ -189,8 +188,8 @@ def _search(
         ],
         retry=number == len(batches) - 1,
     )
-    outcomes = [_outcome(result, config) for config, result in results]
-    if len(results) < batch.num_samples:
+    outcomes = _outcomes(experiment, title)
+    if len(outcomes) < batch.num_samples:
         say(f"  {title}: all {space.size} configurations of the space were tried")
     return outcomes
 
@@ -245,7 +244,8 @@ def train_chosen(
         trial_dirname_creator=lambda trial: f"trial_{trial.trial_id}",
     )
     _allow_pending(len(runs), resources)
-    results = run_experiment(
+    experiment = partial(
+        run_experiment,
         _trainable(dataset, dataset.trial_folds, resources, folder, predict_test=predict_test, copies=copies),
         {},
         tune_config,
@@ -253,8 +253,11 @@ def train_chosen(
         title,
         [Tracking(metric, folder, validation_targets(dataset)), Terminal(title, len(runs), metric), *watch],
     )
-    by_run = {json.dumps(config["run"], sort_keys=True): result for config, result in results}
-    return [_outcome(by_run[json.dumps(run, sort_keys=True)], run) for run in runs]
+    by_run = {
+        json.dumps({"fold": one.fold, "model": one.model, **one.config}, sort_keys=True): one
+        for one in _outcomes(experiment, title)
+    }
+    return [by_run[json.dumps(run, sort_keys=True)] for run in runs]
 
 
 def validation_targets(dataset: Dataset) -> dict[int, np.ndarray]:
@@ -295,24 +298,50 @@ def _trainable(
     )
 
 
-def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome:
+def _outcomes(experiment: Callable[..., list[tuple[dict[str, Any], ray.tune.Result]]], title: str) -> list[Outcome]:
+    """Run an experiment and read how its trials ended.
+
+    A trial that has ended, and whose last checkpoint cannot be read, goes on from the one before, or begins anew.
+
+    Raises:
+        SweepError: it cannot be read then, either.
+    """
+    damaged: dict[str, str] = {}
+    for _ in range(2):
+        results = experiment(again=damaged)
+        outcomes = [_outcome(result, config.get("run", config)) for config, result in results]
+        damaged = {
+            _trial_id(result): f"{result.checkpoint.path}/{STATE_FILE}"
+            for (_, result), outcome in zip(results, outcomes, strict=True)
+            if outcome is None
+        }
+        if not damaged:
+            return [outcome for outcome in outcomes if outcome is not None]
+        for file in damaged.values():
+            say(f"  {title}: {file} is gone or damaged; its trial goes on from its checkpoint before, or begins anew")
+    raise SweepError(
+        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then --resume"
+    )
+
+
+def _trial_id(result: ray.tune.Result) -> str:
+    return result.path.rstrip("/").rsplit("trial_", 1)[-1]
+
+
+def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome | None:
+    """How a trial has ended; None for one that did not fail and whose last checkpoint is gone or damaged."""
     state: dict[str, Any] = {"history": [], "kept_epoch": -1, "trained_parameters": {}, "device": "none"}
     state["val_predictions"] = torch.empty(0)
     folder = None
     if result.checkpoint:
-        folder = (result.checkpoint.filesystem, result.checkpoint.path)
-        file = f"{folder[1]}/{STATE_FILE}"
-        try:
-            state = torch.load(io.BytesIO(read_whole(folder[0], file)), map_location="cpu", weights_only=True)
-        except (FileNotFoundError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-            search = folder[1].rsplit("/", 2)[0]
-            raise SweepError(
-                f"{file} is gone or damaged, and its trial had ended. Put it back, or delete {search}: its trials are "
-                "then run anew"
-            ) from None
+        folder, cpu = (result.checkpoint.filesystem, result.checkpoint.path), torch.device("cpu")
+        found = read_state(folder[0], f"{folder[1]}/{STATE_FILE}", cpu)
+        if found is None and result.error is None:
+            return None
+        state = found or saved_state(result.checkpoint, cpu) or state
     kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
     return Outcome(
-        trial_id=result.path.rstrip("/").rsplit("trial_", 1)[-1],
+        trial_id=_trial_id(result),
         fold=config["fold"],
         model=config["model"],
         config={field: value for field, value in config.items() if field not in ("fold", "model")},

@@ -8,6 +8,7 @@ The lines and the table on the terminal are `tune/terminal.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,13 +21,19 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState, create_trial
 from ray.tune import Callback
 from ray.tune.experiment import Trial
+from sqlalchemy import URL
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from torch.utils.tensorboard import SummaryWriter
 
+from data.build_cache import say
 from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.space import SearchSpace
 from tune.trial import saved_state
 
+STUDIES = "optuna.db"
+# What Optuna raises where the file is damaged, or another program's.
+_STUDY_FAULTS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, ValueError, KeyError, TypeError)
 MANY = 2000  # points above which a parity plot shows their density
 
 
@@ -74,8 +81,7 @@ class Tracking(Callback):
             figure = _parity(self.val_targets[fields["fold"]], state["val_predictions"].numpy(), self.metric)
             writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
         self._close(trial)
-        with suppress(optuna.exceptions.StorageInternalError):  # a full disk: the search's end adds what is missing
-            self._add_to_study(trial, state)
+        self._bring_up_to_date([trial], lambda _: state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Close its events."""
@@ -83,10 +89,7 @@ class Tracking(Callback):
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Bring the study up to date: an earlier driver may have died between a trial's end and its entry."""
-        with suppress(optuna.exceptions.StorageInternalError):
-            for trial in trials if self.space is not None else []:
-                if trial.trial_id not in self._known():
-                    self._add_to_study(trial, _state(trial))
+        self._bring_up_to_date(trials, _state)
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:
@@ -97,25 +100,47 @@ class Tracking(Callback):
         if trial.trial_id in self.writers:
             self.writers.pop(trial.trial_id).close()
 
+    def _bring_up_to_date(self, trials: list[Trial], read: Callable[[Trial], dict[str, Any] | None]) -> None:
+        """Add trials that the study lacks; `read` gives a trial's state. It is a copy for people: it ends no sweep."""
+        if self.space is None:
+            return
+        for attempt in (1, 2):
+            try:
+                for trial in trials:
+                    if trial.trial_id not in self._known():
+                        self._add_to_study(trial, read(trial), self.space)
+                return
+            except _STUDY_FAULTS as problem:
+                self.study = None
+                if _of_the_disk(problem) or attempt == 2:
+                    return  # it may be full, or the file locked: the search's end adds what is missing
+                self._move_aside()
+
+    def _move_aside(self) -> None:
+        """A damaged file out of the way; the end of each search fills the new one."""
+        file = self.events.parent / STUDIES
+        say(f"{file} is damaged or not a study of this sweep: it is now {file.name}.damaged, and is made anew")
+        for suffix in ("-journal", ""):  # a journal that stayed would be taken for the new file's
+            with suppress(OSError):
+                Path(f"{file}{suffix}").replace(f"{file}.damaged{suffix}")
+
     def _known(self) -> set[str]:
         """Trials in the study, which is opened the first time."""
-        assert self.space is not None
         if self.study is None:
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             self.events.parent.mkdir(parents=True, exist_ok=True)
             self.study = optuna.create_study(
-                storage=f"sqlite:///{self.events.parent / 'optuna.db'}",
+                # Written by SQLAlchemy: in an address of its kind a `?` of the path begins the options.
+                storage=URL.create("sqlite", database=str(self.events.parent / STUDIES)).render_as_string(),
                 study_name=self.events.name,
                 direction="minimize" if self.metric.mode == "min" else "maximize",
                 load_if_exists=True,
             )
-            self.in_study = {known.user_attrs["trial"] for known in self.study.trials}
+            self.in_study = {known.user_attrs.get("trial", "") for known in self.study.trials}
         return self.in_study
 
-    def _add_to_study(self, trial: Trial, state: dict[str, Any] | None) -> None:
+    def _add_to_study(self, trial: Trial, state: dict[str, Any] | None, space: SearchSpace) -> None:
         """A copy of the search for people: the sampler's own study lives in Ray's snapshots, which a resume needs."""
-        if self.space is None or trial.trial_id in self._known():
-            return
         assert self.study is not None
         history = state["history"] if state else []
         value = trial.last_result.get(f"kept_val_{self.metric.name}")
@@ -127,8 +152,8 @@ class Tracking(Callback):
         entry = create_trial(
             state=ended,
             value=None if ended == TrialState.FAIL else value,
-            params={field: trial.config[field] for field in self.space.searched},
-            distributions=self.space.distributions(),
+            params={field: trial.config[field] for field in space.searched},
+            distributions=space.distributions(),
             intermediate_values={epoch["epoch"]: epoch["val_metric"] for epoch in history},
             user_attrs={"trial": trial.trial_id},
         )
@@ -141,6 +166,13 @@ class Tracking(Callback):
 def _state(trial: Trial) -> dict[str, Any] | None:
     """What a trial's newest checkpoint says; None where it has none that is whole."""
     return saved_state(trial.checkpoint, torch.device("cpu")) if trial.checkpoint else None
+
+
+def _of_the_disk(problem: Exception) -> bool:
+    """Whether an error is not of what is in the file: SQLite says so, by itself or as what Optuna's error came of."""
+    cause = problem if isinstance(problem, OperationalError) else problem.__cause__
+    of_the_content = "SQLITE_ERROR"  # a table or column that is not there
+    return isinstance(cause, OperationalError) and getattr(cause.orig, "sqlite_errorname", "") != of_the_content
 
 
 def _parity(labels: np.ndarray, predicted: np.ndarray, metric: Metric) -> Figure:

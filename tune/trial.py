@@ -5,8 +5,6 @@ Ray Tune calls `run_trial`. The models, and the training loop itself, are in `mo
 
 from __future__ import annotations
 
-import io
-import pickle
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +16,6 @@ import torch
 from pyarrow import fs
 
 from data.allocator import keep_freed_memory
-from data.storage import StorageError, read_whole
 from data.task_table import Quantity
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
@@ -27,7 +24,7 @@ from models.model import Fitted, Run, TrainingPart, TrainingRows
 from models.registry import open_model
 from models.train import NonFiniteLossError
 from models.tta import averaged, judge
-from tune.preemption import load_paused, watched
+from tune.preemption import load_paused, read_state, watched
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
@@ -152,13 +149,8 @@ def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[s
     beside = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
     others = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_")), reverse=True)
     for place in [path, *(other for other in others if other != path)]:
-        try:
-            content = read_whole(filesystem, f"{place}/{STATE_FILE}")
-            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        except StorageError:  # the store is away, and what it holds may well be whole
-            raise
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # not there, or cut off
-            continue
+        if (state := read_state(filesystem, f"{place}/{STATE_FILE}", device)) is not None:
+            return state
     return None
 
 
