@@ -84,6 +84,30 @@ def test_a_driver_on_another_machine_lives_while_it_says_so(tmp_path, monkeypatc
         assert folder.read_json(FILE)["pid"] == os.getpid()
 
 
+@pytest.mark.parametrize(
+    ("other", "at_once"),
+    [({}, True), ({"boot": "another"}, False), ({"pid_namespace": "pid:[1]"}, False), ({"boot": claim.UNKNOWN}, False)],
+)
+def test_a_process_is_known_to_be_gone_on_its_own_machine_alone(tmp_path, monkeypatch, other, at_once):
+    """Of containers that are named alike each has processes of its own."""
+    monkeypatch.setattr(claim, "WATCH_S", 1.0)
+    with claimed(Folder(str(tmp_path))):
+        held = Folder(str(tmp_path)).read_json(FILE)
+    assert held["boot"] != claim.UNKNOWN
+    Folder(str(tmp_path)).write_json(FILE, {**held, "pid": 2**22 + 1, **other})
+    began = time.monotonic()
+    with claimed(Folder(str(tmp_path))):
+        waited = time.monotonic() - began - claim.SETTLE_S
+    assert (waited < claim.WATCH_S) == at_once
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"host": "x"', "[]"])
+def test_a_damaged_claim_counts_as_none(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    with claimed(Folder(str(tmp_path))):
+        assert Folder(str(tmp_path)).read_json(FILE)["pid"] == os.getpid()
+
+
 def test_a_driver_that_was_taken_for_dead_ends(tmp_path):
     """A machine that stood still must not write beside the one that has gone on with its sweep."""
     taken = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": 0}

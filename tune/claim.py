@@ -19,7 +19,7 @@ from tune.options import Folder, SweepError
 FILE = "running.json"
 BEAT_S = 20.0  # how often a driver says that it is alive
 WATCH_S = 70.0  # how long one on another machine is watched for that
-UNKNOWN = "unknown"  # when a process began: it is gone, or this system does not tell
+UNKNOWN = "unknown"  # when a process began: it is gone; or what this system does not tell
 SETTLE_S = 0.5  # in which of two that start together the one that wrote first sees the other
 
 
@@ -27,8 +27,9 @@ SETTLE_S = 0.5  # in which of two that start together the one that wrote first s
 def claimed(folder: Folder) -> Iterator[None]:
     """Hold a sweep's folder while the body runs.
 
-    A driver that was killed leaves its claim behind. On the same machine it is known to be gone at once. One on another
-    machine is watched for a sign of life; the clocks of two machines, which may differ or jump, are never compared.
+    A driver that was killed leaves its claim behind. On the same machine it is known to be gone at once. One elsewhere,
+    be it in another container or before the machine was started anew, is watched for a sign of life; the clocks of two
+    machines, which may differ or jump, are never compared.
 
     Raises:
         SweepError: another driver runs this sweep; the message says where.
@@ -36,7 +37,7 @@ def claimed(folder: Folder) -> Iterator[None]:
     other = folder.read_json(FILE)
     if other is not None and _alive(folder, other):
         raise _refusal(folder, other)
-    claim = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
+    claim = {**_here(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
     _beat(folder, claim, 0)
     time.sleep(SETTLE_S)
     now = folder.read_json(FILE)
@@ -73,7 +74,8 @@ def _beat(folder: Folder, claim: dict[str, Any], number: int) -> None:
 
 
 def _alive(folder: Folder, claim: dict[str, Any]) -> bool:
-    if claim["host"] == platform.node() and claim["started"] != UNKNOWN:
+    here = _here()
+    if UNKNOWN not in (*here.values(), claim["started"]) and all(claim.get(key) == here[key] for key in here):
         return claim["pid"] != os.getpid() and _started(claim["pid"]) == claim["started"]
     say(f"{folder.address} was being run on {claim['host']}; waiting up to {WATCH_S:.0f} s for a sign of life")
     until = time.monotonic() + WATCH_S
@@ -85,6 +87,15 @@ def _alive(folder: Folder, claim: dict[str, Any]) -> bool:
         if now != claim:
             return True
     return False
+
+
+def _here() -> dict[str, str]:
+    """Where a process number means this process: containers on two machines may be named alike."""
+    boot, space = UNKNOWN, UNKNOWN
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        space = str(Path("/proc/self/ns/pid").readlink())
+    return {"host": platform.node(), "boot": boot, "pid_namespace": space}
 
 
 def _started(pid: int) -> str:
