@@ -180,6 +180,14 @@ def broken(old, new):
         (broken("experiments:", "experiment:"), "A queue has `baseline`"),
         (broken("seeds: 2", "seeds: 0"), "seeds: Input should be greater than or equal to 1"),
         ("[1, 2", "not YAML"),
+        *[
+            (broken("  never:", f"  '{name}':"), f"experiment {name!r}: the name becomes a folder")
+            for name in ("../../evil", "a/b", ".", "..", ".hidden", "", "a b", "seed_1", "ensemble", "reference")
+        ],
+        *[
+            (broken("stop_above: 1000.0", f"stop_above: {value}"), "gate.stop_above: Input should be a finite number")
+            for value in (".nan", ".inf")
+        ],
     ],
 )
 def test_a_mistake_is_named(tmp_path, text, says):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from models.registry import ModelError, open_model
 from tune.space import SPACES_FOLDER, SearchSpace, SpaceError, combinations, field_problem, model_file
 from tune.yaml_lines import repeated_key
 
 BASELINE = "baseline"
+# An experiment is a folder in the queue's; these are what the folder of a run has inside.
+_NAME = re.compile(r"(?!(?:seed_\d+|ensemble|reference)$)[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 class Gate(BaseModel):
@@ -26,8 +29,8 @@ class Gate(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    continue_below: float | None = None
-    stop_above: float | None = None
+    continue_below: FiniteFloat | None = None
+    stop_above: FiniteFloat | None = None
 
 
 class _Baseline(BaseModel):
@@ -123,6 +126,11 @@ def _experiment(path: Path, file: _File, name: str, change: dict[str, Any]) -> E
     if name == BASELINE and change:
         raise SpaceError(f"{path}: an experiment cannot be called {BASELINE!r}")
     where = f"{path}, experiment {name!r}"
+    if not _NAME.fullmatch(name):
+        raise SpaceError(
+            f"{where}: the name becomes a folder: letters, digits, `_`, `-` and `.`, not beginning with `.`, and not "
+            "seed_N, ensemble or reference, which stand for parts of a run"
+        )
     several = change.pop("several", False)
     if several not in (True, False):
         raise SpaceError(f"{where}: several is {several!r}, expected true or false")
