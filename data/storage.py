@@ -297,14 +297,17 @@ def _upload(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
 
 def _write_aside(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
     """Write beside, then rename."""
-    if filesystem.type_name == "local" and shutil.disk_usage(path.rsplit("/", 1)[0]).free < _RESERVE:
+    folder, local = path.rsplit("/", 1)[0], filesystem.type_name == "local"
+    if local and shutil.disk_usage(folder).free < _RESERVE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
     for attempt in range(1, _ATTEMPTS + 1):
-        aside = f"{path.rsplit('/', 1)[0]}/.part-{uuid.uuid4().hex}"
+        aside = f"{folder}/.part-{uuid.uuid4().hex}"
         try:
             _put(filesystem, aside, content)
+            if local:
+                _to_disk(aside)  # else a power cut could leave the new name and nothing in it
             filesystem.move(aside, path)
-            return
+            break
         except FileNotFoundError:  # a second build of the same cache took it for a dead one's leftover
             if attempt == _ATTEMPTS:
                 raise
@@ -312,3 +315,15 @@ def _write_aside(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
             with suppress(OSError):  # half of it would fill a full disk for good
                 filesystem.delete_file(aside)
             raise
+    if local:
+        with suppress(OSError):  # some network disks cannot do this to a folder; the file is there
+            _to_disk(folder)
+
+
+def _to_disk(path: str) -> None:
+    """Wait until a file's content, or a folder's names, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

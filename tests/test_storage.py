@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -346,3 +347,32 @@ def test_a_store_that_cannot_be_used_is_refused_at_once(folder, server, monkeypa
         check_storage({"--storage": str(folder), "--cache": place}, cluster=False)
     assert str(caught.value).startswith("--cache: ")
     assert not list(folder.glob(".probe-*"))
+
+
+@pytest.mark.parametrize("option", ["--storage", "--cache"])
+def test_a_folder_that_cannot_be_one_is_refused_with_its_option(tmp_path, option):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file/inside"):
+        with pytest.raises(StorageError, match=f"^{option} {place}: nothing can be written there") as caught:
+            check_storage({option: str(place)}, cluster=False)
+        assert "Give a folder that is yours to write to" in str(caught.value)
+
+
+def test_a_folder_on_a_disk_that_is_only_read_is_refused(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=f"^--storage {small_disk}: .*Read-only file system"):
+        check_storage({"--storage": str(small_disk)}, cluster=False)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """And then its name: a power cut leaves the old file or the new one."""
+    (tmp_path / "file").write_bytes(b"old")
+    done = []
+
+    def note(descriptor):
+        what = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append((what.name if what.is_dir() else what.read_bytes(), (tmp_path / "file").read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_whole(*open_folder(tmp_path / "file"), b"new")
+    assert done == [(b"new", b"old"), (tmp_path.name, b"new")]

@@ -43,6 +43,11 @@ def check_storage(places: dict[str, str], *, cluster: bool) -> None:
                 _delete(file)
         except StorageError as problem:
             raise StorageError(f"{option}: {problem}") from problem
+        except OSError as problem:
+            why = f"{type(problem).__name__}: {os.strerror(problem.errno) if problem.errno else problem}"
+            raise StorageError(
+                f"{option} {address}: nothing can be written there ({why}). Give a folder that is yours to write to"
+            ) from problem
         except SweepError as problem:
             raise SweepError(f"{option} {address}: {problem}") from problem
 
