@@ -17,6 +17,7 @@ from typing import Annotated
 
 import ray
 import typer
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -193,13 +194,19 @@ def connect(address: str | None = None) -> None:
         # Nodes of a cluster have the project installed, but perhaps not this version of it.
         repository = Path(__file__).resolve().parent.parent
         runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
-    ray.init(
-        address=address or "local",  # without an address Ray would join whatever cluster it finds here
-        runtime_env=runtime_env,
-        include_dashboard=False if address is None else None,
-        logging_level="warning",
-        log_to_driver=False,
-    )
+    # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
+    # imported, so that to set it there would be too late.
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
+    try:
+        ray.init(
+            address=address or "local",  # without an address Ray would join whatever cluster it finds here
+            runtime_env=runtime_env,
+            include_dashboard=False if address is None else None,
+            logging_level="warning",
+            log_to_driver=False,
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def default_cache() -> Path:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ SERVER = """\
 import ray, sys
 from data.build_cache import connect
 connect()
+ray.get(ray.remote(lambda: None).remote())  # a worker
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
@@ -73,7 +75,18 @@ def test_no_secret_of_the_environment_is_in_what_a_sweep_leaves(tmp_path):
     assert not [path for path in left if KEY.encode() in path.read_bytes()]
 
 
-def test_ray_on_this_machine_answers_to_its_token_alone(tmp_path):
+def listeners(pid):
+    """Program and address of every TCP port that a process or one of its descendants listens on."""
+    found = set()
+    process = psutil.Process(pid)
+    for one in [process, *process.children(recursive=True)]:
+        for connection in one.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                found.add((one.name(), connection.laddr.ip))
+    return found
+
+
+def test_ray_on_this_machine_is_seen_by_it_alone_and_answers_to_its_token_alone(tmp_path):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     home.mkdir()
     elsewhere.mkdir()
@@ -82,8 +95,15 @@ def test_ray_on_this_machine_answers_to_its_token_alone(tmp_path):
     def client(home, **more):
         return subprocess.run(
             [sys.executable, "-c", CLIENT, address],
-            # One attempt: left alone, a client that was refused asks for 20 seconds more.
-            env={**environment, "HOME": str(home), "RAY_NUM_REDIS_GET_RETRIES": "1", **more},
+            # One attempt: left alone, a client that was refused asks for 20 seconds more. And at 127.0.0.1, of which a
+            # client makes this machine's other address unless it is told that there are no clusters.
+            env={
+                **environment,
+                "HOME": str(home),
+                "RAY_NUM_REDIS_GET_RETRIES": "1",
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+                **more,
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -100,6 +120,7 @@ def test_ray_on_this_machine_answers_to_its_token_alone(tmp_path):
     with server:
         address = server.stdout.readline().strip()
         try:
+            listening = listeners(server.pid)
             own = client(home, RAY_AUTH_MODE="token")
             given = client(elsewhere, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=(home / ".ray/auth_token").read_text())
             # A client in mode `token` that has none gives up by itself; one that is told to do without asks.
@@ -107,6 +128,8 @@ def test_ray_on_this_machine_answers_to_its_token_alone(tmp_path):
             other = client(elsewhere, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
         finally:
             server.stdin.close()
+    assert {"gcs_server", "raylet"} <= {program for program, _ in listening}
+    assert {place for _, place in listening} <= {"127.0.0.1", "::ffff:127.0.0.1"}, listening
     for allowed in (own, given):
         assert allowed.returncode == 0, allowed.stderr
         assert allowed.stdout.strip() == "ran"
