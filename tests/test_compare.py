@@ -16,11 +16,13 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from models.metrics import metric_of
-from tune.compare import COLOURS, app, compare, config_differences, curves, differences, report
+from tune.compare import COLOURS, app, config_differences, curves, report
+from tune.comparison import compare, differences
 from tune.options import Options
-from tune.paired import Pair, difference, fold_scores, judge, seed_noise, weighted_auc
+from tune.paired import Pair, difference, fold_scores, weighted_auc
 from tune.runs import RunError, SweepRun, finished_runs, judged, load_sweep
 from tune.space import load_space
+from tune.verdict import judge, seed_noise
 
 REPOSITORY = Path(__file__).parents[1]
 MAE, ROCAUC = metric_of("regression"), metric_of("classification")

@@ -10,7 +10,7 @@ from click.testing import Result
 from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
-from tune.compare import compare
+from tune.comparison import compare
 from tune.ensemble import app, average, collect, tables
 from tune.ranking import sections
 from tune.runs import RunError, SweepRun, chose_by_validation, contribution, load_sweep

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from data.folds import make_folds
 from data.task_table import official_task
 from models.metrics import metric_of
-from tune.compare import compare
+from tune.comparison import compare
 from tune.leaderboard import FILES, app, cells, facts
 from tune.peers import peer_tables, read_peers
 from tune.ranking import Section, mean_scores, pooled_spread, sections

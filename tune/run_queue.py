@@ -3,7 +3,7 @@
     python tune/run_queue.py --queue daily --task matbench_mp_e_form
 
 An experiment is a sweep without a search, in `ray_results/NAME/EXPERIMENT`; the same command goes on where a killed
-one was. Verdicts and ranks are by validation parts (`tune/paired.py`): choosing by them looks at no test crystal. The
+one was. Verdicts and ranks are by validation parts (`tune/verdict.py`): choosing by them looks at no test crystal. The
 difference on the test parts stands beside them, to report.
 """
 
@@ -21,7 +21,7 @@ from data.rows import Rows
 from data.tasks import Task
 from models.metrics import metric_of
 from tune.claim import claimed
-from tune.compare import compare
+from tune.comparison import compare
 from tune.dataset import Dataset
 from tune.levers import NOT_COMPARED
 from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, run_record
