@@ -227,12 +227,13 @@ def test_mixing_at_a_share_of_one_changes_nothing_and_at_a_half_both_count(data,
     def mixed(share, seed=0):
         return outputs(Mix(partner, share, torch.Generator().manual_seed(seed)))
 
-    plain = outputs(None)
-    torch.testing.assert_close(mixed(1.0), plain)
-    # With nothing of itself left a crystal is its partner, but for which atoms are drawn: right on average.
-    mean = torch.stack([mixed(0.0, seed) for seed in range(400)]).mean(0)
-    assert float((mean - plain[partner]).abs().max()) < 0.35 * float((plain - plain[partner]).abs().min())
-    assert float((mixed(0.5) - plain).abs().min()) > 1e-3
+    with one_thread():
+        plain = outputs(None)
+        torch.testing.assert_close(mixed(1.0), plain)
+        # With nothing of itself left a crystal is its partner, but for which atoms are drawn: right on average.
+        mean = torch.stack([mixed(0.0, seed) for seed in range(100)]).mean(0)
+        assert float((mean - plain[partner]).abs().max()) < 0.35 * float((plain - plain[partner]).abs().min())
+        assert float((mixed(0.5) - plain).abs().min()) > 1e-3
 
 
 def test_moved_crystals_are_moved_as_much_as_asked_and_the_given_ones_not_at_all(data):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -301,9 +300,6 @@ def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
         def __getattribute__(self, name: str) -> Any:
             if name in fields:
                 read.add(name)
-            # As `vars` does. Pydantic looks there for a copy or a text, functools for a cached property.
-            elif name == "__dict__" and not _called_by("pydantic", "functools"):
-                read.update(fields)
             return super().__getattribute__(name)
 
         def __iter__(self) -> Any:  # as `dict` does
@@ -319,8 +315,3 @@ def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
             return super().model_dump_json(**options)
 
     return Watched.model_construct(**config.model_dump()), read
-
-
-def _called_by(*packages: str) -> bool:
-    """Whether the caller of the function that asks is code of one of these."""
-    return sys._getframe(2).f_globals.get("__name__", "").partition(".")[0] in packages
