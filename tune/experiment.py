@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import ray.tune
 from ray.tune.error import TuneError
 
+from data.build_cache import say
 from data.storage import StorageError, file_names, open_folder
 from tune.options import SweepError
 from tune.terminal import Terminal
+from tune.trial import STATE_FILE
+
+T = TypeVar("T")
+Config = dict[str, Any]
 
 # Restarts of a trial from its last checkpoint before it counts as failed. Machines that are taken away count, too.
 MAX_FAILURES = 5
@@ -31,7 +36,7 @@ def run_experiment(
     *,
     retry: bool = True,
     again: Collection[str] = (),
-) -> list[tuple[dict[str, Any], ray.tune.Result]]:
+) -> list[tuple[Config, ray.tune.Result]]:
     """Run a new experiment, or go on with the one in `folder`.
 
     Args:
@@ -105,6 +110,46 @@ def run_experiment(
     if unfinished:
         raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
     return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
+
+
+def run_until_read(
+    experiment: Callable[..., list[tuple[Config, ray.tune.Result]]],
+    read: Callable[[ray.tune.Result, Config], T | None],
+    title: str,
+) -> list[T]:
+    """Run an experiment and read how its trials ended.
+
+    A trial that has ended, and whose last checkpoint cannot be read, goes on from the one before, or begins anew.
+
+    Args:
+        experiment: `run_experiment` with all its arguments but `again`.
+        read: gives what a result says; None for one whose last checkpoint is gone or damaged.
+        title: for messages.
+
+    Raises:
+        SweepError: a checkpoint cannot be read then, either.
+    """
+    damaged: dict[str, str] = {}
+    for _ in range(2):
+        results = experiment(again=damaged)
+        found = [read(result, config.get("run", config)) for config, result in results]
+        damaged = {
+            trial_id(result): f"{result.checkpoint.path}/{STATE_FILE}"
+            for (_, result), one in zip(results, found, strict=True)
+            if one is None and result.checkpoint
+        }
+        if not damaged:
+            return [one for one in found if one is not None]
+        for file in damaged.values():
+            say(f"  {title}: {file} is gone or damaged; its trial goes on from its checkpoint before, or begins anew")
+    raise SweepError(
+        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then --resume"
+    )
+
+
+def trial_id(result: ray.tune.Result) -> str:
+    """Of the trial that a result is of."""
+    return result.path.rstrip("/").rsplit("trial_", 1)[-1]
 
 
 def _refuse_other_clock(newest: str, title: str) -> None:

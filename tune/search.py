@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ from pyarrow import fs
 from data.build_cache import say
 from models.metrics import metric_of
 from tune.dataset import Dataset
-from tune.experiment import run_experiment
-from tune.options import Batch, SweepError
+from tune.experiment import run_experiment, run_until_read, trial_id
+from tune.options import Batch
 from tune.preemption import heeding, read_state
 from tune.scheduler import ResumableASHA, ToTheEnd, kept_values
 from tune.searcher import DistinctOptuna, Generator, Listed
@@ -188,7 +188,7 @@ def _search(
         ],
         retry=number == len(batches) - 1,
     )
-    outcomes = _outcomes(experiment, title)
+    outcomes = run_until_read(experiment, _outcome, title)
     if len(outcomes) < batch.num_samples:
         say(f"  {title}: all {space.size} configurations of the space were tried")
     return outcomes
@@ -255,7 +255,7 @@ def train_chosen(
     )
     by_run = {
         json.dumps({"fold": one.fold, "model": one.model, **one.config}, sort_keys=True): one
-        for one in _outcomes(experiment, title)
+        for one in run_until_read(experiment, _outcome, title)
     }
     return [by_run[json.dumps(run, sort_keys=True)] for run in runs]
 
@@ -298,36 +298,6 @@ def _trainable(
     )
 
 
-def _outcomes(experiment: Callable[..., list[tuple[dict[str, Any], ray.tune.Result]]], title: str) -> list[Outcome]:
-    """Run an experiment and read how its trials ended.
-
-    A trial that has ended, and whose last checkpoint cannot be read, goes on from the one before, or begins anew.
-
-    Raises:
-        SweepError: it cannot be read then, either.
-    """
-    damaged: dict[str, str] = {}
-    for _ in range(2):
-        results = experiment(again=damaged)
-        outcomes = [_outcome(result, config.get("run", config)) for config, result in results]
-        damaged = {
-            _trial_id(result): f"{result.checkpoint.path}/{STATE_FILE}"
-            for (_, result), outcome in zip(results, outcomes, strict=True)
-            if outcome is None
-        }
-        if not damaged:
-            return [outcome for outcome in outcomes if outcome is not None]
-        for file in damaged.values():
-            say(f"  {title}: {file} is gone or damaged; its trial goes on from its checkpoint before, or begins anew")
-    raise SweepError(
-        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then --resume"
-    )
-
-
-def _trial_id(result: ray.tune.Result) -> str:
-    return result.path.rstrip("/").rsplit("trial_", 1)[-1]
-
-
 def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome | None:
     """How a trial has ended; None for one that did not fail and whose last checkpoint is gone or damaged."""
     state: dict[str, Any] = {"history": [], "kept_epoch": -1, "trained_parameters": {}, "device": "none"}
@@ -341,7 +311,7 @@ def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome | None:
         state = found or saved_state(result.checkpoint, cpu) or state
     kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
     return Outcome(
-        trial_id=_trial_id(result),
+        trial_id=trial_id(result),
         fold=config["fold"],
         model=config["model"],
         config={field: value for field, value in config.items() if field not in ("fold", "model")},
