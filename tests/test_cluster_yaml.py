@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,14 +141,16 @@ KUBERAY_FIELDS = {
     "autoscalerOptions": {"upscalingMode", "idleTimeoutSeconds", "resources", "version"},
     "head": {"serviceType", "rayStartParams", "template"},
     "worker": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
-    "pod": {"serviceAccountName", "nodeSelector", "tolerations", "containers"},
-    "container": {"name", "image", "resources"},
+    "pod": {"serviceAccountName", "nodeSelector", "tolerations", "terminationGracePeriodSeconds", "containers"},
+    "container": {"name", "image", "resources", "lifecycle"},
     "RayJob": {"clusterSelector", "entrypoint"},
 }
 
 
 def kuberay_faults(documents: dict[str, Any]) -> Iterator[str]:
     """Of KubeRay and of GKE."""
+    from tune.preemption import GRACE_S  # here, for torch takes seconds to import
+
     spec = documents["RayCluster"]["spec"]
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]
     parts = [("RayCluster", spec), ("autoscalerOptions", spec["autoscalerOptions"]), ("head", head)]
@@ -174,6 +178,10 @@ def kuberay_faults(documents: dict[str, Any]) -> Iterator[str]:
     for worker in workers:
         if not 0 <= worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]:
             yield f"{worker['groupName']}: replicas are not between their limits"
+        pod = worker["template"]["spec"]
+        waits = re.search(r"waited -lt (\d+)", str(pod["containers"][0].get("lifecycle")))
+        if not waits or not GRACE_S < int(waits[1]) < pod.get("terminationGracePeriodSeconds", 30):
+            yield f"{worker['groupName']}: its trials have no time to save"
         selector = worker["template"]["spec"]["nodeSelector"]
         tolerated = {entry["key"] for entry in worker["template"]["spec"]["tolerations"]}
         if "gke-spot" in str(selector) and "cloud.google.com/gke-spot" not in tolerated:
@@ -241,6 +249,8 @@ BROKEN = [
     (KUBERAY, (*CONTAINER, "image"), "rayproject/ray", "another image"),
     (KUBERAY, (*POOL, "template", "spec", "serviceAccountName"), "default", "bucket"),
     (KUBERAY, ("RayJob", "spec", "clusterSelector"), {"ray.io/cluster": "x"}, "another cluster"),
+    (KUBERAY, (*CONTAINER, "lifecycle"), {}, "time to save"),
+    (KUBERAY, (*POOL, "template", "spec", "terminationGracePeriodSeconds"), 20, "time to save"),
 ]
 
 
@@ -402,3 +412,24 @@ def test_the_job_of_kuberay_is_a_sweep_that_its_workers_can_run():
     offered = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
     at_once = int(offered["nvidia.com/gpu"] / float(options["gpus_per_trial"]))
     assert at_once * options["cpus_per_trial"] <= int(offered["cpu"])
+
+
+def process(title: str, on_sigterm: str) -> str:
+    """Of bash, a process in the background with a title as Ray gives it."""
+    return f"(exec -a {title} bash -c \"trap '{on_sigterm}' TERM; while :; do sleep 0.1; done\") &\n"
+
+
+def test_a_worker_of_kuberay_ends_when_its_trials_have_saved(tmp_path):
+    """In a namespace of processes of its own: the hook tells every trial that it sees."""
+    (worker,) = load(KUBERAY)["RayCluster"]["spec"]["workerGroupSpecs"]
+    shell, _, hook = worker["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    alone = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("a namespace of processes is not permitted here")
+    trial = process("ray::ResourceTrainable.train", "sleep 3; echo saved; exit")  # so long it takes to save
+    (tmp_path / "hook").write_text(hook)
+    (tmp_path / "worker").write_text(f"{trial}{process('ray::IDLE', 'echo told')}sleep 1\n{shell} hook\necho ended\n")
+    began = time.monotonic()
+    done = subprocess.run([*alone, "bash", "worker"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["saved", "ended"]
+    assert 4 < time.monotonic() - began < 20

@@ -36,9 +36,9 @@ def wait_for(pattern: str, place: Path, driver: subprocess.Popen) -> Path:
 
 
 def workers(driver: subprocess.Popen) -> list[psutil.Process]:
-    """Processes of Ray that train."""
+    """Processes of Ray that train, by the title that cluster.kuberay.yaml knows them by."""
     children = psutil.Process(driver.pid).children(recursive=True)
-    return [child for child in children if child.cmdline() and "Trainable" in child.cmdline()[0]]
+    return [child for child in children if child.cmdline() and child.cmdline()[0].startswith("ray::ResourceTrainable")]
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +109,10 @@ def test_no_epoch_goes_unreported_and_none_is_reported_twice(tmp_path, last_epoc
 
 def test_a_trial_that_was_never_paused_has_nothing_to_load(tmp_path):
     assert load_paused(str(tmp_path), -1, CPU) is None
+
+
+@pytest.mark.parametrize("left", [0, 300])
+def test_a_pause_that_was_saved_in_part_counts_as_none(tmp_path, left):
+    folder = written(tmp_path, 3)
+    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:left])
+    assert load_paused(folder, 3, CPU) is None
