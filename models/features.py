@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from data.compiled import compiled
 from data.graphs import Graphs
 from models.network import AtomFeatureBatch, CHGNetwork
 
+T = TypeVar("T")
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.
 BONDS_PER_PASS = {"cpu": 8192, "cuda": 65_536}
@@ -136,24 +138,47 @@ def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarra
         which: positions of those to compute, int64.
     """
     rows_per_graph = np.zeros(len(which), dtype=np.int32)
-    values, counts = [np.empty((0, network.stock.atom_fea_dim), np.float32)], [np.empty(0, np.float32)]
     whole = np.flatnonzero(inputs.graphs.atoms_per_graph[which] > 0)  # a rejected row has no atoms
-    done = 0
+
+    def compute(run: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        batch = inputs.batch(run)
+        rows = np.bincount(batch.owner.cpu().numpy(), minlength=len(run))
+        return network.atom_features(batch).cpu().numpy(), batch.atom_count.cpu().numpy(), rows
+
+    found = [(np.empty((0, network.stock.atom_fea_dim), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))]
     with torch.inference_mode():
-        for run in inputs.passes(which[whole]):
-            batch = inputs.batch(run)
-            values.append(network.atom_features(batch).cpu().numpy())
-            counts.append(batch.atom_count.cpu().numpy())
-            rows_per_graph[whole[done : done + len(run)]] = np.bincount(batch.owner.cpu().numpy(), minlength=len(run))
-            done += len(run)
-    return AtomFeatures(np.concatenate(values), np.concatenate(counts), rows_per_graph)
+        found += _by_pass(compute, inputs.passes(which[whole]))
+    values, counts, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    rows_per_graph[whole] = rows
+    return AtomFeatures(values, counts, rows_per_graph)
 
 
 def predict(network: nn.Module, inputs: Inputs, which: np.ndarray) -> np.ndarray:
     """The network's output for the rows at `which`, float64, shape (n,), in evaluation mode."""
     network.eval()
-    parts = [np.empty(0)]
+
+    def compute(run: np.ndarray) -> np.ndarray:
+        return network(inputs.batch(run)).double().cpu().numpy()
+
     with torch.inference_mode():
-        for run in inputs.passes(which):
-            parts.append(network(inputs.batch(run)).double().cpu().numpy())
-    return np.concatenate(parts)
+        return np.concatenate([np.empty(0), *_by_pass(compute, inputs.passes(which))])
+
+
+def _by_pass(compute: Callable[[np.ndarray], T], passes: Sequence[np.ndarray]) -> list[T]:
+    """What there is to compute of each pass, in order; one for which memory runs out is computed in halves.
+
+    Raises:
+        torch.OutOfMemoryError: one row alone does not fit.
+    """
+    waiting, found = list(reversed(passes)), []
+    while waiting:
+        run = waiting.pop()
+        try:
+            found.append(compute(run))
+            continue
+        except torch.OutOfMemoryError:
+            if len(run) == 1:
+                raise
+        torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
+        waiting += reversed(np.array_split(run, 2))
+    return found

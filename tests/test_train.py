@@ -20,9 +20,10 @@ from model_cases import (
 )
 from sklearn.metrics import log_loss, roc_auc_score
 
+from models.features import GraphInputs, backbone_features, predict
 from models.finetune import CHGNetConfig
 from models.model import TrainingRows
-from models.network import _load_stock
+from models.network import CHGNetwork, _load_stock
 from models.reference import fit_class_reference, fit_property_reference
 from models.train import NonFiniteLossError
 
@@ -141,6 +142,29 @@ def test_out_of_memory_costs_passes_and_changes_no_batch(data, most, parts):
     resumed = fine_tuning(data, **fields)
     resumed.restore(run.state())
     assert resumed.parts == parts
+
+
+@pytest.mark.parametrize("most", [7, 1])
+def test_out_of_memory_halves_the_passes_of_predictions_and_of_features(data, most):
+    network = CHGNetwork("0.3.0").eval()
+    inputs = GraphInputs(data.rows.graphs, network.bond_graph_cutoff, torch.device("cpu"))
+    which, computed = np.arange(20), network.atom_features
+
+    def refusing(batch):
+        if len(batch.atoms_per_graph) > most:
+            raise torch.OutOfMemoryError("out of memory, as a test asked for")
+        return computed(batch)
+
+    found = []
+    with one_thread():
+        for atom_features in (computed, refusing):
+            network.atom_features = atom_features
+            found.append((predict(network, inputs, which), backbone_features(network, inputs, which)))
+    (outputs, features), (outputs_of_few, features_of_few) = found
+    np.testing.assert_allclose(outputs_of_few, outputs, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(features_of_few.values, features.values, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(features_of_few.atom_count, features.atom_count)
+    np.testing.assert_array_equal(features_of_few.rows_per_graph, features.rows_per_graph)
 
 
 def test_a_row_that_alone_does_not_fit_ends_the_run(data):
