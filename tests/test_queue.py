@@ -90,6 +90,12 @@ def test_experiments_get_a_verdict_against_the_baseline_and_are_ranked_by_it(ran
     assert "QUEUE.md" in output
 
 
+def test_a_queues_folder_stays_in_the_storage(folder):
+    output = run(folder, f"--queue={folder}/small.yaml", "--name=../out", expect=1)
+    assert "--name '../out': expected the name of a folder" in " ".join(output.split())
+    assert not (folder / "out").exists()
+
+
 def test_the_gate_leaves_out_other_seeds(ranked):
     folder, _ = ranked
     for name in ("baseline", "slow", "wide"):

@@ -24,11 +24,11 @@ from tune.claim import claimed
 from tune.comparison import compare
 from tune.dataset import Dataset
 from tune.levers import NOT_COMPARED
-from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, run_record
+from tune.options import RECORD, Folder, Options, SweepError, refuse_name, refuse_other_code, run_record
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
 from tune.results import collect, write_quarantine
-from tune.run_sweep import USER_ERRORS, anywhere, copies, parse_folds
+from tune.run_sweep import USER_ERRORS, anywhere, copies, own_name, parse_folds
 from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
 from tune.space import SpaceError
@@ -268,7 +268,7 @@ def main(
     try:
         loaded = load_queue(queue)
         options = Options(
-            name=name or f"{Path(task).name.split('.')[0]}-{loaded.name}",
+            name=f"{own_name(task)}-{own_name(loaded.name)}" if name is None else name,
             space=loaded.experiments[0].space,
             task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
             target=target,
@@ -289,6 +289,7 @@ def main(
             tta=copies(tta),
             track=None,
         )
+        refuse_name("--name", options.name, storage)
         try:
             run_queue(loaded, options, address=address)
         except KeyboardInterrupt:
