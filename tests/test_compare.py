@@ -115,7 +115,7 @@ def write_options(folder: Path, **options) -> Options:
     told |= {"folds": [0, 1], "num_samples": 6, "seed": 0, "seeds": 2, "storage": str(folder.parent), "cache": "none"}
     told |= {"downloads": "not-needed", "cpus_per_trial": 1, "gpus_per_trial": 0.0, "every_atom": False, "tta": "none"}
     made = Options(**told | options)
-    (folder / "sweep.json").write_text(json.dumps({"options": made.model_dump()}))
+    (folder / "sweep.json").write_text(json.dumps({"options": made.model_dump(), "data_sha256": "none"}))
     return made
 
 
