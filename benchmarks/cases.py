@@ -25,7 +25,6 @@ from models.network import cutoffs
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
 ATOM_CUTOFF, BOND_CUTOFF = cutoffs("0.3.0")
-CPU = torch.device("cpu")
 DISPLACEMENT_ANGSTROM = 0.05
 LARGE_CELLS = 200  # how many of the cells are enlarged
 UNITS = {"us": 1e6, "ms": 1e3, "s": 1.0}  # of times, in seconds; any other unit is not a time
@@ -46,6 +45,7 @@ class StructureSet:
         labels: formation energy of the cell that each was made of, eV/atom, float64, shape (n,).
         converter: stock's.
         folder: for files of the measurements.
+        device: on which both sides compute what a network does.
     """
 
     name: str
@@ -54,6 +54,7 @@ class StructureSet:
     labels: np.ndarray
     converter: CrystalGraphConverter
     folder: Path
+    device: torch.device
     _parts: dict[int, StructureSet] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -88,17 +89,26 @@ class StructureSet:
             which = np.linspace(0, len(self) - 1, most).astype(int)
             structures = [self.structures[k] for k in which]
             self._parts[most] = StructureSet(
-                self.name, self.description, structures, self.labels[which], self.converter, self.folder
+                self.name,
+                self.description,
+                structures,
+                self.labels[which],
+                self.converter,
+                self.folder,
+                self.device,
             )
         return self._parts[most]
 
 
-def structure_sets(most: int | None, folder: Path) -> tuple[dict[str, StructureSet], dict[str, float]]:
+def structure_sets(
+    most: int | None, folder: Path, device: torch.device
+) -> tuple[dict[str, StructureSet], dict[str, float]]:
     """The three sets by name, and microseconds a structure of each of stock's two conversion algorithms.
 
     Args:
         most: at most so many structures in each set; None for all.
         folder: for files of the measurements.
+        device: for the networks.
     """
     real = SHARED_FILE.exists()
     _, rows = open_task(str(SHARED_FILE) if real else DEMO.name, download_dir=SHARED_FILE.parent)
@@ -112,7 +122,7 @@ def structure_sets(most: int | None, folder: Path) -> tuple[dict[str, StructureS
     converter, algorithms = faster_converter(cells[:100])
 
     a = "real cells" if real else "cells of the embedded demo"
-    every = StructureSet("A", a, cells, labels, converter, folder).part(most or len(cells))
+    every = StructureSet("A", a, cells, labels, converter, folder, device).part(most or len(cells))
     few = every.part(LARGE_CELLS)
     rng = np.random.default_rng(0)
     large = [structure.make_supercell((2, 2, 1), in_place=False) for structure in few.structures]
@@ -120,8 +130,8 @@ def structure_sets(most: int | None, folder: Path) -> tuple[dict[str, StructureS
     c = f"supercells of some of A, every atom displaced by about {DISPLACEMENT_ANGSTROM} Angstrom: no symmetry"
     sets = [
         every,
-        StructureSet("B", "2x2x1 supercells of some of A", large, few.labels, converter, folder),
-        StructureSet("C", c, displaced, few.labels, converter, folder),
+        StructureSet("B", "2x2x1 supercells of some of A", large, few.labels, converter, folder, device),
+        StructureSet("C", c, displaced, few.labels, converter, folder, device),
     ]
     return {one.name: one for one in sets}, algorithms
 
@@ -179,6 +189,7 @@ class Work:
         sets: letters of the sets.
         most: structures of a set at most, where the work takes long; by letter.
         whole_run: each side is a whole run of some seconds that takes its own time and is not warmed up.
+        of_network: a network does most of it, so that it is worth a GPU.
     """
 
     name: str
@@ -187,6 +198,7 @@ class Work:
     sets: str = "A"
     most: dict[str, int] = field(default_factory=dict)
     whole_run: bool = False
+    of_network: bool = False
 
 
 def measure(work: Work, cases: StructureSet, repeats: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
     make bench
     python -m benchmarks.speed --only inference --repeats 9
     python -m benchmarks.speed --table
+    python -m benchmarks.speed --device cuda    # what a network does, on a GPU; to benchmarks/results-cuda.json
 
 What is compared is in `benchmarks/work.py`, on what and how in `benchmarks/cases.py`. With the shared file of
 995 Materials Project structures it uses these, else the embedded demo's.
@@ -15,7 +16,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -26,13 +27,16 @@ from benchmarks.cases import SHARED_FILE, BenchmarkError, described, measure, st
 from benchmarks.work import WORK
 from data.allocator import keep_freed_memory
 from data.storage import write_whole
+from models.device import device_name
 from tune.options import run_record
 
 RESULTS = Path(__file__).parent / "results.json"
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def run(only: str, repeats: int, structures: int | None, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run(
+    only: str, repeats: int, structures: int | None, folder: Path, device: torch.device
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Measure every row whose work contains `only`; files go to `folder`.
 
     Returns:
@@ -49,10 +53,10 @@ def run(only: str, repeats: int, structures: int | None, folder: Path) -> tuple[
     load = os.getloadavg()[0]
     if load > 0.5:
         console.print(f"this machine is busy (load average {load:.1f}): times come out long, ratios less certain")
-    sets, algorithms = structure_sets(structures, folder)
+    sets, algorithms = structure_sets(structures, folder, device)
     rows = []
     for work in WORK:
-        if only not in work.name:
+        if only not in work.name or (device.type != "cpu" and not work.of_network):
             continue
         if work.whole_run and cores < 2:
             console.print(f"left out, for it needs two cores: {work.name}")
@@ -66,6 +70,7 @@ def run(only: str, repeats: int, structures: int | None, folder: Path) -> tuple[
     about = {
         **run_record(),
         "processor": _processor(),
+        "device": device_name(device),
         "cores": cores,
         "threads": 1,
         "load_average": {"before": load, "after": os.getloadavg()[0]},
@@ -125,17 +130,28 @@ def main(
     structures: Annotated[
         int | None, typer.Option(min=2, help="At most so many structures in each set. Default: all.")
     ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"],
+        typer.Option(help="For the networks of both sides; with `cuda` nothing else is measured."),
+    ] = "cpu",
     results: Annotated[
-        Path, typer.Option(help="Where the rows are written; machine, versions and structures to NAME.about.json.")
-    ] = RESULTS,
+        Path | None,
+        typer.Option(
+            help="Where the rows are written; machine, versions and structures to NAME.about.json. "
+            "Default: benchmarks/results.json, or results-cuda.json."
+        ),
+    ] = None,
     show: Annotated[bool, typer.Option("--table", help="Measure nothing; print the table of the results.")] = False,
 ) -> None:
     """Time this code and stock chgnet in turns on the same structures, on one core, and check that they agree."""
+    results = results or RESULTS.with_stem("results" if device == "cpu" else f"results-{device}")
     about = results.with_suffix(".about.json")
     try:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BenchmarkError(f"torch {torch.__version__} finds no GPU")
         if not show:
             with tempfile.TemporaryDirectory() as folder:
-                found = run(only, repeats, structures, Path(folder))
+                found = run(only, repeats, structures, Path(folder), torch.device(device))
             for file, content in zip((results, about), found, strict=True):
                 write_whole(fs.LocalFileSystem(), str(file.resolve()), json.dumps(content, indent=1).encode())
         elif not results.exists() or not about.exists():

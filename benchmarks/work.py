@@ -18,7 +18,7 @@ from pyarrow import fs
 from pymatgen.core import Structure
 
 from benchmarks import stock
-from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, CPU, Sides, StructureSet, Work
+from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, Sides, StructureSet, Work
 from benchmarks.checks import (
     energies,
     gradient_difference,
@@ -147,7 +147,8 @@ def batches_with_bases(cases: StructureSet) -> Sides:
     """The same with the bases on our side too, which we count to the network."""
     order = _shuffled_batches(cases)
     inputs = graph_inputs(cases.graphs, collapse=False)
-    bonds, angles = stock.model().bond_basis_expansion, stock.model().angle_basis_expansion
+    network = stock.model(torch.device("cpu"))
+    bonds, angles = network.bond_basis_expansion, network.angle_basis_expansion
 
     def ours() -> list[GraphBatch]:
         made = []
@@ -164,7 +165,8 @@ def batches_with_bases(cases: StructureSet) -> Sides:
 
 def _shuffled_batches(cases: StructureSet) -> list[np.ndarray]:
     order = np.random.default_rng(0).permutation(len(cases))
-    return [order[k : k + stock.BATCH_SIZE] for k in range(0, len(order), stock.BATCH_SIZE)]
+    size = stock.BATCH_SIZE["cpu"]
+    return [order[k : k + size] for k in range(0, len(order), size)]
 
 
 def inference(
@@ -173,9 +175,10 @@ def inference(
     """Energies of graphs in memory; batches are assembled on both sides."""
 
     def sides(cases: StructureSet) -> Sides:
-        network, inputs = CHGNetwork(), graph_inputs(cases.graphs, collapse)
+        network = CHGNetwork().to(cases.device)
+        inputs = graph_inputs(cases.graphs, collapse, cases.device)
         return Sides(
-            lambda: stock_energies(stock.model(), cases.stock_graphs),
+            lambda: stock_energies(stock.model(cases.device), cases.stock_graphs),
             lambda: energies(network, inputs, cases.graphs),
             same_energies,
         )
@@ -188,8 +191,8 @@ def full_epoch(collapse: bool) -> Callable[[StructureSet], Sides]:
 
     def sides(cases: StructureSet) -> Sides:
         run = fine_tuning(cases, "full")
-        run.inputs = graph_inputs(cases.graphs, collapse)
-        network = stock.load_model()
+        run.inputs = graph_inputs(cases.graphs, collapse, cases.device)
+        network = stock.load_model(cases.device)
         seen = same_network(network, run, cases)
         seen["gradient_difference"] = gradient_difference(network, run, cases)
         train = stock.epoch(network, cases.structures, cases.stock_graphs, stock_targets(run))
@@ -223,7 +226,7 @@ def head_epochs(cases: StructureSet) -> Sides:
 
 
 def _stock_head(cases: StructureSet, run: GradientRun) -> tuple[Callable[[], float], dict[str, float]]:
-    network = stock.load_model()
+    network = stock.load_model(cases.device)
     seen = same_network(network, run, cases)
     stock.freeze_backbone(network)
     graphs = stock.without_lattice_gradient(cases.stock_graphs)
@@ -233,22 +236,25 @@ def _stock_head(cases: StructureSet, run: GradientRun) -> tuple[Callable[[], flo
 def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> GradientRun:
     """A run on all of the structures, ready to train."""
     rows = TrainingRows(element_fractions(cases.graphs), cases.graphs.atoms_per_graph, cases.graphs)
-    config = CHGNetConfig(freeze_depth=depth, epochs=1000, lr=1e-4, batch_size=stock.BATCH_SIZE)
+    size = stock.BATCH_SIZE[cases.device.type]
+    config = CHGNetConfig(freeze_depth=depth, epochs=1000, lr=1e-4, batch_size=size)
     which = np.arange(len(cases))
-    return start_chgnet(config, rows, TrainingPart(cases.labels, which, which, "regression", "energy_per_atom"))
+    part = TrainingPart(cases.labels, which, which, "regression", "energy_per_atom")
+    return start_chgnet(config, rows, part, str(cases.device))
 
 
 def head_inputs(run: GradientRun) -> FeatureInputs:
     """The backbone's output for all rows of a run."""
     graphs = run.rows.graphs
-    features = backbone_features(run.network, graph_inputs(graphs, collapse=True), np.arange(len(graphs)))
-    return FeatureInputs(features, graphs.atoms_per_graph, CPU)
+    inputs = graph_inputs(graphs, collapse=True, device=run.device)
+    features = backbone_features(run.network, inputs, np.arange(len(graphs)))
+    return FeatureInputs(features, graphs.atoms_per_graph, run.device)
 
 
 def stock_targets(run: GradientRun) -> np.ndarray:
     """Energies at which stock's loss is that of our run, eV/atom: with the composition energies that we leave out."""
-    composition = run.rows.fractions @ run.network.composition_energies().numpy()
-    return run.objective.wanted.numpy().astype(np.float64) + composition
+    composition = run.rows.fractions @ run.network.composition_energies().cpu().numpy()
+    return run.objective.wanted.cpu().numpy().astype(np.float64) + composition
 
 
 def by_nodes(many: int) -> Callable[[StructureSet], Sides]:
@@ -269,19 +275,34 @@ WORK = [
     Work("graphs read from disk, ready to batch", from_disk, "us", "ABC"),
     Work("batch assembly (stock's with its bases)", batches, "us", "ABC"),
     Work("batch assembly and bases", batches_with_bases, "us", "ABC"),
-    Work("energy inference, every atom", inference(collapse=False), "ms", "ABC", _FORWARD),
-    Work("energy inference, symmetry collapsed", inference(collapse=True), "ms", "AC", _FORWARD),
+    Work("energy inference, every atom", inference(collapse=False), "ms", "ABC", _FORWARD, of_network=True),
+    Work("energy inference, symmetry collapsed", inference(collapse=True), "ms", "AC", _FORWARD, of_network=True),
     Work(
         "energy inference, symmetry collapsed, against stock with autograd off",
         inference(collapse=True, stock_energies=stock.energies_without_gradient),
         "ms",
         "A",
         _FORWARD,
+        of_network=True,
     ),
-    Work("epoch of full fine-tuning, every atom", full_epoch(collapse=False), "ms", "ABC", _TRAINED),
-    Work("epoch of full fine-tuning, symmetry collapsed", full_epoch(collapse=True), "ms", "AC", _TRAINED),
-    Work("epoch of head-only fine-tuning, features known", head_epoch, "ms", "A", {"A": 512}),
-    Work(f"{EPOCHS} epochs of head-only fine-tuning, features included", head_epochs, "ms", "A", {"A": 64}),
+    Work("epoch of full fine-tuning, every atom", full_epoch(collapse=False), "ms", "ABC", _TRAINED, of_network=True),
+    Work(
+        "epoch of full fine-tuning, symmetry collapsed",
+        full_epoch(collapse=True),
+        "ms",
+        "AC",
+        _TRAINED,
+        of_network=True,
+    ),
+    Work("epoch of head-only fine-tuning, features known", head_epoch, "ms", "A", {"A": 512}, of_network=True),
+    Work(
+        f"{EPOCHS} epochs of head-only fine-tuning, features included",
+        head_epochs,
+        "ms",
+        "A",
+        {"A": 64},
+        of_network=True,
+    ),
     Work("20 short trials: a process each, without Ray", twenty_trials, "s", whole_run=True),
     Work("20 short trials: a worker process each, Ray Tune's default", twenty_trials_of_ray, "s", whole_run=True),
     Work("cache of 130,000 graphs: 1 core -> 2 cores", cache_build, "s", whole_run=True),

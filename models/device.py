@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
@@ -10,13 +12,16 @@ class NoGPUError(RuntimeError):
 
 
 def device_of_share(gpus: float) -> torch.device:
-    """The device for a share of a GPU; 0 is the CPU.
+    """The device for a share of a GPU; 0 is the CPU. From here on the process computes the same every time.
 
     Ray hands shares out but limits nothing, so the process is held to its share of the memory here.
 
     Raises:
         NoGPUError: torch cannot use a GPU; nothing is moved to the CPU unasked.
     """
+    # cuBLAS adds up in one order only within memory set aside for it, which it looks for when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
     if not gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():

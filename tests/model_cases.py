@@ -110,6 +110,7 @@ def fine_tuning(
     quantity: Quantity = "energy_per_atom",
     parts: tuple[np.ndarray, np.ndarray] | None = None,
     collapse: bool = False,
+    device: str = "cpu",
     **fields,
 ) -> GradientRun:
     """A short run on a sample; `fields` change the config, `parts` are training and validation rows."""
@@ -122,6 +123,7 @@ def fine_tuning(
         CHGNetConfig(**(defaults | fields)),
         replace(rows or data.rows, collapse=collapse),
         TrainingPart(data.targets if targets is None else targets, train, val, kind, quantity),
+        device,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).parents[1]
 FIELDS = {"work", "structures", "stock", "ours", "ratio", "ratios", "n", "unit", "max_abs_difference"}
@@ -81,7 +82,7 @@ def test_sides_that_differ_are_not_compared(tmp_path):
     from benchmarks.cases import BenchmarkError, Sides, Work, measure, structure_sets
     from benchmarks.checks import same_energies, same_graphs
 
-    cases = structure_sets(4, tmp_path)[0]["C"]
+    cases = structure_sets(4, tmp_path, torch.device("cpu"))[0]["C"]
     assert same_graphs(cases.stock_graphs, cases.graphs) == {"max_abs_difference": 0.0}
     *before, end = cases.graphs.bond_start
     fewer = dataclasses.replace(cases.graphs, bond_start=np.array([*before, end - 1]))

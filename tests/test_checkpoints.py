@@ -6,8 +6,6 @@ import torch
 
 from tune.trial import STATE_FILE, is_gone, saved_state
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture
 def trial(tmp_path):
@@ -20,7 +18,7 @@ def trial(tmp_path):
 
 
 def found(folder, epoch):
-    state = saved_state(ray.tune.Checkpoint.from_directory(folder / f"checkpoint_{epoch:06}"), CPU)
+    state = saved_state(ray.tune.Checkpoint.from_directory(folder / f"checkpoint_{epoch:06}"))
     return None if state is None else state["epoch"]
 
 

@@ -15,7 +15,6 @@ from sweeps import new, prepare, run, start
 
 from tune.preemption import FILE, load_paused
 
-CPU = torch.device("cpu")
 SPACE = "parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n"
 
 
@@ -103,16 +102,16 @@ def written(folder: Path, last_epoch: int) -> str:
 
 @pytest.mark.parametrize(("last_epoch", "told", "used"), [(3, 3, True), (4, 3, True), (2, 3, False), (5, 3, False)])
 def test_no_epoch_goes_unreported_and_none_is_reported_twice(tmp_path, last_epoch, told, used):
-    state = load_paused(written(tmp_path, last_epoch), told, CPU)
+    state = load_paused(written(tmp_path, last_epoch), told)
     assert (state is not None) == used
 
 
 def test_a_trial_that_was_never_paused_has_nothing_to_load(tmp_path):
-    assert load_paused(str(tmp_path), -1, CPU) is None
+    assert load_paused(str(tmp_path), -1) is None
 
 
 @pytest.mark.parametrize("left", [0, 300])
 def test_a_pause_that_was_saved_in_part_counts_as_none(tmp_path, left):
     folder = written(tmp_path, 3)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:left])
-    assert load_paused(folder, 3, CPU) is None
+    assert load_paused(folder, 3) is None

@@ -112,7 +112,7 @@ def _heed_sigterm() -> None:
         signal.signal(signal.SIGTERM, save_and_end)
 
 
-def load_paused(folder: str, after_epoch: int, device: torch.device) -> dict[str, Any] | None:
+def load_paused(folder: str, after_epoch: int) -> dict[str, Any] | None:
     """What was saved in a trial's folder; None where it is older than what Ray was told, or too much newer.
 
     Ray must be told of every epoch, so at most one that it does not know can lie in between.
@@ -120,20 +120,19 @@ def load_paused(folder: str, after_epoch: int, device: torch.device) -> dict[str
     Args:
         folder: of the trial, path or URI.
         after_epoch: the last epoch that Ray was told of; -1 for none.
-        device: for the tensors.
     """
     filesystem, path = open_folder(folder)
-    state = read_state(filesystem, f"{path}/{FILE}", device)
+    state = read_state(filesystem, f"{path}/{FILE}")
     if state is None:
         return None
     done = state["history"][-1]["epoch"] if state["history"] else -1
     return state if done in (after_epoch, after_epoch + 1) else None
 
 
-def read_state(filesystem: fs.FileSystem, file: str, device: torch.device) -> dict[str, Any] | None:
-    """What a run has saved of itself in a file; None where that is gone or damaged."""
+def read_state(filesystem: fs.FileSystem, file: str) -> dict[str, Any] | None:
+    """What a run has saved of itself in a file, on the CPU; None where that is gone or damaged."""
     try:
-        return torch.load(io.BytesIO(read_whole(filesystem, file)), map_location=device, weights_only=True)
+        return torch.load(io.BytesIO(read_whole(filesystem, file)), map_location="cpu", weights_only=True)
     except StorageError:  # the store is away, and what it holds may well be whole
         raise
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):  # not there, or cut off

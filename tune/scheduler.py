@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-import torch
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
@@ -77,7 +76,7 @@ class ResumableASHA(ASHAScheduler):
             for milestone, recorded in self._rungs():
                 if trial.trial_id in known.get(milestone, {}):
                     recorded[trial.trial_id] = known[milestone][trial.trial_id]
-        elif trial.checkpoint and (state := saved_state(trial.checkpoint, torch.device("cpu"))):
+        elif trial.checkpoint and (state := saved_state(trial.checkpoint)):
             self._enter(trial.trial_id, kept_values(trial.config, state["history"], self._mode))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict) -> str:

@@ -304,11 +304,11 @@ def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome | None:
     state["val_predictions"] = torch.empty(0)
     folder = None
     if result.checkpoint:
-        folder, cpu = (result.checkpoint.filesystem, result.checkpoint.path), torch.device("cpu")
-        found = read_state(folder[0], f"{folder[1]}/{STATE_FILE}", cpu)
+        folder = result.checkpoint.filesystem, result.checkpoint.path
+        found = read_state(folder[0], f"{folder[1]}/{STATE_FILE}")
         if found is None and result.error is None:
             return None
-        state = found or saved_state(result.checkpoint, cpu) or state
+        state = found or saved_state(result.checkpoint) or state
     kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
     return Outcome(
         trial_id=trial_id(result),

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from matplotlib.figure import Figure
 from optuna.trial import TrialState, create_trial
 from ray.tune import Callback
@@ -165,7 +164,7 @@ class Tracking(Callback):
 
 def _state(trial: Trial) -> dict[str, Any] | None:
     """What a trial's newest checkpoint says; None where it has none that is whole."""
-    return saved_state(trial.checkpoint, torch.device("cpu")) if trial.checkpoint else None
+    return saved_state(trial.checkpoint) if trial.checkpoint else None
 
 
 def _of_the_disk(problem: Exception) -> bool:

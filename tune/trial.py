@@ -95,7 +95,6 @@ def run_trial(
     """
     keep_freed_memory()
     torch.set_num_threads(task.cpus_per_trial)
-    torch.use_deterministic_algorithms(True)
     device = device_of_share(task.gpus_per_trial)
     fields = dict(config.get("run", config))
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
@@ -103,10 +102,10 @@ def run_trial(
     run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
-    known = saved_state(checkpoint, device) if checkpoint else None
+    known = saved_state(checkpoint) if checkpoint else None
     done = known["history"][-1]["epoch"] if known else -1
     own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
-    if state := load_paused(own_folder, done, device) or known:
+    if state := load_paused(own_folder, done) or known:
         run.restore(state)
     if run.history and (run.history[-1].epoch > done or is_gone(checkpoint)):
         reports.send()
@@ -139,7 +138,7 @@ def is_gone(checkpoint: ray.tune.Checkpoint | None) -> bool:
     return checkpoint.filesystem.get_file_info(f"{checkpoint.path}/{STATE_FILE}").type == fs.FileType.NotFound
 
 
-def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[str, Any] | None:
+def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
     """What a checkpoint says; where it is gone or damaged the newest other one of its trial, or None if all are.
 
     Ray keeps the last two checkpoints, and a record of the trial that may be a second old: after a kill the record can
@@ -149,7 +148,7 @@ def saved_state(checkpoint: ray.tune.Checkpoint, device: torch.device) -> dict[s
     beside = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
     others = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_")), reverse=True)
     for place in [path, *(other for other in others if other != path)]:
-        if (state := read_state(filesystem, f"{place}/{STATE_FILE}", device)) is not None:
+        if (state := read_state(filesystem, f"{place}/{STATE_FILE}")) is not None:
             return state
     return None
 
