@@ -9,6 +9,7 @@ and counted as often as they occur.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,16 @@ from data.compiled import compiled
 from data.geometry import Geometry, geometry_of
 from data.graphs import Graphs
 from data.symmetry import TOLERANCE, empty, equivalent_classes, new_table, value_classes, value_of
+
+
+class BatchSize(NamedTuple):
+    """Rows of each kind that a batch has."""
+
+    atoms: float
+    edges: float
+    bonds: float
+    short: float
+    angles: float
 
 
 @dataclass(frozen=True)
@@ -68,9 +79,50 @@ class GraphBatch:
         """Number of graphs in the batch."""
         return len(self.atoms_per_graph)
 
+    @property
+    def size(self) -> BatchSize:
+        """Rows of each kind."""
+        return BatchSize(
+            len(self.numbers), len(self.center), len(self.bond_length), len(self.short_bonds), len(self.angle)
+        )
+
     def to(self, device: torch.device | str) -> GraphBatch:
         """The same batch on another device."""
         return GraphBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+
+def padded(batch: GraphBatch, size: BatchSize) -> GraphBatch:
+    """The same batch with one graph more, and rows that belong to it up to a size; they add nothing to the others.
+
+    Args:
+        batch: on the CPU.
+        size: with at least one row more of each kind, as whole numbers.
+    """
+    atoms, edges, bonds, short, angles = (int(rows) for rows in size)
+    return GraphBatch(
+        numbers=_filled(batch.numbers, atoms, 1),
+        owner=_filled(batch.owner, atoms, batch.n_graphs),
+        atom_count=_filled(batch.atom_count, atoms, 0),
+        atoms_per_graph=_filled(batch.atoms_per_graph, batch.n_graphs + 1, 1),
+        center=_filled(batch.center, edges, atoms - 1),
+        neighbor=_filled(batch.neighbor, edges, atoms - 1),
+        edge_bond=_filled(batch.edge_bond, edges, bonds - 1),
+        edge_count=_filled(batch.edge_count, edges, 0),
+        bond_length=_filled(batch.bond_length, bonds, 1),
+        short_bonds=_filled(batch.short_bonds, short, bonds - 1),
+        bond_has_angles=_filled(batch.bond_has_angles, bonds, 0),
+        angle_center=_filled(batch.angle_center, angles, atoms - 1),
+        angle_bond_i=_filled(batch.angle_bond_i, angles, short - 1),
+        angle_bond_j=_filled(batch.angle_bond_j, angles, short - 1),
+        angle_count=_filled(batch.angle_count, angles, 0),
+        angle=_filled(batch.angle, angles, 1),
+    )
+
+
+def _filled(values: Tensor, n_rows: int, filling: int) -> Tensor:
+    out = values.new_full((n_rows, *values.shape[1:]), filling)
+    out[: len(values)] = values
+    return out
 
 
 def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float, *, collapse: bool = False) -> GraphBatch:

@@ -41,7 +41,11 @@ class GraphInputs:
 
     def batch(self, which: np.ndarray) -> GraphBatch:
         """A batch of the graphs at the positions `which`, int64, shape (n_graphs,)."""
-        return graph_batch(self.graphs, which, self.bond_graph_cutoff, collapse=self.collapse).to(self.device)
+        return self.on_cpu(which).to(self.device)
+
+    def on_cpu(self, which: np.ndarray) -> GraphBatch:
+        """The same, not yet on the device."""
+        return graph_batch(self.graphs, which, self.bond_graph_cutoff, collapse=self.collapse)
 
     def passes(self, which: np.ndarray) -> list[np.ndarray]:
         """`which` in runs small enough for one pass."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -219,7 +220,8 @@ class CHGNetwork(nn.Module):
         has_angles = len(batch.angle) > 0
 
         with self._gradient_if(self.train_from <= 0):
-            atoms = stock.atom_embedding(batch.numbers - 1)
+            # An embedding whose gradient adds up in the same order every time, as that of every other gather.
+            atoms = stock.atom_embedding.embedding.weight.index_select(0, batch.numbers - 1)
             basis = stock.bond_basis_expansion.rbf_expansion_ag(batch.bond_length)
             bonds = stock.bond_embedding(basis)
             atom_weights = [(stock.bond_weights_ag(basis), batch.edge_bond)]
@@ -227,7 +229,7 @@ class CHGNetwork(nn.Module):
                 short_length = batch.bond_length.index_select(0, batch.short_bonds)
                 short_weights = stock.bond_weights_bg(stock.bond_basis_expansion.rbf_expansion_bg(short_length))
                 angle_weights = [(short_weights, batch.angle_bond_i), (short_weights, batch.angle_bond_j)]
-                angles = stock.angle_embedding(stock.angle_basis_expansion.fourier_expansion(batch.angle))
+                angles = stock.angle_embedding(_fourier(stock.angle_basis_expansion.fourier_expansion, batch.angle))
                 each_angle = torch.arange(len(angles), dtype=torch.int32, device=angles.device)
 
         for block in range(n_blocks):
@@ -266,6 +268,16 @@ class CHGNetwork(nn.Module):
     def _gradient_if(self, trains: bool) -> Iterator[None]:
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             yield
+
+
+def _fourier(expansion: nn.Module, angle: Tensor) -> Tensor:
+    """Stock's expansion of angles, float32, shape (n_angles, 2 * order + 1), to the last digit.
+
+    Stock's own copies a number from the CPU, which no CUDA graph can hold.
+    """
+    turns = torch.outer(angle, expansion.frequencies)
+    constant = torch.full_like(angle, 0.5**0.5)[:, None]
+    return torch.cat([constant, torch.sin(turns), torch.cos(turns)], dim=1) / math.sqrt(math.pi)
 
 
 def _partner_rows(batch: GraphBatch | AtomFeatureBatch, mix: Mix) -> Tensor:

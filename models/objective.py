@@ -65,7 +65,7 @@ class Objective:
         is_class = self.part.kind == "classification"
         wanted = self.per_atom if is_class else (self.per_atom - offset) / reference.scale
         self.wanted = torch.from_numpy(wanted).float().to(self.device)
-        self.logit_offset = torch.from_numpy(offset).float().to(self.device) if is_class else None
+        self.offset = torch.from_numpy(offset if is_class else np.zeros_like(offset)).float().to(self.device)
 
     def loss(
         self, outputs: Tensor, which: np.ndarray, partners: np.ndarray | None = None, share: float = 1.0
@@ -78,14 +78,17 @@ class Objective:
             partners: rows that each is mixed with; None: with none.
             share: that a row has in its mixture.
         """
-        rows = torch.from_numpy(which).to(self.device)
-        wanted = self.wanted[rows]
-        offset = None if self.logit_offset is None else self.logit_offset[rows]
+        wanted, offset = self.expected(which)
         if partners is not None:
-            others = torch.from_numpy(partners).to(self.device)
-            wanted = torch.lerp(self.wanted[others], wanted, share)
-            offset = None if self.logit_offset is None else torch.lerp(self.logit_offset[others], offset, share)
-        return self.function(outputs if offset is None else outputs + offset, wanted)
+            wanted_of_partner, offset_of_partner = self.expected(partners)
+            wanted = torch.lerp(wanted_of_partner, wanted, share)
+            offset = torch.lerp(offset_of_partner, offset, share)
+        return self.function(outputs + offset, wanted)
+
+    def expected(self, which: np.ndarray) -> tuple[Tensor, Tensor]:
+        """What `function` wants of the rows at `which`, and what it wants added to their outputs; shape (n,)."""
+        rows = torch.from_numpy(which).to(self.device)
+        return self.wanted[rows], self.offset[rows]
 
     def loss_value(self, outputs: np.ndarray, which: np.ndarray) -> float:
         """The same as a number, of outputs of shape (n,)."""

@@ -8,10 +8,11 @@ import torch
 from chgnet.graph import CrystalGraphConverter
 from chgnet.model.model import BatchedGraph
 
-from data.batches import GraphBatch, graph_batch
+from data.batches import BatchSize, GraphBatch, graph_batch, padded
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.network import CHGNetwork
+from models.network import CHGNetwork, _fourier
+from models.recorded import size_above
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,44 @@ def test_read_only_arrays_are_accepted(graphs):
     expected = graph_batch(graphs, positions(graphs), 3)
     found = graph_batch(frozen, positions(graphs), 3)
     assert all(torch.equal(getattr(found, name), one) for name, one in vars(expected).items())
+
+
+@pytest.mark.parametrize("collapse", [False, True])
+@pytest.mark.parametrize("weights", ["0.3.0", "0.2.0"])  # 0.2.0: a bias on bonds of crystals that have angles
+@pytest.mark.parametrize("which", [range(20), [60, 64, 3], [64]])  # the last one, xenon, has no angle
+def test_what_a_batch_is_padded_with_adds_nothing(graphs, weights, which, collapse):
+    network = CHGNetwork(weights).eval()
+    network.freeze("full")
+    batch = graph_batch(graphs, np.array(which), network.bond_graph_cutoff, collapse=collapse)
+    size, _ = size_above(batch.size, BatchSize(*(1.7 * rows for rows in batch.size)))
+    filled = padded(batch, size)
+    assert filled.size == size
+    assert min(np.array(size) - np.array(batch.size)) >= 1
+    found = []
+    for one in (batch, filled):
+        network.zero_grad()
+        outputs = network(one)[: len(which)]
+        outputs.square().sum().backward()
+        gradients = [p.grad.ravel() if p.grad is not None else 0 * p.ravel() for p in network.parameters()]
+        found.append((outputs.detach().numpy(), torch.cat(gradients).detach().numpy()))
+    (outputs, gradient), (of_filled, gradient_of_filled) = found
+    np.testing.assert_allclose(of_filled, outputs, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_filled, gradient, rtol=0, atol=1e-4 * np.abs(gradient).max())
+
+
+def test_there_are_few_sizes_and_each_holds_its_batches(graphs):
+    random = np.random.default_rng(0)
+    batches = [graph_batch(graphs, random.integers(0, len(graphs), size=16), 3, collapse=True) for _ in range(100)]
+    typical = BatchSize(*np.mean([batch.size for batch in batches], axis=0))
+    found = [size_above(batch.size, typical) for batch in batches]
+    for batch, (size, _) in zip(batches, found, strict=True):
+        assert (np.array(size) > np.array(batch.size)).all()
+    by_level = {level: size for size, level in found}
+    assert len(by_level) < 20
+    assert all(by_level[level] == size for size, level in found)
+
+
+def test_angles_are_expanded_as_stock_does_to_the_last_digit(network):
+    expansion = network.stock.angle_basis_expansion.fourier_expansion
+    angles = torch.rand(10_000) * torch.pi
+    assert torch.equal(_fourier(expansion, angles), expansion(angles))

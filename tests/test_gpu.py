@@ -202,3 +202,14 @@ def test_a_probe_that_lied_ends_no_trial(packed):
     trained = sweep.histories[sweep.histories["member"] != "reference"]
     assert trained.loc[trained["epoch"] > 0, "parts"].min() > 1
     assert sweep.results["seeds"][0]["mean"]["mae"] > 0
+
+
+def test_passes_are_recorded_once_for_each_size():
+    run = ON_GPU(data_for({}), freeze_depth="full", epochs=3)
+    seen = []
+    for _ in run.epochs():
+        seen.append(len(run.recorded.recordings) if run.recorded else 0)
+    n_batches = -(-len(TRAIN) // 8)
+    assert 0 < seen[1] <= n_batches
+    assert seen[3] < 2 * n_batches
+    assert run.records
