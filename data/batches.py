@@ -92,37 +92,41 @@ class GraphBatch:
 
 
 def padded(batch: GraphBatch, size: BatchSize) -> GraphBatch:
-    """The same batch with one graph more, and rows that belong to it up to a size; they add nothing to the others.
+    """The same batch with more rows, which count for nothing.
+
+    What they point to is spread over all rows, so that no sum becomes much longer than the others.
 
     Args:
         batch: on the CPU.
-        size: with at least one row more of each kind, as whole numbers.
+        size: not below the batch's in any number; whole numbers, and atoms, bonds and short bonds above zero.
     """
     atoms, edges, bonds, short, angles = (int(rows) for rows in size)
+
+    def pointing(positions: Tensor, n_rows: int, n_targets: int) -> Tensor:
+        more = torch.arange(n_rows - len(positions), dtype=positions.dtype).remainder_(n_targets)
+        return torch.cat([positions, more])
+
+    def filled(values: Tensor, n_rows: int, filling: int) -> Tensor:
+        return torch.cat([values, values.new_full((n_rows - len(values), *values.shape[1:]), filling)])
+
     return GraphBatch(
-        numbers=_filled(batch.numbers, atoms, 1),
-        owner=_filled(batch.owner, atoms, batch.n_graphs),
-        atom_count=_filled(batch.atom_count, atoms, 0),
-        atoms_per_graph=_filled(batch.atoms_per_graph, batch.n_graphs + 1, 1),
-        center=_filled(batch.center, edges, atoms - 1),
-        neighbor=_filled(batch.neighbor, edges, atoms - 1),
-        edge_bond=_filled(batch.edge_bond, edges, bonds - 1),
-        edge_count=_filled(batch.edge_count, edges, 0),
-        bond_length=_filled(batch.bond_length, bonds, 1),
-        short_bonds=_filled(batch.short_bonds, short, bonds - 1),
-        bond_has_angles=_filled(batch.bond_has_angles, bonds, 0),
-        angle_center=_filled(batch.angle_center, angles, atoms - 1),
-        angle_bond_i=_filled(batch.angle_bond_i, angles, short - 1),
-        angle_bond_j=_filled(batch.angle_bond_j, angles, short - 1),
-        angle_count=_filled(batch.angle_count, angles, 0),
-        angle=_filled(batch.angle, angles, 1),
+        numbers=filled(batch.numbers, atoms, 1),
+        owner=pointing(batch.owner, atoms, batch.n_graphs),
+        atom_count=filled(batch.atom_count, atoms, 0),
+        atoms_per_graph=batch.atoms_per_graph,
+        center=pointing(batch.center, edges, atoms),
+        neighbor=pointing(batch.neighbor, edges, atoms),
+        edge_bond=pointing(batch.edge_bond, edges, bonds),
+        edge_count=filled(batch.edge_count, edges, 0),
+        bond_length=filled(batch.bond_length, bonds, 1),
+        short_bonds=pointing(batch.short_bonds, short, bonds),
+        bond_has_angles=filled(batch.bond_has_angles, bonds, 0),
+        angle_center=pointing(batch.angle_center, angles, atoms),
+        angle_bond_i=pointing(batch.angle_bond_i, angles, short),
+        angle_bond_j=pointing(batch.angle_bond_j, angles, short),
+        angle_count=filled(batch.angle_count, angles, 0),
+        angle=filled(batch.angle, angles, 1),
     )
-
-
-def _filled(values: Tensor, n_rows: int, filling: int) -> Tensor:
-    out = values.new_full((n_rows, *values.shape[1:]), filling)
-    out[: len(values)] = values
-    return out
 
 
 def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float, *, collapse: bool = False) -> GraphBatch:

@@ -22,6 +22,7 @@ def device_of_share(gpus: float) -> torch.device:
     # cuBLAS adds up in one order only within memory set aside for it, which it looks for when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which nothing here reads
     if not gpus:
         return torch.device("cpu")
     if not torch.cuda.is_available():

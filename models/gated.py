@@ -18,11 +18,12 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
 from models import kernels
+from models.gather import Positions, summed, taken
 
 if TYPE_CHECKING:
     from chgnet.model.functions import GatedMLP
 
-Gathered = tuple[Tensor, Tensor]  # rows, and int32 positions among them
+Gathered = tuple[Tensor, Positions]  # rows, and positions among them
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Weights:
 
 
 def summed_messages(
-    mlp: GatedMLP, parts: Sequence[Gathered], weights: Sequence[Gathered], count: Tensor, target: Tensor, n_targets: int
+    mlp: GatedMLP, parts: Sequence[Gathered], weights: Sequence[Gathered], count: Tensor, target: Positions
 ) -> Tensor:
     """Messages of edges (or angles), weighted, counted and summed by the atom (or bond) they go to.
 
@@ -56,37 +57,38 @@ def summed_messages(
         parts: what it acts on, in the order of stock's concatenation.
         weights: one or two whose product weights a message.
         count: how often each message counts, float32, shape (n,).
-        target: of each message, int32, shape (n,).
-        n_targets: how many targets there are.
+        target: of each message.
 
     Returns:
-        float32, shape (n_targets, width).
+        float32, shape (target.n_rows, width).
     """
     w = _weights_of(mlp)
     assert w.second is not None, "a gated MLP without a hidden layer"
     assert w.second_bias is not None
-    products, indices = _products(w, parts)
+    products, positions = _products(w, parts), [places for _, places in parts]
     if _for_kernels(products[0]):
-        active = _GatherSilu.apply(len(products), *products, *indices)
+        active = _GatherSilu.apply(len(products), *products, *_indices(positions))
     else:
-        active = nn.functional.silu(_gathered(products, indices)).unflatten(1, (2, -1)).transpose(0, 1)
+        active = nn.functional.silu(_gathered(products, positions)).unflatten(1, (2, -1)).transpose(0, 1)
     hidden = torch.baddbmm(w.second_bias, active, w.second)
-    rows, positions = [rows for rows, _ in weights], [index for _, index in weights]
     if _for_kernels(products[0]):
-        return _GateAndSum.apply(w.normed, len(rows), n_targets, hidden, w.norm, count, target, *rows, *positions)
+        rows, indices = [rows for rows, _ in weights], _indices([places for _, places in weights])
+        return _GateAndSum.apply(
+            w.normed, len(rows), target.n_rows, hidden, w.norm, count, target.index, *rows, *indices
+        )
     messages = _gate(hidden[0], hidden[1], w) * count[:, None]
-    for one, index in weights:
-        messages = messages * one.index_select(0, index)
-    return messages.new_zeros(n_targets, messages.shape[1]).index_add(0, target, messages)
+    for one, places in weights:
+        messages = messages * taken(one, places)
+    return summed(messages, target)
 
 
 def gated_rows(mlp: GatedMLP, parts: Sequence[Gathered]) -> Tensor:
     """A stock `GatedMLP` without a hidden layer on each concatenation of parts, float32, shape (n, width)."""
     w = _weights_of(mlp)
-    products, indices = _products(w, parts)
+    products, positions = _products(w, parts), [places for _, places in parts]
     if _for_kernels(products[0]):
-        return _GatherAndGate.apply(w.normed, len(products), w.norm, *products, *indices)
-    core, gate = _gathered(products, indices).chunk(2, dim=1)
+        return _GatherAndGate.apply(w.normed, len(products), w.norm, *products, *_indices(positions))
+    core, gate = _gathered(products, positions).chunk(2, dim=1)
     return _gate(core, gate, w)
 
 
@@ -95,7 +97,7 @@ def _for_kernels(product: Tensor) -> bool:
     return product.device.type == "cpu" and product.dtype == torch.float32 and product.shape[1] == 2 * kernels.WIDTH
 
 
-def _products(w: _Weights, parts: Sequence[Gathered]) -> tuple[list[Tensor], list[Tensor]]:
+def _products(w: _Weights, parts: Sequence[Gathered]) -> list[Tensor]:
     """The first linear map, part by part, before the gather; the bias goes with the first part."""
     products = []
     column = 0
@@ -103,14 +105,18 @@ def _products(w: _Weights, parts: Sequence[Gathered]) -> tuple[list[Tensor], lis
         weight = w.first[:, column : column + rows.shape[1]].T
         products.append(rows @ weight if column else torch.addmm(w.first_bias, rows, weight))
         column += rows.shape[1]
-    return products, [index for _, index in parts]
+    return products
 
 
-def _gathered(products: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
-    total = products[0].index_select(0, indices[0])
-    for product, index in zip(products[1:], indices[1:], strict=True):
-        total = total + product.index_select(0, index)
+def _gathered(products: Sequence[Tensor], positions: Sequence[Positions]) -> Tensor:
+    total = taken(products[0], positions[0])
+    for product, places in zip(products[1:], positions[1:], strict=True):
+        total = total + taken(product, places)
     return total
+
+
+def _indices(positions: Sequence[Positions]) -> list[Tensor]:
+    return [places.index for places in positions]
 
 
 def _gate(core: Tensor, gate: Tensor, w: _Weights) -> Tensor:

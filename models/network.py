@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from data.batches import GraphBatch
 from models.gated import gated_rows, summed_messages
+from models.gather import Positions, added, summed, taken
 
 if TYPE_CHECKING:
     from chgnet.model import CHGNet  # takes two seconds to import: where a network is made, below
@@ -207,8 +208,7 @@ class CHGNetwork(nn.Module):
         stock = self.stock
         normed = features if stock.readout_norm is None else stock.readout_norm(features)
         per_atom = stock.mlp(normed).squeeze(1) * batch.atom_count
-        total = per_atom.new_zeros(batch.n_graphs).index_add(0, batch.owner, per_atom)
-        return total / batch.atoms_per_graph
+        return summed(per_atom, Positions(batch.owner, batch.n_graphs)) / batch.atoms_per_graph
 
     def atom_features(self, batch: GraphBatch) -> Tensor:
         """Output of the last interaction block, before the readout's norm, float32, shape (n_atoms, 64).
@@ -218,49 +218,50 @@ class CHGNetwork(nn.Module):
         stock = self.stock
         n_blocks = len(stock.atom_conv_layers)
         has_angles = len(batch.angle) > 0
+        n_atoms, n_bonds, n_short = len(batch.numbers), len(batch.bond_length), len(batch.short_bonds)
+        center, neighbor = Positions(batch.center, n_atoms), Positions(batch.neighbor, n_atoms)
+        edge_bond, short_bonds = Positions(batch.edge_bond, n_bonds), Positions(batch.short_bonds, n_bonds)
+        side_i, side_j = Positions(batch.angle_bond_i, n_short), Positions(batch.angle_bond_j, n_short)
+        angle_center = Positions(batch.angle_center, n_atoms)
 
         with self._gradient_if(self.train_from <= 0):
-            # An embedding whose gradient adds up in the same order every time, as that of every other gather.
-            atoms = stock.atom_embedding.embedding.weight.index_select(0, batch.numbers - 1)
+            elements = stock.atom_embedding.embedding.weight
+            atoms = taken(elements, Positions(batch.numbers - 1, len(elements)))
             basis = stock.bond_basis_expansion.rbf_expansion_ag(batch.bond_length)
             bonds = stock.bond_embedding(basis)
-            atom_weights = [(stock.bond_weights_ag(basis), batch.edge_bond)]
+            atom_weights = [(stock.bond_weights_ag(basis), edge_bond)]
             if has_angles:
                 short_length = batch.bond_length.index_select(0, batch.short_bonds)
                 short_weights = stock.bond_weights_bg(stock.bond_basis_expansion.rbf_expansion_bg(short_length))
-                angle_weights = [(short_weights, batch.angle_bond_i), (short_weights, batch.angle_bond_j)]
+                angle_weights = [(short_weights, side_i), (short_weights, side_j)]
                 angles = stock.angle_embedding(_fourier(stock.angle_basis_expansion.fourier_expansion, batch.angle))
-                each_angle = torch.arange(len(angles), dtype=torch.int32, device=angles.device)
+                each_angle = Positions(torch.arange(len(angles), dtype=torch.int32, device=angles.device), len(angles))
 
         for block in range(n_blocks):
             with self._gradient_if(block >= self.train_from):
                 layer = stock.atom_conv_layers[block]
-                parts = [(atoms, batch.center), (bonds, batch.edge_bond), (atoms, batch.neighbor)]
-                collected = summed_messages(
-                    layer.twoBody_atom, parts, atom_weights, batch.edge_count, batch.center, len(atoms)
-                )
+                parts = [(atoms, center), (bonds, edge_bond), (atoms, neighbor)]
+                collected = summed_messages(layer.twoBody_atom, parts, atom_weights, batch.edge_count, center)
                 atoms = layer.mlp_out(collected) + atoms
                 if block == n_blocks - 1 or not has_angles:
                     continue
 
                 # Only bonds that form angles receive anything.
                 layer = stock.bond_conv_layers[block]
-                short = bonds.index_select(0, batch.short_bonds)
-                sides = [(short, batch.angle_bond_i), (short, batch.angle_bond_j)]
-                parts = [*sides, (angles, each_angle), (atoms, batch.angle_center)]
-                collected = summed_messages(
-                    layer.twoBody_bond, parts, angle_weights, batch.angle_count, batch.angle_bond_i, len(short)
-                )
+                short = taken(bonds, short_bonds)
+                sides = [(short, side_i), (short, side_j)]
+                parts = [*sides, (angles, each_angle), (atoms, angle_center)]
+                collected = summed_messages(layer.twoBody_bond, parts, angle_weights, batch.angle_count, side_i)
                 linear = layer.mlp_out.layers[-1]
-                bonds = bonds.index_add(0, batch.short_bonds, nn.functional.linear(collected, linear.weight))
+                bonds = added(bonds, nn.functional.linear(collected, linear.weight), short_bonds)
                 if linear.bias is not None:
                     # Weights 0.2.0: the bias shifts every bond of a crystal that has any angle at all.
                     bonds = bonds + linear.bias * batch.bond_has_angles
 
                 if block < n_blocks - 2:  # the angles after the last bond convolution are never used
-                    short = bonds.index_select(0, batch.short_bonds)
-                    sides = [(short, batch.angle_bond_i), (short, batch.angle_bond_j)]
-                    parts = [*sides, (angles, each_angle), (atoms, batch.angle_center)]
+                    short = taken(bonds, short_bonds)
+                    sides = [(short, side_i), (short, side_j)]
+                    parts = [*sides, (angles, each_angle), (atoms, angle_center)]
                     angles = gated_rows(stock.angle_layers[block].twoBody_bond, parts) + angles
         return atoms
 

@@ -46,8 +46,8 @@ class RecordedPasses:
         """Record nothing yet.
 
         Args:
-            loss: of a padded batch, of which the last graph is not one; given what is wanted of the others and the
-                offset to add to their outputs, both float32 of shape (n_graphs,).
+            loss: of a batch, given what is wanted of its graphs and the offset to add to their outputs, both float32
+                of shape (n_graphs,).
             gradients: to set to zero before each pass.
             device: a GPU.
             typical: size of a batch of so many graphs as most have.
@@ -108,11 +108,11 @@ class RecordedPasses:
 
 
 def size_above(size: BatchSize, typical: BatchSize) -> tuple[BatchSize, int]:
-    """The smallest of the sizes that has room for a batch and for one row more of each kind, and its number.
+    """The smallest of the sizes that has room for a batch, and its number.
 
     A size is the typical one times a power of `GROWTH`; all its numbers grow together, so that there are few sizes.
     """
-    have, common = np.array(size) + 1, np.maximum(np.array(typical), 1.0)
+    have, common = np.maximum(np.array(size), 1), np.maximum(np.array(typical), 1.0)
     level = math.ceil(math.log(np.max(have / common)) / math.log(GROWTH) - 1e-9)
     rows = np.ceil(common * GROWTH**level).astype(int)
     return BatchSize(*np.maximum(rows, have).tolist()), level

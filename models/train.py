@@ -246,7 +246,7 @@ class GradientRun:
         try:
             if self.recorded is None:
                 self.recorded = RecordedPasses(
-                    lambda batch, wanted, offset: objective.function(network(batch)[:-1] + offset, wanted),
+                    lambda batch, wanted, offset: objective.function(network(batch) + offset, wanted),
                     self.gradients,
                     self.device,
                     self._typical_size(),

@@ -64,8 +64,9 @@ def test_training_is_that_of_the_cpu(name, collapse):
     before = predictions(fine_tuning(data, collapse=collapse, **fields))
     on_gpu.fitted(), on_cpu.fitted()
     ours, theirs = predictions(on_gpu), predictions(on_cpu)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-4)
-    assert np.abs(theirs - before).max() > 2e-3, "there was nothing to agree on"
+    moved = np.abs(theirs - before).max()
+    assert moved > 2e-3, "there was nothing to agree on"
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=0.02 * moved)
 
 
 @pytest.mark.parametrize("name", LEVERS)
@@ -186,17 +187,18 @@ def test_a_sweep_packs_its_trials(packed):
     assert torch.cuda.get_device_name() in json.dumps(sweep.results)
 
 
-def test_a_probe_that_lied_ends_no_trial(packed):
-    """The share that is on record is far too small for the batches there are now."""
-    folder, _ = packed
-    (folder / "large.yaml").write_text(
-        "num_samples: 2\ngrace_epochs: 1\n"
-        "parameters: {freeze_depth: full, epochs: 2, lr: {choice: [1.0e-4, 2.0e-4]}, batch_size: 96}\n"
+def test_a_share_that_is_too_small_ends_no_trial(tmp_path):
+    """As where a probe was too hopeful."""
+    folder = prepare(
+        tmp_path,
+        8,
+        large="num_samples: 2\ngrace_epochs: 1\n"
+        "parameters: {freeze_depth: full, epochs: 2, lr: {choice: [1.0e-4, 2.0e-4]}, batch_size: 96}\n",
     )
     total = torch.cuda.mem_get_info()[1]
-    share = np.ceil(1000 * 3e8 / total) / 1000
+    share = np.ceil(1000 * 2e8 / total) / 1000
     arguments = [one for one in new(folder, "lied", "large") if not one.startswith("--max-concurrent")]
-    run(folder, *arguments, f"--gpus-per-trial={share}", "--folds=0")
+    run(folder, *arguments, f"--gpus-per-trial={share}", "--every-atom", "--folds=0")
     sweep = load_sweep(str(folder / "results/lied"))
     assert sweep.trials["failed"].isna().all()
     trained = sweep.histories[sweep.histories["member"] != "reference"]
