@@ -142,6 +142,21 @@ shutil.rmtree(trained)
 app([f"--storage={storage}", "--resume=x"], standalone_mode=False)
 """
 
+QUEUE = """\
+baseline: {{model: {folder}/fake_model.py, parameters: {{head_width: 8, epochs: 2}}}}
+experiments: {{wider: {{head_width: 12}}}}
+"""
+RUN_QUEUE = """\
+import ray, sys
+from tune.run_queue import app
+
+ray.init(
+    address="local", num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False,
+    runtime_env={"worker_process_setup_hook": "fake_gpu.install"},
+)
+app(sys.argv[1:], standalone_mode=False)
+"""
+
 
 @pytest.mark.parametrize(
     ("used", "trials"), [(1.0, 19), (4.0, 4), (7.0, 2), (11.0, 1), (30.0, 1)]
@@ -157,21 +172,18 @@ def test_the_most_demanding_depth_decides():
     assert share(probes) == 0.5
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """A sweep with `--gpus-per-trial auto`, and resumed with its final training gone: its folder, log and output."""
-    folder = tmp_path_factory.mktemp("packed")
+def on_fake_gpu(folder: Path, code: str, *arguments: str) -> tuple[list[dict], str]:
+    """Run code with a fake GPU, a task and a model of its own; what the GPU and the trials have logged, and stderr."""
     (folder / "fake_gpu.py").write_text(FAKE_GPU)
     (folder / "fake_model.py").write_text(MODEL)
-    (folder / "space.yaml").write_text(SPACE.format(folder=folder))
     formulas = [f"Na{n}Cl{m}" for n in range(1, 15) for m in range(1, 15)]
     (folder / "task.csv").write_text(
         "composition,target\n" + "".join(f"{formula},{k % 14 - k / 14}\n" for k, formula in enumerate(formulas))
     )
     done = subprocess.run(
         [
-            sys.executable, "-c", SWEEP, f"{folder}/results", "--name=x", f"--space={folder}/space.yaml",
-            f"--task={folder}/task.csv", "--folds=0", "--gpus-per-trial=auto",
+            sys.executable, "-c", code, *arguments,
+            "--name=x", f"--task={folder}/task.csv", "--folds=0", "--gpus-per-trial=auto",
         ],
         cwd=REPOSITORY,
         env={
@@ -183,7 +195,15 @@ def packed(tmp_path_factory):
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return folder, [json.loads(line) for line in (folder / "log").read_text().splitlines()], done.stderr
+    return [json.loads(line) for line in (folder / "log").read_text().splitlines()], done.stderr
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A sweep with `--gpus-per-trial auto`, and resumed with its final training gone: its folder, log and output."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "space.yaml").write_text(SPACE.format(folder=folder))
+    return folder, *on_fake_gpu(folder, SWEEP, f"{folder}/results", f"--space={folder}/space.yaml")
 
 
 def test_the_share_is_measured_once_and_known_when_a_sweep_goes_on(packed):
@@ -207,6 +227,15 @@ def test_as_many_trials_run_at_once_as_the_share_says_and_each_is_held_to_it(pac
         assert {trial["gpu"] for trial in trials} == {0.5}
         assert {event["fraction"] for event in part if event["event"] == "held"} == {0.5}
     assert max(event["at_once"] for event in events if event["event"] == "trial") == 2
+
+
+def test_the_experiments_of_a_queue_are_packed_too(tmp_path):
+    (tmp_path / "queue.yaml").write_text(QUEUE.format(folder=tmp_path))
+    events, _ = on_fake_gpu(tmp_path, RUN_QUEUE, f"--storage={tmp_path}", f"--queue={tmp_path}/queue.yaml")
+    for name in ("baseline", "wider"):
+        assert json.loads((tmp_path / "x" / name / "packing.json").read_text())["share"] == 0.5
+    trials = [event for event in events if event["event"] == "trial"]
+    assert {trial["gpu"] for trial in trials} == {0.5}
 
 
 def test_where_a_probe_was_too_hopeful_trials_take_more_passes_and_the_sweep_goes_on(packed):

@@ -25,10 +25,11 @@ from tune.comparison import compare
 from tune.dataset import Dataset
 from tune.levers import NOT_COMPARED
 from tune.options import RECORD, Folder, Options, SweepError, refuse_name, refuse_other_code, run_record
+from tune.packing import share_of_gpu
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
 from tune.results import collect, write_quarantine
-from tune.run_sweep import USER_ERRORS, anywhere, copies, own_name, parse_folds
+from tune.run_sweep import USER_ERRORS, anywhere, copies, gpu_share, own_name, parse_folds
 from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
 from tune.space import SpaceError
@@ -129,6 +130,8 @@ def _run_experiment(
         datasets[key] = open_dataset(own, space, task, rows)
     dataset = datasets[key]
     write_quarantine(folder, dataset)
+    if own.pack_gpus:
+        own = own.model_copy(update={"gpus_per_trial": share_of_gpu(own, space, dataset, folder)})
 
     base = queue.experiments[0].space
     pairs = []
@@ -257,7 +260,7 @@ def main(
         Path | None, typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; `auto` on one of its nodes.")] = None,
-    gpus_per_trial: Annotated[float, typer.Option(min=0, help="Share of a GPU a training gets; 0: CPU only.")] = 0,
+    gpus_per_trial: Annotated[str, typer.Option(help="Share of a GPU a training gets, as of run_sweep.py.")] = "0",
     cpus_per_trial: Annotated[int, typer.Option(min=1, help="Threads of a training.")] = 1,
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once. Default: as many as fit.")
@@ -283,7 +286,8 @@ def main(
             cache=anywhere(cache or str(default_cache() / "graphs")),
             downloads=anywhere(str(downloads or default_cache() / "downloads")),
             cpus_per_trial=cpus_per_trial,
-            gpus_per_trial=gpus_per_trial,
+            gpus_per_trial=gpu_share(gpus_per_trial),
+            pack_gpus=gpus_per_trial == "auto",
             max_concurrent=max_concurrent,
             every_atom=every_atom,
             tta=copies(tta),
