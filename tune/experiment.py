@@ -6,10 +6,13 @@ import logging
 import os
 from collections.abc import Callable, Collection
 from datetime import datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.tune
+from ray import cloudpickle
 from ray.tune.error import TuneError
+from ray.tune.experiment import Trial
 
 from data.build_cache import say
 from data.storage import StorageError, file_names, open_folder
@@ -109,7 +112,21 @@ def run_experiment(
     unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
     if unfinished:
         raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
-    return [(dict(trial.config), results[position]) for position, trial in enumerate(trials)]
+    return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
+
+
+def _with_reason(result: ray.tune.Result, trial: Trial) -> ray.tune.Result:
+    """The result of a trial, which says why it failed if it did.
+
+    Ray looks for the reason where the trials are kept. If that is full or away, it did not get there, and the trial
+    would pass for one that has not failed.
+    """
+    if trial.status == Trial.ERROR:
+        written = Path(trial.pickled_error_file or "")  # on a disk of the driver's, where Ray has written it first
+        if written.is_file():
+            result.error = cloudpickle.loads(written.read_bytes())
+        result.error = result.error or TuneError("it failed, and why was lost with what it wrote")
+    return result
 
 
 def run_until_read(
