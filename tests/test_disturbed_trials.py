@@ -1,0 +1,271 @@
+"""What may happen to a trial, in short: whatever it is, the trial ends as one that nothing disturbs.
+
+The same in full-sized sweeps is in test_faults.py, test_preemption.py, test_storage.py and cluster/.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+import ray
+import ray.tune
+from model_cases import one_thread
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group, remove_placement_group
+from sweeps import DEMO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from data.build_cache import connect
+from data.storage import read_whole
+from data.tasks import open_task
+from models.registry import open_model
+from tune import experiment
+from tune.dataset import Dataset, load_dataset
+from tune.search import Outcome, Resources, train_chosen
+from tune.space import SearchSpace
+from tune.trial import PREDICTIONS_FILE
+
+# Ray leaves sockets and log files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+EPOCHS = 5
+SPACE = SearchSpace(  # of a network whose training draws numbers: those, too, must be the same
+    name="brief",
+    model="composition_network",
+    parameters={"epochs": EPOCHS, "width": 64, "head_width": 64, "lr": 0.003, "mixup": True, "dropout": 0.1},
+)
+CONFIG = SPACE.config(**SPACE.parameters).model_dump() | {"batch_size": 16}
+FOLD = 0
+# A time.time() that is off by as many seconds as a file says; put where Python looks for it at every start.
+JUMPING = """\
+import os, time
+_clock = time.time
+def _jumping():
+    try:
+        with open({file!r}) as file:
+            return _clock() + float(file.read())
+    except FileNotFoundError:
+        return _clock()
+time.time = _jumping
+"""
+
+
+class Reports(ray.tune.Callback):
+    """Which epochs a trial has reported, and from which process."""
+
+    def __init__(self):
+        self.epochs, self.pids = [], []
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        self.epochs.append(result["epoch"])
+        self.pids.append(result["pid"])
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not what():
+            assert time.monotonic() < deadline, f"reported until then: {self.epochs}"
+            time.sleep(0.01)
+
+
+def formulas(folder: Path) -> Dataset:
+    """Those of the demo, for the Ray that is there."""
+    table = pd.read_parquet(DEMO, columns=["id", "formula", "e_form"]).rename(columns={"formula": "composition"})
+    table.to_csv(folder / "formulas.csv", index=False)
+    task, rows = open_task(str(folder / "formulas.csv"), download_dir=folder)
+    return load_dataset(task, rows, SPACE, str(folder), used_folds={FOLD}, seed=0, gpus_per_task=0)
+
+
+def train(dataset: Dataset, folder: Path, disturb: Callable[[Reports], None] | None = None) -> tuple[Outcome, Reports]:
+    """Train one trial as a sweep does; from another thread `disturb` is called in the midst of its third epoch."""
+    reports = Reports()
+
+    def when_due():
+        reports.wait_for(lambda: 2 in reports.epochs)
+        time.sleep(0.05)
+        assert reports.epochs[-1] < EPOCHS, "the trial was faster than this test"
+        disturb(reports)
+
+    with ThreadPoolExecutor(1) as pool:
+        disturbed = pool.submit(when_due) if disturb else None
+        chosen = [(FOLD, {"model": SPACE.model, **CONFIG})]
+        (outcome,) = train_chosen(
+            dataset, chosen, resources=Resources(1, 0, 1), folder=f"{folder}/run", watch=[reports]
+        )
+        if disturbed:
+            disturbed.result()
+    return outcome, reports
+
+
+def without_seconds(history: list[dict]) -> list[dict]:
+    return [epoch | {"seconds": 0} for epoch in history]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session, tmp_path_factory) -> tuple[list[dict], np.ndarray]:
+    """History and predictions of a training that knows nothing of Ray."""
+    dataset = formulas(tmp_path_factory.mktemp("whole"))
+    # Copied, for torch warns of arrays that cannot be written to, as those in Ray's store.
+    fold, rows, task = deepcopy(ray.get(dataset.trial_folds[FOLD])), ray.get(dataset.rows_ref), dataset.task
+    model = open_model(SPACE.model)
+    with one_thread():
+        run = model.start(model.config(**CONFIG), rows, fold.part(task.kind, task.quantity), "cpu")
+        for _ in run.epochs():
+            pass
+        predicted = run.fitted().predict_rows(rows, fold.test).values
+    return without_seconds([asdict(epoch) for epoch in run.history]), predicted
+
+
+def check_equal(outcome: Outcome, whole: tuple[list[dict], np.ndarray]) -> None:
+    """To the last bit."""
+    assert outcome.error is None
+    assert without_seconds(outcome.history) == whole[0]
+    filesystem, path = outcome.folder
+    with np.load(io.BytesIO(read_whole(filesystem, f"{path}/{PREDICTIONS_FILE}"))) as predicted:
+        np.testing.assert_array_equal(predicted["test"], whole[1])
+
+
+def check_gone_on_elsewhere(reports: Reports) -> None:
+    """In another process, with at most one epoch trained again."""
+    first = [epoch for epoch, pid in zip(reports.epochs, reports.pids, strict=True) if pid == reports.pids[0]]
+    then = reports.epochs[len(first) :]
+    assert first == list(range(len(first)))
+    assert then[0] in (first[-1], first[-1] + 1)  # the epoch it was in, or the one that had just ended
+    assert then == [*range(then[0], EPOCHS + 1), EPOCHS]  # the last one twice: again with the predictions
+    assert len({*reports.pids}) == 2
+
+
+def test_a_killed_worker_costs_an_epoch_and_changes_nothing(ray_session, whole, tmp_path):
+    outcome, reports = train(formulas(tmp_path), tmp_path, lambda reports: os.kill(reports.pids[-1], signal.SIGKILL))
+    check_gone_on_elsewhere(reports)
+    check_equal(outcome, whole)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on a disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid()
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("mounting a small disk is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_fills_in_mid_trial_ends_it_with_the_reason_and_it_goes_on_when_there_is_room(
+    ray_session, whole, tmp_path, disk, monkeypatch
+):
+    monkeypatch.setattr(experiment, "MAX_FAILURES", 0)  # each further attempt takes a new worker, and nothing is new
+    dataset = formulas(tmp_path)
+    ballast = disk / "ballast"
+    failed, _ = train(dataset, disk, lambda reports: ballast.write_bytes(bytes(30 << 20)))
+    assert f"StorageError: cannot write {disk}/run-" in failed.error
+    assert "the disk is full" in failed.error
+    assert without_seconds(failed.history) == whole[0][: len(failed.history)]
+    assert not list(disk.rglob(".part-*"))
+    ballast.unlink()
+    outcome, _ = train(dataset, disk)
+    (trial,) = disk.glob("run-*/trial_*")
+    told = [event.step for event in EventAccumulator(str(trial)).Reload().Scalars("lr")]
+    assert told == [*range(EPOCHS + 1), EPOCHS]  # no epoch twice: it went on
+    check_equal(outcome, whole)
+
+
+@pytest.fixture
+def jump(ray_session, tmp_path):
+    """Sets time.time() apart by some hours, in this driver, in Ray's own Python processes and in the workers."""
+    source = JUMPING.format(file=str(tmp_path / "seconds"))
+    (tmp_path / "sitecustomize.py").write_text(source)
+    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+        patch.setattr(time, "time", time.time)  # so that it is put back
+        exec(source, {})
+        connect()
+
+        def to(hours: float) -> None:
+            (tmp_path / "new").write_text(str(hours * 3600))
+            (tmp_path / "new").rename(tmp_path / "seconds")
+
+        yield to
+        ray.shutdown()
+    connect()
+
+
+def test_a_clock_that_jumps_in_mid_trial_changes_nothing(jump, whole, tmp_path):
+    def jump_ahead_and_back(reports):
+        jump(5)
+        reports.wait_for(lambda: 3 in reports.epochs)
+        jump(-5)
+
+    outcome, reports = train(formulas(tmp_path), tmp_path, jump_ahead_and_back)
+    assert reports.epochs == [*range(EPOCHS + 1), EPOCHS]  # nothing was restarted
+    assert all(0 <= epoch["seconds"] < 3600 for epoch in outcome.history)
+    check_equal(outcome, whole)
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_session):
+    """A head with one CPU, which notices within seconds, and not after a minute, that a node does not answer."""
+    ray.shutdown()
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the path of a socket in it may have 107 characters
+    impatient = {
+        "health_check_initial_delay_ms": 0,
+        "health_check_period_ms": 250,
+        "health_check_timeout_ms": 1000,
+        "health_check_failure_threshold": 5,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)  # /tmp/ray may hold the address of another cluster, which this would replace
+        head = {"num_cpus": 1, "include_dashboard": False, "_system_config": impatient}
+        running = Cluster(initialize_head=True, head_node_args=head)
+        connect(running.address)
+        yield running
+        ray.shutdown()
+        running.shutdown()
+    shutil.rmtree(folder)
+    connect()
+
+
+@pytest.mark.parametrize("how", ["lost", "cut off"])
+def test_a_trial_whose_node_is_gone_goes_on_on_another(cluster, whole, tmp_path, how):
+    """One that is cut off is stopped, so that its connections stay open and nothing answers; later it comes back."""
+    head_is_taken = placement_group([{"CPU": 1}])
+    ray.get(head_is_taken.ready())
+    node = cluster.add_node(num_cpus=1)
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+    def lose(reports):
+        assert psutil.Process(reports.pids[-1]).ppid() == raylet.pid
+        remove_placement_group(head_is_taken)
+        if how == "lost":
+            cluster.remove_node(node, allow_graceful=False)
+            return
+        stopped = [raylet, *raylet.children(recursive=True)]
+        for process in stopped:
+            process.suspend()
+        reports.wait_for(lambda: reports.pids[-1] != reports.pids[0])
+        for process in stopped:
+            process.resume()
+
+    outcome, reports = train(formulas(tmp_path), tmp_path, lose)
+    check_gone_on_elsewhere(reports)
+    check_equal(outcome, whole)
+    if how == "cut off":
+        raylet.wait(60)  # it ends as soon as it hears that it was given up
