@@ -1,6 +1,9 @@
-"""Crystals, hand-made and of a task, and one Ray session, for the tests of graphs, batches, shards and cache."""
+"""Crystals, hand-made and of a task, one Ray session, and small disks, for tests of several files."""
 
+import os
+import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,3 +67,20 @@ def ray_session():
         connect()
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def disk_of(tmp_path):
+    """Gives a folder on a disk of its own, of the size that it is called with."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+        if os.geteuid() or subprocess.run(command, check=False).returncode:
+            pytest.skip("mounting a small disk is not permitted here")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)

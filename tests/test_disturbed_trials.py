@@ -9,7 +9,6 @@ import io
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -154,25 +153,11 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(ray_session, whole, 
     check_equal(outcome, whole)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A folder on a disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], check=False).returncode
-    ):
-        pytest.skip("mounting a small disk is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_a_disk_that_fills_in_mid_trial_ends_it_with_the_reason_and_it_goes_on_when_there_is_room(
-    ray_session, whole, tmp_path, disk, monkeypatch
+    ray_session, whole, tmp_path, disk_of, monkeypatch
 ):
     monkeypatch.setattr(experiment, "MAX_FAILURES", 0)  # each further attempt takes a new worker, and nothing is new
-    dataset = formulas(tmp_path)
+    dataset, disk = formulas(tmp_path), disk_of("40m")
     ballast = disk / "ballast"
     failed, _ = train(dataset, disk, lambda reports: ballast.write_bytes(bytes(30 << 20)))
     assert f"StorageError: cannot write {disk}/run-" in failed.error
