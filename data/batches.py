@@ -9,7 +9,6 @@ and counted as often as they occur.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +18,6 @@ from data.compiled import compiled
 from data.geometry import Geometry, geometry_of
 from data.graphs import Graphs
 from data.symmetry import TOLERANCE, empty, equivalent_classes, new_table, value_classes, value_of
-
-
-class BatchSize(NamedTuple):
-    """Rows of each kind that a batch has."""
-
-    atoms: float
-    edges: float
-    bonds: float
-    short: float
-    angles: float
 
 
 @dataclass(frozen=True)
@@ -79,54 +68,9 @@ class GraphBatch:
         """Number of graphs in the batch."""
         return len(self.atoms_per_graph)
 
-    @property
-    def size(self) -> BatchSize:
-        """Rows of each kind."""
-        return BatchSize(
-            len(self.numbers), len(self.center), len(self.bond_length), len(self.short_bonds), len(self.angle)
-        )
-
     def to(self, device: torch.device | str) -> GraphBatch:
         """The same batch on another device."""
         return GraphBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
-
-def padded(batch: GraphBatch, size: BatchSize) -> GraphBatch:
-    """The same batch with more rows, which count for nothing.
-
-    What they point to is spread over all rows, so that no sum becomes much longer than the others.
-
-    Args:
-        batch: on the CPU.
-        size: not below the batch's in any number; whole numbers, and atoms, bonds and short bonds above zero.
-    """
-    atoms, edges, bonds, short, angles = (int(rows) for rows in size)
-
-    def pointing(positions: Tensor, n_rows: int, n_targets: int) -> Tensor:
-        more = torch.arange(n_rows - len(positions), dtype=positions.dtype).remainder_(n_targets)
-        return torch.cat([positions, more])
-
-    def filled(values: Tensor, n_rows: int, filling: int) -> Tensor:
-        return torch.cat([values, values.new_full((n_rows - len(values), *values.shape[1:]), filling)])
-
-    return GraphBatch(
-        numbers=filled(batch.numbers, atoms, 1),
-        owner=pointing(batch.owner, atoms, batch.n_graphs),
-        atom_count=filled(batch.atom_count, atoms, 0),
-        atoms_per_graph=batch.atoms_per_graph,
-        center=pointing(batch.center, edges, atoms),
-        neighbor=pointing(batch.neighbor, edges, atoms),
-        edge_bond=pointing(batch.edge_bond, edges, bonds),
-        edge_count=filled(batch.edge_count, edges, 0),
-        bond_length=filled(batch.bond_length, bonds, 1),
-        short_bonds=pointing(batch.short_bonds, short, bonds),
-        bond_has_angles=filled(batch.bond_has_angles, bonds, 0),
-        angle_center=pointing(batch.angle_center, angles, atoms),
-        angle_bond_i=pointing(batch.angle_bond_i, angles, short),
-        angle_bond_j=pointing(batch.angle_bond_j, angles, short),
-        angle_count=filled(batch.angle_count, angles, 0),
-        angle=filled(batch.angle, angles, 1),
-    )
 
 
 def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float, *, collapse: bool = False) -> GraphBatch:

@@ -2,24 +2,25 @@
 
 Small crystals leave a GPU idle: a step is some 1,500 short kernels, and starting them one by one from Python takes many
 times as long as they do. A recorded pass is started by one call. It always reads and writes the same memory, so that
-batches are padded to one of a few sizes (`data.batches.padded`).
+batches are padded to one of a few sizes (`data/padding.py`).
 
 Source: "CUDA Graphs", PyTorch's notes on CUDA semantics.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from data.batches import BatchSize, GraphBatch, padded
-
-GROWTH = 1.2  # from one size to the next
+from data.batches import GraphBatch
+from data.padding import BatchSize, padded, size_above, size_of
+from models.config import GradientConfig
+from models.features import GraphInputs, Inputs
+from models.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -34,41 +35,60 @@ class _Recording:
 
 
 class RecordedPasses:
-    """Passes of one training run; gradients are added up where the parameters have them."""
+    """Passes of one training run; gradients are left where the parameters have them."""
 
     def __init__(
         self,
-        loss: Callable[[GraphBatch, Tensor, Tensor], Tensor],
+        config: GradientConfig,
+        network: nn.Module,
+        objective: Objective,
         gradients: list[Tensor],
-        device: torch.device,
-        typical: BatchSize,
+        train: np.ndarray,
+        inputs_of: Callable[[int], Inputs],
     ) -> None:
         """Record nothing yet.
 
         Args:
-            loss: of a batch, given what is wanted of its graphs and the offset to add to their outputs, both float32
-                of shape (n_graphs,).
-            gradients: to set to zero before each pass.
-            device: a GPU.
-            typical: size of a batch of so many graphs as most have.
+            config: of the run.
+            network: that trains.
+            objective: of the run.
+            gradients: of all parameters, to set to zero before each pass.
+            train: training rows.
+            inputs_of: what the run trains on in an epoch.
         """
-        self.loss, self.gradients, self.device, self.typical = loss, gradients, device, typical
+        self.config, self.network, self.objective, self.gradients = config, network, objective, gradients
+        self.train, self.inputs_of = train, inputs_of
+        self.device = objective.device
+        self.on = self.device.type == "cuda"  # while memory suffices
         self.recordings: dict[tuple[int, ...], _Recording] = {}
-        self.pool = torch.cuda.graph_pool_handle()  # one for all: only one is replayed at a time
+        self.typical: BatchSize | None = None
+        self.pool: tuple[int, int] | None = None
 
-    def run(self, batch: GraphBatch, wanted: Tensor, offset: Tensor, key: int) -> float:
-        """The loss of a batch, whose gradient is then in `gradients`.
+    def backward(self, inputs: Inputs, which: np.ndarray, key: int) -> float | None:
+        """The loss of a batch, whose gradient is then there.
+
+        None where it has to be computed otherwise: on a CPU, of what is no graphs, in several passes, or for want of
+        the memory that padding takes.
 
         Args:
-            batch: on the CPU.
-            wanted: on the GPU, float32, shape (n_graphs,).
-            offset: of the outputs, likewise.
+            inputs: to take the batch from.
+            which: its rows, int64.
             key: changes whenever other parameters train.
-
-        Raises:
-            torch.OutOfMemoryError: it does not fit.
         """
-        size, level = size_above(batch.size, self.typical)
+        if not self.on or not isinstance(inputs, GraphInputs) or len(inputs.passes(which)) > 1:
+            return None
+        try:
+            return self._run(inputs.on_cpu(which), *self.objective.expected(which), key)
+        except torch.OutOfMemoryError:
+            self.on = False
+            self.recordings.clear()
+        torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
+        return None
+
+    def _run(self, batch: GraphBatch, wanted: Tensor, offset: Tensor, key: int) -> float:
+        if self.typical is None:
+            self.typical = self._typical_size()
+        size, level = size_above(size_of(batch), self.typical)
         filled = padded(batch, size)
         which = (key, level, batch.n_graphs)
         if which not in self.recordings:
@@ -81,6 +101,15 @@ class RecordedPasses:
         recording.graph.replay()
         return float(recording.loss)
 
+    def _typical_size(self) -> BatchSize:
+        """Mean size of the first batches, which are the same in a run that was resumed."""
+        inputs = self.inputs_of(1)
+        assert isinstance(inputs, GraphInputs)
+        order = np.random.default_rng([self.config.seed, 1]).permutation(len(self.train))
+        rows = self.train[order][: 8 * self.config.batch_size]
+        share = min(self.config.batch_size, len(rows)) / len(rows)
+        return BatchSize(*(share * number for number in size_of(inputs.on_cpu(rows))))
+
     def _record(self, batch: GraphBatch, wanted: Tensor, offset: Tensor) -> _Recording:
         # Once as usual, so that libraries set themselves up; on another stream, as recording is.
         stream = torch.cuda.Stream(self.device)
@@ -88,6 +117,8 @@ class RecordedPasses:
         with torch.cuda.stream(stream):
             self._pass(batch, wanted, offset)
         torch.cuda.current_stream(self.device).wait_stream(stream)
+        # One pool for all recordings: only one is replayed at a time.
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
             # Ray has threads of its own, which may do what they like meanwhile.
@@ -102,17 +133,6 @@ class RecordedPasses:
     def _pass(self, batch: GraphBatch, wanted: Tensor, offset: Tensor) -> Tensor:
         for gradient in self.gradients:
             gradient.zero_()
-        loss = self.loss(batch, wanted, offset)
+        loss = self.objective.function(self.network(batch) + offset, wanted)
         loss.backward()
         return loss.detach()
-
-
-def size_above(size: BatchSize, typical: BatchSize) -> tuple[BatchSize, int]:
-    """The smallest of the sizes that has room for a batch, and its number.
-
-    A size is the typical one times a power of `GROWTH`; all its numbers grow together, so that there are few sizes.
-    """
-    have, common = np.maximum(np.array(size), 1), np.maximum(np.array(typical), 1.0)
-    level = math.ceil(math.log(np.max(have / common)) / math.log(GROWTH) - 1e-9)
-    rows = np.ceil(common * GROWTH**level).astype(int)
-    return BatchSize(*np.maximum(rows, have).tolist()), level

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batches import BatchSize
 from models.averaging import Averaging, Weights, copied, load
 from models.config import GradientConfig
-from models.features import GraphInputs, Inputs, predict
+from models.features import Inputs, predict
 from models.fitted_network import FittedNetwork
 from models.model import EpochResult, TrainingPart, TrainingRows, fingerprint
 from models.network import Mix
@@ -108,13 +107,12 @@ class GradientRun:
         self.gradients: Weights = []
         self.optimizer: torch.optim.Optimizer | None = None
         if groups:
-            for group in groups:
-                flat, gradient = flattened(group)
-                self.flats.append(flat)
-                self.gradients.append(gradient)
+            self.flats, self.gradients = map(list, zip(*map(flattened, groups), strict=True))
             self.lr_factors = [layer_decay**k for k in range(len(groups))]
             self.optimizer = make_optimizer(config, self.flats)
         self.n_open = len(groups)
+        moved = moved_inputs or (lambda _: inputs)
+        self.recorded = RecordedPasses(config, network, self.objective, self.gradients, self.train, moved)
         self.averaging = Averaging(config, self.flats)
         self.history: list[EpochResult] = []
         self.kept_epoch = -1
@@ -122,8 +120,6 @@ class GradientRun:
         self.kept_reference = self.objective.reference
         self.val_predictions = np.empty(0)
         self.parts = 1  # that each pass is cut into, since memory ran out
-        self.records = self.device.type == "cuda"  # while memory suffices for it
-        self.recorded: RecordedPasses | None = None  # from the first batch of graphs on
         self.pausing = False
         self.midway: dict[str, Any] = {}  # place in an epoch that a pause has cut in two
 
@@ -172,13 +168,12 @@ class GradientRun:
         halved = 0
         if config.schedule == "plateau":
             halved = halvings([result.val_metric for result in self.history], config.patience, self.metric)
-        total, first = 0.0, 0
+        total, first, lr = 0.0, 0, config.lr
         if self.midway:
             total, first = self.midway["total"], self.midway["batch"]
             random.bit_generator.state = self.midway["random"]
             self._generator.set_rng_state(self.midway["dropout"].cpu())
             self.midway = {}
-        lr = config.lr
         for k in range(first, n_batches):
             if self.pausing:
                 self.midway = {
@@ -215,8 +210,9 @@ class GradientRun:
         Raises:
             torch.OutOfMemoryError: one row alone does not fit.
         """
-        if (value := self._recorded_backward(inputs, which, share)) is not None:
-            return value
+        recorded = self.recorded.backward(inputs, which, self.n_open) if self.parts == 1 and share == 1.0 else None
+        if recorded is not None:
+            return recorded
         drawn = random.bit_generator.state
         while True:
             passes = [part for run in inputs.passes(which) for part in np.array_split(run, min(self.parts, len(run)))]
@@ -235,36 +231,6 @@ class GradientRun:
             self.parts *= 2
             random.bit_generator.state = drawn
             torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
-
-    def _recorded_backward(self, inputs: Inputs, which: np.ndarray, share: float) -> float | None:
-        """The same as one recorded pass; None where it can't be, or memory does not suffice for the padding."""
-        whole = isinstance(inputs, GraphInputs) and len(inputs.passes(which)) == 1
-        if not (self.records and self.parts == 1 and share == 1.0 and whole):
-            return None
-        assert isinstance(inputs, GraphInputs)
-        network, objective = self.network, self.objective
-        try:
-            if self.recorded is None:
-                self.recorded = RecordedPasses(
-                    lambda batch, wanted, offset: objective.function(network(batch) + offset, wanted),
-                    self.gradients,
-                    self.device,
-                    self._typical_size(),
-                )
-            return self.recorded.run(inputs.on_cpu(which), *objective.expected(which), key=self.n_open)
-        except torch.OutOfMemoryError:
-            self.records, self.recorded = False, None
-        torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
-        return None
-
-    def _typical_size(self) -> BatchSize:
-        """Mean size of the first batches, which are the same in a run that was resumed."""
-        inputs = self.moved_inputs(1) if self.moved_inputs else self.inputs
-        assert isinstance(inputs, GraphInputs)
-        random = np.random.default_rng([self.config.seed, 1])
-        rows = self.train[random.permutation(len(self.train))][: 8 * self.config.batch_size]
-        share = min(self.config.batch_size, len(rows)) / len(rows)
-        return BatchSize(*(share * number for number in inputs.on_cpu(rows).size))
 
     @property
     def _generator(self) -> Any:

@@ -8,11 +8,11 @@ import torch
 from chgnet.graph import CrystalGraphConverter
 from chgnet.model.model import BatchedGraph
 
-from data.batches import BatchSize, GraphBatch, graph_batch, padded
+from data.batches import GraphBatch, graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
+from data.padding import BatchSize, padded, size_above, size_of
 from models.network import CHGNetwork, _fourier
-from models.recorded import size_above
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +138,10 @@ def test_what_a_batch_is_padded_with_adds_nothing(graphs, weights, which, collap
     network = CHGNetwork(weights).eval()
     network.freeze("full")
     batch = graph_batch(graphs, np.array(which), network.bond_graph_cutoff, collapse=collapse)
-    size, _ = size_above(batch.size, BatchSize(*(1.7 * rows for rows in batch.size)))
+    size, _ = size_above(size_of(batch), BatchSize(*(1.7 * rows for rows in size_of(batch))))
     filled = padded(batch, size)
-    assert filled.size == size
-    assert (np.array(size) > np.array(batch.size)).all()
+    assert size_of(filled) == size
+    assert (np.array(size) > np.array(size_of(batch))).all()
     found = []
     for one in (batch, filled):
         network.zero_grad()
@@ -157,10 +157,10 @@ def test_what_a_batch_is_padded_with_adds_nothing(graphs, weights, which, collap
 def test_there_are_few_sizes_and_each_holds_its_batches(graphs):
     random = np.random.default_rng(0)
     batches = [graph_batch(graphs, random.integers(0, len(graphs), size=16), 3, collapse=True) for _ in range(100)]
-    typical = BatchSize(*np.mean([batch.size for batch in batches], axis=0))
-    found = [size_above(batch.size, typical) for batch in batches]
+    typical = BatchSize(*np.mean([size_of(batch) for batch in batches], axis=0))
+    found = [size_above(size_of(batch), typical) for batch in batches]
     for batch, (size, _) in zip(batches, found, strict=True):
-        assert (np.array(size) >= np.array(batch.size)).all()
+        assert (np.array(size) >= np.array(size_of(batch))).all()
     by_level = {level: size for size, level in found}
     assert len(by_level) < 20
     assert all(by_level[level] == size for size, level in found)

@@ -191,8 +191,8 @@ def test_passes_are_recorded_once_for_each_size():
     run = ON_GPU(data_for({}), freeze_depth="full", epochs=3)
     seen = []
     for _ in run.epochs():
-        seen.append(len(run.recorded.recordings) if run.recorded else 0)
+        seen.append(len(run.recorded.recordings))
     n_batches = -(-len(TRAIN) // 8)
     assert 0 < seen[1] <= n_batches
     assert seen[3] < 2 * n_batches
-    assert run.records
+    assert run.recorded.on
