@@ -93,7 +93,7 @@ def run_experiment(
                 storage_path=storage,
                 storage_filesystem=filesystem,
                 verbose=0,
-                callbacks=callbacks,
+                callbacks=[*callbacks, _EndForWantOfStorage()],
                 failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
             ),
@@ -122,11 +122,26 @@ def _with_reason(result: ray.tune.Result, trial: Trial) -> ray.tune.Result:
     would pass for one that has not failed.
     """
     if trial.status == Trial.ERROR:
-        written = Path(trial.pickled_error_file or "")  # on a disk of the driver's, where Ray has written it first
-        if written.is_file():
-            result.error = cloudpickle.loads(written.read_bytes())
-        result.error = result.error or TuneError("it failed, and why was lost with what it wrote")
+        result.error = _reason(trial) or result.error or TuneError("it failed, and why was lost with what it wrote")
     return result
+
+
+def _reason(trial: Trial) -> Exception | None:
+    """Why a trial has failed, as Ray has written it to a disk of the driver's before anywhere else."""
+    written = Path(trial.pickled_error_file or "")
+    return cloudpickle.loads(written.read_bytes()) if written.is_file() else None
+
+
+class _EndForWantOfStorage(ray.tune.Callback):
+    """Ends an experiment when a trial has failed for good for want of storage.
+
+    It could not be finished in any case, and its other trials would fail in the same way, each for minutes.
+    """
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        _, ours, why = str(_reason(trial)).rpartition("StorageError: ")
+        if ours:
+            raise StorageError(why.strip())
 
 
 def run_until_read(
