@@ -278,15 +278,17 @@ def killed_and_resumed(folder, name, bucket):
 
 
 @pytest.mark.faults
-def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server):
+def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, server, capsys):
     """One request in five fails."""
     faults = server.fail("503", lambda method, path, count: count % 5 == 0)
     assert killed_and_resumed(folder, "killed", "s3://bucket") == whole
     assert sum(faults.done.values()) > 50
+    with capsys.disabled():
+        print(f"\n  {sum(faults.done.values())} of {sum(faults.seen.values())} requests refused")
 
 
 @pytest.mark.faults
-def test_killed_and_resumed_in_googles_store_that_fails_now_and_then(folder, whole, monkeypatch):
+def test_killed_and_resumed_in_googles_store_that_fails_now_and_then(folder, whole, monkeypatch, capsys):
     """One request in twenty fails, but for uploads: Google's client waits a second and more for each."""
     with gs_server("bucket") as google:
         for key, value in google.environment.items():
@@ -294,6 +296,8 @@ def test_killed_and_resumed_in_googles_store_that_fails_now_and_then(folder, who
         google.fail_every.value = 20
         assert killed_and_resumed(folder, "killed_at_google", "gs://anonymous@bucket") == whole
         assert google.failed.value > 5
+        with capsys.disabled():
+            print(f"\n  {google.failed.value} of {google.requests.value} requests refused, beside uploads")
 
 
 @pytest.mark.faults
