@@ -170,6 +170,34 @@ def test_a_disk_that_fills_in_mid_trial_ends_it_with_a_sentence_and_it_goes_on_w
     check_equal(outcome, whole)
 
 
+OVERFLOWING = """\
+import numpy as np
+from models.model import Model, ModelConfig, Prediction, fitted_once
+
+class Overflowing:
+    def predict_rows(self, rows, which):
+        return Prediction(np.full(len(which), np.inf))
+
+def fit(config, rows, part):
+    with open({file!r}, "a") as file:
+        file.write("started\\n")
+    return Overflowing()
+
+MODEL = Model("overflowing", ModelConfig, "compositions", fitted_once(fit), lambda content, device: Overflowing())
+"""
+
+
+def test_a_trial_that_its_model_has_ended_is_started_only_once_more(ray_session, tmp_path):
+    """What the model has done it does again; a machine that dies is what trials have their five further tries for."""
+    (tmp_path / "overflowing.py").write_text(OVERFLOWING.format(file=str(tmp_path / "starts")))
+    chosen = [(FOLD, {"model": str(tmp_path / "overflowing.py")})]
+    (outcome,) = train_chosen(
+        formulas(tmp_path), chosen, resources=Resources(1, 0, 1), folder=f"{tmp_path}/run", watch=[]
+    )
+    assert "BadPredictionsError: Overflowing.predict_rows returned values of which" in outcome.error
+    assert (tmp_path / "starts").read_text().splitlines() == ["started"] * 2
+
+
 @pytest.fixture
 def jump(ray_session, tmp_path):
     """Sets time.time() apart by some hours, in this driver, in Ray's own Python processes and in the workers."""

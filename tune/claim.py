@@ -51,9 +51,10 @@ def claimed(folder: Folder) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        left = folder.read_json(FILE)
-        if left is not None and left["token"] == claim["token"]:
-            folder.filesystem.delete_file(f"{folder.path}/{FILE}")
+        with suppress(OSError, StorageError):  # left as a killed driver's is, and why the body ended is what counts
+            left = folder.read_json(FILE)
+            if left is not None and left["token"] == claim["token"]:
+                folder.filesystem.delete_file(f"{folder.path}/{FILE}")
 
 
 def _keep_beating(folder: Folder, claim: dict[str, Any], ended: threading.Event) -> None:

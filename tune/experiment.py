@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import ray.tune
 from ray import cloudpickle
+from ray.exceptions import RayTaskError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
@@ -25,6 +26,8 @@ Config = dict[str, Any]
 
 # Restarts of a trial from its last checkpoint before it counts as failed. Machines that are taken away count, too.
 MAX_FAILURES = 5
+# Errors of code or of numbers: a model that has raised one raises it again, on whatever machine.
+_OF_THE_MODEL = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _STATE = "experiment_state-"  # Ray's records of an experiment, one a session, each with the time when it began
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 
@@ -93,7 +96,7 @@ def run_experiment(
                 storage_path=storage,
                 storage_filesystem=filesystem,
                 verbose=0,
-                callbacks=[*callbacks, _EndForWantOfStorage()],
+                callbacks=[*callbacks, _EndForWantOfStorage(), _OnlyOnceMore()],
                 failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
             ),
@@ -142,6 +145,16 @@ class _EndForWantOfStorage(ray.tune.Callback):
         _, ours, why = str(_reason(trial)).rpartition("StorageError: ")
         if ours:
             raise StorageError(why.strip())
+
+
+class _OnlyOnceMore(ray.tune.Callback):
+    """Starts a trial that its model has ended, and no machine, once more instead of `MAX_FAILURES` times."""
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        reason = _reason(trial)
+        cause = reason.as_instanceof_cause() if isinstance(reason, RayTaskError) else reason
+        if isinstance(cause, _OF_THE_MODEL):
+            trial.max_failures = min(MAX_FAILURES, trial.run_metadata.num_failures)
 
 
 def run_until_read(
