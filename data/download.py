@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import requests
 import urllib3
@@ -37,7 +42,8 @@ def download(
 ) -> Path:
     """Make sure that `destination` holds the file with this checksum, fetching it if it does not.
 
-    What has arrived is kept in `destination.part`, and the next attempt, or the next run, resumes there.
+    What has arrived is kept in `destination.part`, and the next attempt, or the next run, resumes there. Of several
+    processes that want the file at once, one fetches it and the others wait.
 
     Args:
         url: where the file is.
@@ -58,14 +64,17 @@ def download(
         if destination.is_file() and _sha256(destination) == sha256:
             return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # A second time from scratch: what was resumed may have been the start of another file.
-        for _ in range(2):
-            _fetch(url, part, attempts, backoff_s, timeout_s)
-            found = _sha256(part)
-            if found == sha256:
-                part.replace(destination)
+        with _alone(destination):
+            if destination.is_file() and _sha256(destination) == sha256:  # from the process that was waited for
                 return destination
-            part.unlink()
+            # A second time from scratch: what was resumed may have been the start of another file.
+            for _ in range(2):
+                _fetch(url, part, attempts, backoff_s, timeout_s)
+                found = _sha256(part)
+                if found == sha256:
+                    part.replace(destination)
+                    return destination
+                part.unlink()
         raise _failure(url, destination, sha256, f"what the server sends has sha256 {found}, not {sha256}")
     except OSError as error:
         raise _failure(url, destination, sha256, f"it cannot be stored there: {error}") from None
@@ -73,6 +82,41 @@ def download(
         raise _failure(url, destination, sha256, f"{error} (tried {attempts} times)") from None
     except _RefusedError as error:
         raise _failure(url, destination, sha256, str(error)) from None
+
+
+@contextmanager
+def _alone(destination: Path) -> Iterator[None]:
+    """Hold `destination.lock` while the body runs, for two that append to one part would spoil it."""
+    path = destination.with_name(destination.name + ".lock")
+    while True:
+        with path.open("w") as lock:
+            _wait_for(lock, destination)
+            if not _is_at(path, lock):  # whoever had it has deleted it, and a third may hold another one
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(lock: IO[str], destination: Path) -> None:
+    """Lock a file, and say so if that takes waiting. A killed process holds it no longer."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        line = f"another process is downloading {destination}: this one waits until it has ended"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # some disks of clusters know no locks: there it goes as it may
+        pass
 
 
 def _failure(url: str, destination: Path, sha256: str, reason: str) -> DownloadError:

@@ -1,7 +1,10 @@
 """Downloads against a real server on this machine: whatever goes wrong, the file is right or absent."""
 
 import hashlib
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,15 +15,19 @@ import pytest
 
 from data.download import DownloadError, download
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 CONTENT = np.random.default_rng(0).bytes(1_200_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @contextmanager
 def server(
-    *behaviours: str, knows_ranges: bool = True, content: bytes = CONTENT
+    *behaviours: str, knows_ranges: bool = True, content: bytes = CONTENT, go_on: threading.Event | None = None
 ) -> Iterator[tuple[str, list[str | None]]]:
-    """Serve `content`; each request meets the next behaviour: "cut", a status such as "500", or "whole"."""
+    """Serve `content`; each request meets the next behaviour: "cut", a status such as "500", "held" or "whole".
+
+    One that is held gets its second half when `go_on` is set.
+    """
     left = list(behaviours)
     ranges: list[str | None] = []
 
@@ -42,6 +49,10 @@ def server(
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
             stop = start + (len(content) - start) // 2 if behaviour == "cut" else len(content)
+            if behaviour == "held":
+                self.wfile.write(content[start : stop // 2])
+                go_on.wait(60)
+                start = stop // 2
             self.wfile.write(content[start:stop])
 
         def log_message(self, *args: object) -> None:
@@ -87,6 +98,28 @@ def test_a_later_run_resumes_what_an_earlier_one_left(tmp_path):
     with server() as (url, ranges):
         assert fetch(url, destination).read_bytes() == CONTENT
     assert ranges == [f"bytes={left}-"]
+
+
+def test_of_two_processes_one_downloads_and_the_other_waits(tmp_path):
+    go_on, destination = threading.Event(), tmp_path / "data"
+    (tmp_path / "data.lock").touch()  # of a process that was killed
+    with server("held", go_on=go_on) as (url, ranges):
+        code = (
+            f"import pathlib, data.download as d; d.download({url!r}, pathlib.Path({str(destination)!r}), {SHA256!r})"
+        )
+        begin = {"args": [sys.executable, "-c", code], "cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True}
+        with subprocess.Popen(**begin) as first:
+            while not ranges:
+                time.sleep(0.01)
+            with subprocess.Popen(**begin) as second:
+                said = second.stderr.readline()  # or "", when it has ended
+                go_on.set()
+                said += second.communicate()[1]
+            assert (first.wait(), second.returncode) == (0, 0), first.stderr.read() + said
+    assert said == f"another process is downloading {destination}: this one waits until it has ended\n"
+    assert ranges == [None]
+    assert destination.read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_complete_part_needs_no_byte_more(tmp_path):
