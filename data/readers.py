@@ -155,7 +155,8 @@ def read_folder(folder: Path) -> Source:
     """Read a folder of CIF and POSCAR files and the one CSV that names them in a column `file` or `id`.
 
     Raises:
-        TaskError: there is not exactly one CSV, it is malformed, or a file it names is missing.
+        TaskError: there is not exactly one CSV, it is malformed, or a file it names is missing or a link that leads
+            out of the folder.
     """
     tables = sorted(folder.glob("*.csv"))
     if len(tables) != 1:
@@ -171,6 +172,7 @@ def read_folder(folder: Path) -> Source:
     if keys is None:
         raise TaskError(f"{tables[0]} has the columns {list(columns)}; expected 'file' or 'id', naming the structures")
     names = _file_names(tables[0], [str(key) for key in keys], files)
+    _refuse_links_out_of(folder, [tables[0], *(files[name] for name in names)])
     parts = [_content(files[name]) for name in names]
     for name, part in zip(names, parts, strict=True):
         digest.update(f"{name}\n{len(part)}\n".encode() + part)
@@ -309,6 +311,17 @@ def _file_names(table: Path, keys: list[str], files: dict[str, Path]) -> list[st
             "Expected names such as abc.cif, abc.vasp or POSCAR_abc, or the name without .cif/.vasp"
         )
     return [match[0] for match in matches]
+
+
+def _refuse_links_out_of(folder: Path, files: list[Path]) -> None:
+    """A folder from elsewhere may hold a link to a file of whoever reads it."""
+    inside = folder.resolve()
+    if wrong := [file for file in files if not file.resolve().is_relative_to(inside)]:
+        raise TaskError(
+            f"{len(wrong)} of the files of {folder} lead out of it by a link: "
+            f"{', '.join(f'{file.relative_to(folder)} -> {file.resolve()}' for file in wrong[:5])}"
+            f"{', ...' if len(wrong) > 5 else ''}. Put the files themselves there"
+        )
 
 
 def _csv_cell(text: str) -> object:

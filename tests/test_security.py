@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from data.storage import StorageError, open_folder
@@ -51,6 +52,23 @@ def test_a_table_names_no_file_outside_its_folder(tmp_path, name):
     (folder / "inside.cif").write_text("data_x\n")
     (folder / "targets.csv").write_text(f"file,target\ninside.cif,1\n{name.format(folder=folder)},2\n")
     with pytest.raises(TaskError, match="1 of 2 rows name no CIF or POSCAR file"):
+        open_task(str(folder), download_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["inside.cif", "targets.csv", "below"])
+def test_a_folder_has_no_link_that_leads_out_of_it(tmp_path, name):
+    folder, outside = tmp_path / "folder", tmp_path / "outside"
+    for place in (folder, outside):
+        (place / "below").mkdir(parents=True)
+        for cif in ("inside.cif", "below/deeper.cif"):
+            Structure(Lattice.cubic(3.9), ["Si"], [[0, 0, 0]]).to(place / cif)
+        (place / "targets.csv").write_text("file,target\ninside.cif,1\nbelow/deeper.cif,2\n")
+    (tmp_path / "link").symlink_to(folder)  # to the folder itself one may lead
+    (folder / "again.cif").symlink_to(folder / "inside.cif")  # and so may one inside it
+    assert len(open_task(str(tmp_path / "link"), download_dir=tmp_path)[1]) == 2
+    (folder / name).rename(tmp_path / "old")
+    (folder / name).symlink_to(outside / name)
+    with pytest.raises(TaskError, match=f"lead out of it by a link: {name}.* -> {outside}|name no CIF or POSCAR file"):
         open_task(str(folder), download_dir=tmp_path)
 
 
