@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -106,7 +107,8 @@ def graphs_of(
         except DamagedShardError as problem:
             say(f"damaged, will be rebuilt: {', '.join(problem.names)}", style="yellow")
             for name in {*problem.names, MANIFEST} & set(file_names(filesystem, path)):
-                filesystem.delete_file(f"{path}/{name}")
+                with suppress(FileNotFoundError):  # another process has found the same damage
+                    filesystem.delete_file(f"{path}/{name}")
     return read_cache(filesystem, path, spec), spec.key
 
 
@@ -146,7 +148,8 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
             progress.update(bar, rate=f"{speed:,.0f}/s" if speed else "")
     for name in file_names(filesystem, path):
         if name.startswith(".part-"):  # left behind by a killed actor
-            filesystem.delete_file(f"{path}/{name}")
+            with suppress(FileNotFoundError):  # or another build's, which has just made a shard of it
+                filesystem.delete_file(f"{path}/{name}")
     write_manifest(filesystem, path, spec)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from data.build_cache import graphs_of
+from data.build_cache import Converter, cache_spec, graphs_of
 from data.graphs import Graphs
 from data.quality import check_crystal
 from data.rows import Rows
@@ -218,6 +218,27 @@ def test_a_damaged_shard_is_rebuilt_and_no_other(built, damage):
     assert contents(folder) == whole
     changed = {name for name, state in states(folder).items() if state != before[name]}
     assert changed == {victim.name for victim in victims}
+
+
+def test_what_another_build_renames_while_leftovers_are_deleted_is_not_missed(real_rows, tmp_path):
+    rows = real_rows.select([0, 1], "two rows")
+    folder = tmp_path / cache_spec(rows, (6, 3)).key
+    Converter(str(folder), 6.0).write(0, rows.chunk(0, 2))  # so that only the manifest is left to do
+    leftovers = [folder / f".part-{number:04d}" for number in range(3000)]
+    for leftover in leftovers:
+        leftover.touch()
+
+    def rename():  # of the other build, when this one has listed what is there
+        wait_until(lambda: not leftovers[0].exists(), "the first deletion")
+        leftovers[-1].rename(folder / "renamed")
+
+    other = Thread(target=rename)
+    other.start()
+    graphs_of(rows, (6, 3), str(tmp_path))
+    other.join()
+    assert (folder / MANIFEST).exists()
+    assert not list(folder.glob(".part-*"))
+    assert (folder / "renamed").exists()
 
 
 def test_a_foreign_manifest_is_replaced(built):

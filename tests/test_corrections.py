@@ -14,10 +14,12 @@ from pymatgen.entries.computed_entries import ComputedStructureEntry
 from data.corrections import corrections_of_structure, mp2020_corrections, mp2020_minus_legacy
 from data.crystal import crystal_from_structure
 from data.graphs import Graph, convert, stack
+from data.storage import open_folder
 from models.anchors import load_anchors
 from models.network import CHGNetwork
 from models.reference import fit_energy_reference
 from tune.corrections import corrections_of, corrections_prefix
+from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
 
 HUBBARD_U = {"Co": 3.32, "Cr": 3.7, "Fe": 5.3, "Mn": 3.9, "Mo": 4.38, "Ni": 6.2, "V": 3.25, "W": 6.2}
 
@@ -142,3 +144,23 @@ def test_corrections_are_computed_once_and_damaged_parts_again(real_structures, 
     np.testing.assert_array_equal(corrections_of(graphs_ref, len(graphs), str(tmp_path)), found)
     assert sorted(Path(tmp_path).iterdir()) == parts  # the checksum in the name is the same again
     assert parts[0].stat().st_mtime_ns == written[0]
+
+
+def test_a_damaged_part_that_another_process_has_deleted_already_is_computed_again(ray_session, tmp_path):
+    n_rows = ROWS_PER_PART + 1
+    others = 0
+
+    def compute(number):
+        write_part(*open_folder(tmp_path), "rows", number, {"row": rows_of_part(n_rows, number)})
+        return ray.put(None)
+
+    def join(parts):
+        nonlocal others
+        found = [next(parts)]
+        if not others:  # the names have been listed by now
+            others = len([part.unlink() for part in tmp_path.glob("rows-00001-*")])
+        return np.concatenate([arrays["row"] for _, arrays in [*found, *parts]])
+
+    joined = joined_parts("rows", "rows", n_rows, str(tmp_path), compute, join)
+    assert others == 1
+    np.testing.assert_array_equal(joined, np.arange(n_rows))

@@ -11,6 +11,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,10 +108,17 @@ def _compute(what: str, missing: list[int], n_rows: int, compute: Callable[[int]
 def _read(filesystem: fs.FileSystem, folder: str, prefix: str, n_rows: int) -> Parts:
     """Rows and arrays of every part that is whole, in order; one that is damaged is deleted."""
     for number, name in sorted(_present(filesystem, folder, prefix).items()):
-        content = read_whole(filesystem, f"{folder}/{name}")
-        if name.endswith(f"-{hashlib.sha256(content).hexdigest()}.npz"):
+        if (content := _whole(filesystem, folder, name)) is not None:
             with np.load(io.BytesIO(content)) as arrays:
                 yield rows_of_part(n_rows, number), dict(arrays)
-        else:
-            say(f"damaged, will be computed again: {name}", style="yellow")
-            filesystem.delete_file(f"{folder}/{name}")
+
+
+def _whole(filesystem: fs.FileSystem, folder: str, name: str) -> bytes | None:
+    """The content of a part; None for one that is damaged, which is then gone."""
+    with suppress(FileNotFoundError):  # another process has found the same damage
+        content = read_whole(filesystem, f"{folder}/{name}")
+        if name.endswith(f"-{hashlib.sha256(content).hexdigest()}.npz"):
+            return content
+        say(f"damaged, will be computed again: {name}", style="yellow")
+        filesystem.delete_file(f"{folder}/{name}")
+    return None
