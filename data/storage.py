@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 from pyarrow import fs
@@ -34,6 +34,7 @@ _ATTEMPTS = 3  # at a local write whose half-done file another process has clean
 _RESERVE = 16 << 20
 _RAY_PART = 64 << 20  # bytes that Ray copies at once: less than that is the end of a file
 _OBJECT_STORES = ("s3", "gcs")  # there an object appears when all of it has arrived
+_OURS = ("file", "s3", "gs", "gcs")  # schemes that are pyarrow's alone: fsspec's clients know nothing of our time-outs
 
 
 class WholeFiles(fs.FileSystemHandler):
@@ -144,16 +145,19 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
     """Filesystem of an address, and the path on it.
 
     Args:
-        address: a local path or a URI such as `s3://bucket/folder` or `gs://bucket/folder`.
+        address: a local path or a URI such as `s3://bucket/folder` or `gs://bucket/folder`. Names in it are what they
+            are: spaces, letters of any language, and `%41` is no `A`.
 
     Raises:
-        StorageError: unknown scheme, a scheme whose package is not installed, or an address with keys or options in it.
+        StorageError: unknown scheme, a scheme whose package is not installed, or an address with keys, options or `#`
+            in it.
     """
     text = str(address)
     if "://" not in text:
         return whole(fs.LocalFileSystem()), str(Path(text).expanduser().absolute())
-    scheme = text.partition("://")[0].lower()
-    before, at, _ = urlsplit(text).netloc.rpartition("@")  # of Google's or Azure's stores no secret if it is one word
+    scheme, _, rest = text.partition("://")
+    scheme, (host, slash, names) = scheme.lower(), rest.partition("/")
+    before, at, _ = host.rpartition("@")  # of Google's or Azure's stores no secret if it is one word
     if at and (":" in before or scheme.startswith("s3")):
         raise StorageError(
             f"an address of {scheme}:// has keys in it, which would be written into every record of "
@@ -164,9 +168,16 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
             f"the address {text.partition('?')[0]!r} has options behind it, where names of files will be put. Leave "
             "them out and set AWS_ENDPOINT_URL, or what your store reads"
         )
+    if "#" in text:  # all behind it would be ignored, and the folders of all sweeps be one
+        raise StorageError(
+            f"the address {text!r} has a # in it, which ends an address. Give the folder a name without one"
+        )
+    uri = f"{scheme}://{host}{slash}{quote(names)}"
     try:
-        filesystem, path = patiently(f"cannot open {text!r}", lambda: fs.FileSystem.from_uri(text))
-    except (pa.ArrowInvalid, NotImplementedError):
+        filesystem, path = patiently(f"cannot open {text!r}", lambda: fs.FileSystem.from_uri(uri))
+    except (pa.ArrowInvalid, NotImplementedError) as refusal:
+        if scheme in _OURS:
+            raise StorageError(f"cannot open {text!r}: {refusal}. Correct the address") from refusal
         import fsspec  # schemes pyarrow does not know itself
 
         try:

@@ -45,6 +45,16 @@ def test_what_is_written_is_read_through_faults(server):
     assert server.failed.value >= 3
 
 
+@pytest.mark.parametrize("name", ["of today", "größer", "a%41", "100 %", "a+b=c"])
+def test_a_name_in_a_bucket_means_itself(name):
+    filesystem, path = open_folder(f"{BUCKET}/named/{name}")
+    assert path == f"bucket/named/{name}"
+    write_whole(filesystem, f"{path}/a", name.encode())
+    assert read_whole(filesystem, f"{path}/a") == name.encode()
+    around, above = open_folder(f"{BUCKET}/named")
+    assert f"{path}/a" in [info.path for info in around.get_file_info(fs.FileSelector(above, recursive=True))]
+
+
 def test_a_checkpoint_is_copied_and_deleted_as_ray_does(tmp_path, server):
     """There is no object for the folder itself, which Google's client asks for when it deletes one."""
     (tmp_path / "state.pt").write_bytes(os.urandom(50_000))

@@ -189,6 +189,37 @@ def test_options_in_an_address_are_refused_with_what_to_set_instead():
         open_folder("s3://bucket/x?endpoint_override=localhost:9000&scheme=http")
 
 
+@pytest.mark.parametrize("address", ["s3://bucket/run#1", "gs://anonymous@bucket/a/run#1/one", "file:///x/run#1"])
+def test_a_part_of_an_address_that_would_be_ignored_is_refused(address):
+    """The folders of all sweeps and searches behind it would be one."""
+    with pytest.raises(StorageError, match=rf"{address}' has a # in it.*without one"):
+        open_folder(address)
+
+
+@pytest.mark.parametrize("name", ["of today", "größer", "a%41", "100 %", "a+b=c"])
+def test_a_name_in_a_bucket_means_itself(server, name):
+    filesystem, path = open_folder(f"s3://bucket/named/{name}")
+    assert path == f"bucket/named/{name}"
+    write_whole(filesystem, f"{path}/a", name.encode())
+    assert read_whole(filesystem, f"{path}/a") == name.encode()
+    around, above = open_folder("s3://bucket/named")
+    assert name in [info.base_name for info in around.get_file_info(fs.FileSelector(above))]
+
+
+@pytest.mark.parametrize("name", ["of today", "größer", "a%41", "run#1"])
+def test_a_local_folder_has_the_same_name_as_a_path_and_as_an_address(tmp_path, name):
+    write_whole(*open_folder(f"{tmp_path}/{name}/a"), b"x")
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+    if "#" not in name:
+        assert read_whole(*open_folder(f"file://{tmp_path}/{name}/a")) == b"x"
+
+
+@pytest.mark.parametrize("address", ["s3://my bucket/x", "gs://bücket/x", "file://host/x", "gs:///x"])
+def test_an_address_that_names_no_bucket_is_refused_instead_of_tried_with_another_client(address):
+    with pytest.raises(StorageError, match=rf"^cannot open '{address}': .*\. Correct the address$"):
+        open_folder(address)
+
+
 @pytest.fixture
 def ray_with_bucket(ray_session, bucket):
     """Ray begun after the server: its processes take the environment as it is when they start."""
