@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import random
 import re
 import time
@@ -17,7 +18,16 @@ _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 5.0
 _TELL_AFTER_S = 5.0  # of waiting, whoever watches is told why nothing goes on
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# pyarrow gives no codes, only these words of Amazon's and Google's clients.
+# What a folder that is mounted over a network says while its server or the way to it is away; a disk says EIO, too.
+_AWAY = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "ENOTCONN"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETRESET", "ENETUNREACH", "ENOLINK", "ECOMM", "ESHUTDOWN"),
+    )
+    if hasattr(errno, name)  # some are Linux's alone
+)
+# Of object stores pyarrow gives no codes, only these words of Amazon's and Google's clients.
 _PASSING = re.compile(
     r"NETWORK_CONNECTION|INTERNAL_FAILURE|SLOW_DOWN|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT"
     r"|HTTP status (408|429|5\d\d)|Status\((UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|RESOURCE_EXHAUSTED|ABORTED):"
@@ -63,7 +73,7 @@ def patiently(failure: str, operation: Callable[[], T]) -> T:
             raise
         except OSError as problem:
             spent = time.monotonic() - began
-            passing = problem.errno is None and _PASSING.search(str(problem))
+            passing = problem.errno in _AWAY or (problem.errno is None and _PASSING.search(str(problem)))
             if not passing or spent + wait > PATIENCE_S:
                 raise _plain(failure, problem, spent) from problem
             if spent > _TELL_AFTER_S and not told:
@@ -79,6 +89,11 @@ def _plain(failure: str, problem: OSError, spent_s: float) -> OSError:
         return StorageError(
             f"{failure}: the disk is full. Nothing half-written stays; make space, and the same command "
             "(of a sweep: --resume) goes on"
+        )
+    if problem.errno in _AWAY:
+        return StorageError(
+            f"{failure} after {spent_s:.0f} s: {os.strerror(problem.errno)}. The disk fails, or the server of a folder "
+            "that is mounted from one is away: look at them, and the same command (of a sweep: --resume) goes on"
         )
     if type(problem) is not OSError or problem.errno is not None:  # a store's complaint has neither
         return problem

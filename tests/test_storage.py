@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,7 @@ from models.fitted import FittedModel, load_model
 from models.linear import DUMMY, FittedLinear
 from models.predict import app
 from models.reference import Reference
-from tune.storage_check import check_storage
+from tune.storage_check import check_storage, on_network
 
 # Ray leaves sockets and log files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -61,6 +65,49 @@ def server(bucket):
 def small_disk(disk_of):
     """A folder on a disk of its own, 17 MB large."""
     return disk_of("17m")
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A folder that the machine has from a server, as it would have one over NFS: here over SFTP, without a network."""
+    server = Path("/usr/lib/openssh/sftp-server")
+    if not (shutil.which("sshfs") and server.exists() and Path("/dev/fuse").exists()):
+        pytest.skip("needs sshfs, openssh-sftp-server and /dev/fuse")
+    served, mount = tmp_path / "served", tmp_path / "mount"
+    served.mkdir()
+    mount.mkdir()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        serving = subprocess.Popen([server], stdin=theirs, stdout=theirs)
+        asking = subprocess.Popen(["sshfs", "-f", "-o", "passive", f":{served}", mount], stdin=ours, stdout=ours)
+    deadline = time.monotonic() + 30
+    while not mount.is_mount():
+        assert asking.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    yield mount
+    subprocess.run(["fusermount3", "-u", mount], check=True)
+    assert (asking.wait(30), serving.wait(30)) == (0, 0)
+
+
+class Failing:
+    """The local file system as a mounted folder whose server is away: reads, writes and lists fail, `times` each."""
+
+    def __init__(self, code, times):
+        self.plain, self.code, self.times, self.calls = fs.LocalFileSystem(), code, times, Counter()
+
+    def __getattr__(self, name):
+        does = getattr(self.plain, name)
+        if name not in ("open_input_file", "open_output_stream", "get_file_info", "move", "delete_file"):
+            return does
+
+        def perhaps(*arguments, **options):
+            self.calls[name] += 1
+            if self.calls[name] <= self.times:
+                raise OSError(self.code, os.strerror(self.code))
+            return does(*arguments, **options)
+
+        return perhaps
 
 
 def enlarge(disk):
@@ -111,6 +158,41 @@ def test_a_store_that_stays_away_ends_in_a_sentence(server, monkeypatch, kind, e
             operation()
         assert "\n" not in str(caught.value)
         assert "AWS Error" not in str(caught.value)
+
+
+AWAY = [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ECONNRESET, errno.ENOTCONN]
+
+
+@pytest.mark.parametrize("code", AWAY, ids=errno.errorcode.get)
+def test_a_mounted_folder_that_is_away_for_a_moment_is_waited_for(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(store_faults, "_FIRST_WAIT_S", 0.01)
+    filesystem = storage.whole(Failing(code, times=2))
+    write_whole(filesystem, f"{tmp_path}/a", b"content")
+    assert read_whole(filesystem, f"{tmp_path}/a") == b"content"
+    assert file_names(filesystem, str(tmp_path)) == ["a"]
+    filesystem.delete_file(f"{tmp_path}/a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", AWAY, ids=errno.errorcode.get)
+def test_a_mounted_folder_that_stays_away_ends_in_a_sentence(tmp_path, monkeypatch, code):
+    monkeypatch.setattr(store_faults, "PATIENCE_S", 0.3)
+    filesystem = storage.whole(Failing(code, times=1000))
+    for what, operation in (
+        ("write", lambda: write_whole(filesystem, f"{tmp_path}/a", b"x")),
+        ("read", lambda: read_whole(filesystem, f"{tmp_path}/a")),
+    ):
+        expected = rf"^cannot {what} {tmp_path}/a after \d+ s: {os.strerror(code)}\. .*server.* is away: look at them"
+        with pytest.raises(StorageError, match=expected) as caught:
+            operation()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_a_folder_refuses_for_good_is_not_waited_for(tmp_path):
+    failing = Failing(errno.EACCES, times=1)
+    with pytest.raises(PermissionError):
+        read_whole(storage.whole(failing), f"{tmp_path}/a")
+    assert failing.calls["open_input_file"] == 1
 
 
 def test_what_ray_copies_into_a_store_is_there_or_raises(server, monkeypatch, tmp_path):
@@ -316,6 +398,13 @@ def test_killed_and_resumed_in_a_bucket_that_fails_now_and_then(folder, whole, s
     assert sum(faults.done.values()) > 50
     with capsys.disabled():
         print(f"\n  {sum(faults.done.values())} of {sum(faults.seen.values())} requests refused")
+
+
+@pytest.mark.faults
+def test_killed_and_resumed_in_a_folder_that_is_mounted_from_elsewhere(folder, whole, mounted):
+    assert on_network(str(mounted / "results"))
+    assert killed_and_resumed(folder, "killed_at_mount", str(mounted)) == whole
+    assert (mounted.parent / "served/results/killed_at_mount/results.json").exists()
 
 
 @pytest.mark.faults
