@@ -1,6 +1,7 @@
 """The cluster files against the schemas of Ray and KubeRay, and against what those do not look at."""
 
 import copy
+import os
 import re
 import subprocess
 import time
@@ -429,7 +430,13 @@ def test_a_worker_of_kuberay_ends_when_its_trials_have_saved(tmp_path):
     trial = process("ray::ResourceTrainable.train", "sleep 3; echo saved; exit")  # so long it takes to save
     (tmp_path / "hook").write_text(hook)
     (tmp_path / "worker").write_text(f"{trial}{process('ray::IDLE', 'echo told')}sleep 1\n{shell} hook\necho ended\n")
+    ray = tmp_path / "ray"  # in place of the real one, which would drain whatever Ray runs here
+    ray.write_text('#!/bin/sh\necho "$1"; exit 1\n')  # and which may fail
+    ray.chmod(0o755)
+    path = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     began = time.monotonic()
-    done = subprocess.run([*alone, "bash", "worker"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["saved", "ended"]
+    done = subprocess.run(
+        [*alone, "bash", "worker"], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["drain-node", "saved", "ended"]
     assert 4 < time.monotonic() - began < 20

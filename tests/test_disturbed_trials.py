@@ -153,6 +153,22 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(ray_session, whole, 
     check_equal(outcome, whole)
 
 
+def test_trials_are_told_to_end_as_often_as_it_takes(ray_session, whole, tmp_path, monkeypatch):
+    """As by spot machines that are taken back: no restart that a killed worker may cost is used up."""
+    monkeypatch.setattr(experiment, "MAX_FAILURES", 1)
+
+    def tell_twice(reports):
+        for _ in range(2):
+            told = reports.pids[-1]
+            os.kill(told, signal.SIGTERM)
+            reports.wait_for(lambda told=told: reports.pids[-1] != told)
+
+    outcome, reports = train(formulas(tmp_path), tmp_path, tell_twice)
+    assert len({*reports.pids}) == 3
+    assert sorted({*reports.epochs}) == list(range(EPOCHS + 1))
+    check_equal(outcome, whole)
+
+
 def test_a_disk_that_fills_in_mid_trial_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(
     ray_session, whole, tmp_path, disk_of, monkeypatch
 ):
@@ -196,6 +212,47 @@ def test_a_trial_that_its_model_has_ended_is_started_only_once_more(ray_session,
     )
     assert "BadPredictionsError: Overflowing.predict_rows returned values of which" in outcome.error
     assert (tmp_path / "starts").read_text().splitlines() == ["started"] * 2
+
+
+FRAGILE = """\
+import os, pathlib, signal
+import numpy as np
+from models.model import Model, ModelConfig, Prediction, fitted_once
+
+class Ones:
+    def predict_rows(self, rows, which):
+        return Prediction(np.ones(len(which)))
+
+    def content(self):
+        return {{}}
+
+def fit(config, rows, part):
+    here = pathlib.Path({folder!r})
+    if not (here / "room").exists():
+        raise OSError("no room")
+    if not (here / "killed").exists():
+        (here / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Ones()
+
+MODEL = Model("fragile", ModelConfig, "compositions", fitted_once(fit), lambda content, device: Ones())
+"""
+
+
+def test_a_trial_that_had_used_up_its_restarts_has_them_again_when_it_goes_on(ray_session, tmp_path, monkeypatch):
+    """An outage that ended it is over; a worker that is killed then costs one of them, and not the trial."""
+    monkeypatch.setattr(experiment, "MAX_FAILURES", 1)
+    (tmp_path / "fragile.py").write_text(FRAGILE.format(folder=str(tmp_path)))
+    dataset, chosen = formulas(tmp_path), [(FOLD, {"model": str(tmp_path / "fragile.py")})]
+
+    def trained():
+        (outcome,) = train_chosen(dataset, chosen, resources=Resources(1, 0, 1), folder=f"{tmp_path}/run", watch=[])
+        return outcome.error
+
+    assert "OSError: no room" in trained()
+    (tmp_path / "room").touch()
+    assert trained() is None
+    assert (tmp_path / "killed").exists()
 
 
 @pytest.fixture

@@ -18,13 +18,14 @@ from ray.tune.experiment import Trial
 from data.build_cache import say
 from data.storage import StorageError, file_names, open_folder
 from tune.options import SweepError
+from tune.preemption import FILE as PAUSED
 from tune.terminal import Terminal
 from tune.trial import STATE_FILE
 
 T = TypeVar("T")
 Config = dict[str, Any]
 
-# Restarts of a trial from its last checkpoint before it counts as failed. Machines that are taken away count, too.
+# Restarts of a trial from its last checkpoint before it counts as failed. Machines that are lost count, too.
 MAX_FAILURES = 5
 # Errors of code or of numbers: a model that has raised one raises it again, on whatever machine.
 _OF_THE_MODEL = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -96,7 +97,7 @@ def run_experiment(
                 storage_path=storage,
                 storage_filesystem=filesystem,
                 verbose=0,
-                callbacks=[*callbacks, _EndForWantOfStorage(), _OnlyOnceMore()],
+                callbacks=[*callbacks, _EndForWantOfStorage(), _CountRestarts()],
                 failure_config=ray.tune.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=2),
             ),
@@ -147,14 +148,28 @@ class _EndForWantOfStorage(ray.tune.Callback):
             raise StorageError(why.strip())
 
 
-class _OnlyOnceMore(ray.tune.Callback):
-    """Starts a trial that its model has ended, and no machine, once more instead of `MAX_FAILURES` times."""
+class _CountRestarts(ray.tune.Callback):
+    """What a restart costs of the `MAX_FAILURES`.
+
+    Of a trial that was told to end, and saved, nothing: machines that are taken back may be many. Of one that its own
+    model has ended, and no machine, all but this one.
+    """
+
+    def __init__(self) -> None:
+        """Nothing was saved yet."""
+        self.saved: dict[str, datetime] = {}  # when a trial has, as far as is known
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        storage = trial.storage
+        paused = storage.storage_filesystem.get_file_info(f"{storage.trial_fs_path}/{PAUSED}").mtime
+        if paused is not None and paused != self.saved.get(trial.trial_id):
+            self.saved[trial.trial_id] = paused
+            trial.run_metadata.num_failures -= 1
+            return
         reason = _reason(trial)
         cause = reason.as_instanceof_cause() if isinstance(reason, RayTaskError) else reason
         if isinstance(cause, _OF_THE_MODEL):
-            trial.max_failures = min(MAX_FAILURES, trial.run_metadata.num_failures)
+            trial.run_metadata.num_failures = max(trial.max_failures, trial.run_metadata.num_failures)
 
 
 def run_until_read(

@@ -1,7 +1,7 @@
 """What a trial saves when it is told to end, by SIGTERM: the state of training, to the batch.
 
 It has the time while the Ray that it belongs to lives: a raylet that ends takes its workers with it at once. So whoever
-takes a machine back must tell the trials first, as `cluster.kuberay.yaml` does.
+takes a machine back must tell the trials first, as `cluster.kuberay.yaml` and `tune/spot_watch.py` do.
 """
 
 from __future__ import annotations

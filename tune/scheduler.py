@@ -136,13 +136,19 @@ def _file(trial: Trial) -> str:
 
 
 def _added(tune_controller: Any, trial: Trial, again: Collection[str]) -> None:
-    """Tell the searcher; and let Ray restore a trial whose checkpoint was deleted after Ray had noted it down.
+    """Tell the searcher, and give a trial that goes on all its restarts again: what had used them up may be over.
 
-    Ray gives up where there is nothing at all; where there is anything, `run_trial` takes the newest whole one.
+    And let Ray restore one whose checkpoint was deleted after Ray had noted it down. Ray gives up where there is
+    nothing at all; where there is anything, `run_trial` takes the newest whole one.
     """
-    tune_controller.search_alg.searcher.trials[trial.trial_id] = trial
+    known = tune_controller.search_alg.searcher.trials
+    first_time, known[trial.trial_id] = trial.trial_id not in known, trial  # Ray adds one that is restarted, too
     if trial.trial_id in again:
         trial.set_status(Trial.PENDING)
         tune_controller.get_live_trials().add(trial)  # where Ray keeps those that have not ended
-    if not trial.is_finished() and is_gone(trial.checkpoint):
+    if trial.is_finished():
+        return
+    if first_time:
+        trial.run_metadata.num_failures = 0
+    if is_gone(trial.checkpoint):
         write_whole(trial.checkpoint.filesystem, f"{trial.checkpoint.path}/deleted", b"")
