@@ -112,6 +112,18 @@ def test_a_mean_of_runs_that_chose_by_validation_is_flattered_as_they_are(tmp_pa
     assert "validation flatters" not in compare(load_sweep("one"), both, on="validation").sentence
 
 
+def test_what_stands_beside_a_choice_by_validation_is_not_flattered_by_it(tmp_path, rows, val_rows):
+    run = made(tmp_path, "one", rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1))
+    for option in ({"searched": ["lr"]}, {"tta": "auto"}):
+        run.results["options"] = option
+        assert chose_by_validation(run)
+        beside = load_sweep(f"{run.address}/reference")
+        beside.results["options"] = option
+        assert not chose_by_validation(beside)
+    run.results["options"] = {"tta": "8"}
+    assert not chose_by_validation(run)
+
+
 def test_a_member_in_another_order_is_put_in_order(tmp_path, rows):
     shuffled = rows.sample(frac=1, random_state=0)
     a = made(tmp_path, "a", rows, predict(rows, 0.1))
@@ -215,13 +227,19 @@ def test_an_average_can_be_averaged_again_under_another_name(tmp_path, rows, val
         return CliRunner().invoke(app, arguments)
 
     assert ensemble("one", "two", "--name", "both").exit_code == 0
+    for name, file in (("begun", "sweep.json"), ("queued", "queue.json")):
+        (tmp_path / "ray_results" / name).mkdir()
+        (tmp_path / "ray_results" / name / file).touch()
     for name, reason in (
-        ("both", "run 'both' exists in ray_results: choose another --name"),
-        ("third", "run 'third' exists in ray_results: choose another --name"),
+        ("both", "'both' in ray_results is an average of sweeps: choose another --name"),
+        ("begun", "sweep 'begun' exists in ray_results: --resume it, or choose another --name"),
+        ("queued", "'queued' in ray_results is a queue of experiments: choose another --name"),
         ("far/away", "--name 'far/away': expected the name of a folder in ray_results"),
+        (" spaced", "--name ' spaced': expected the name of a folder in ray_results"),
     ):
         refused = ensemble("both", "third", "--name", name)
-        assert (refused.exit_code, refused.stdout, refused.stderr) == (1, "", f"RunError: {reason}\n")
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr.startswith(f"SweepError: {reason}")
     done = ensemble("both", "third", "--name", "all")
     assert done.exit_code == 0, done.stderr
     everything = load_sweep(str(tmp_path / "ray_results" / "all"))

@@ -9,7 +9,7 @@ import yaml
 from sweeps import REPOSITORY, new, prepare, run_here
 
 from tune.extend import changes, outside
-from tune.options import TRAINING, Folder
+from tune.options import TRAINING, Batch, Folder, SweepError, check_record, load_options
 from tune.runs import load_sweep
 from tune.space import SearchSpace, load_space
 
@@ -133,6 +133,18 @@ def test_another_version_of_the_code_is_refused(steps, folder):
             assert "the code that trains has changed" in run(folder, f"{option}=grown", expect=1)
     finally:
         path.write_text(text)
+
+
+def test_an_extension_that_another_one_has_overtaken_is_refused(steps, folder):
+    """While it waited for data, for Ray or for the other one to end."""
+    now = load_options(f"{folder}/results", "grown")
+    before = now.model_copy(update={"batches": now.batches[:-1]})
+    late = before.model_copy(update={"batches": [*before.batches, Batch(num_samples=5, space=now.space)]})
+    data = json.loads((folder / "results/grown/sweep.json").read_text())["data_sha256"]
+    for options in (now, now.model_copy(update={"batches": [*now.batches, late.batches[-1]]})):
+        check_record(Folder(f"{folder}/results/grown"), options, data)
+    with pytest.raises(SweepError, match="grown was extended by another command in the meantime"):
+        check_record(Folder(f"{folder}/results/grown"), late, data)
 
 
 def test_an_extension_that_was_killed_is_not_asked_for_twice(steps, folder):

@@ -62,7 +62,8 @@ def run(folder, *arguments, expect=0):
 @pytest.fixture(scope="module")
 def ranked(folder, ray_session):
     """A queue run to its end: its folder and its output."""
-    text = QUEUE.replace("stop_above: 1000.0", "stop_above: 4.0").replace("  never: {epochs: 13}\n", "")
+    text = QUEUE.replace("continue_below: 2.0, stop_above: 1000.0", "continue_below: 0.5, stop_above: 4.0")
+    text = text.replace("  never: {epochs: 13}\n", "")
     text = text.replace("too_fast: {lr: 1.0e-6}", "slow: {lr: 0.0005}")
     (folder / "small.yaml").write_text(text)
     output = run(folder, f"--queue={folder}/small.yaml", "--name=q", "--folds=0,2")
@@ -97,12 +98,45 @@ def test_a_queues_folder_stays_in_the_storage(folder):
 
 
 def test_the_gate_leaves_out_other_seeds(ranked):
-    folder, _ = ranked
-    for name in ("baseline", "slow", "wide"):
-        results = json.loads((folder / name / "results.json").read_text())
-        assert len(results["seeds"]) == (2 if results["first_seed_val"] <= 2.0 else 1), name
+    folder, output = ranked
+    found = {name: json.loads((folder / name / "results.json").read_text()) for name in ("baseline", "slow", "wide")}
+    for name, results in found.items():
+        assert len(results["seeds"]) == (2 if results["first_seed_val"] <= 0.5 else 1), name
+    assert {name: len(results["seeds"]) for name, results in found.items()} == {"baseline": 2, "slow": 1, "wide": 2}
+    assert "slow: first seed" in output
+    assert "not better than 0.5: no other seed" in output
     results = json.loads((folder / "ridge" / "results.json").read_text())
     assert len(results["seeds"]) == 1  # there is no chance in it
+
+
+def test_every_lever_of_a_queue_is_proven(ranked):
+    """Of the baseline what is not the default, and its seed; of an experiment each field that it changes."""
+    folder, _ = ranked
+    proven = {
+        name: [(check["lever"], check["values"]) for check in json.loads((folder / name / "levers.json").read_text())]
+        for name in ("baseline", "slow", "wide", "ridge")
+    }
+    assert {lever for lever, _ in proven["baseline"]} == {
+        "epochs", "batch_size", "lr", "width", "rounds", "head_width", "head_depth", "keep", "seed"
+    }  # fmt: skip
+    assert proven["slow"] == [("lr", [0.002, 0.0005])]
+    assert proven["wide"] == [("width", [16, 32]), ("head_width", [16, 32])]
+    assert proven["ridge"] == []
+
+
+def test_a_lever_that_does_nothing_is_told_before_anything_is_trained_and_may_be_mended(ranked, folder):
+    """All such levers at once, in whatever experiment."""
+    text = QUEUE.replace("too_fast: {lr: 1.0e-6}", "scaled: {target_scale: standard}")  # natural is that already
+    text = text.replace("width: 32, head_width: 32}", "width: 32, target_scale: standard}")
+    path = folder / "inert.yaml"
+    path.write_text(text)
+    arguments = [f"--queue={path}", "--name=inert", "--folds=0"]
+    output = " ".join(run(folder, *arguments, expect=1).split())
+    assert "queue inert: experiment scaled and wide: lever target_scale does nothing" in output
+    assert "training the chosen" not in output
+    assert not list((folder / "results/inert").rglob("sweep.json"))
+    path.write_text(QUEUE.replace("stop_above: 1000.0", "stop_above: 0.01"))
+    assert "The queue ends after baseline" in run(folder, *arguments)
 
 
 def test_run_again_it_repeats_only_what_is_missing(ranked, folder):
@@ -151,12 +185,13 @@ def test_a_hopeless_experiment_ends_the_queue(ranked, folder):
     output = run(folder, f"--queue={folder}/hopeless.yaml", "--name=hopeless", "--folds=0")
     assert "The queue ends after baseline" in output
     ranking = json.loads((folder / "results/hopeless/queue.json").read_text())
-    assert [entry["experiment"] for entry in ranking["experiments"]] == ["baseline"]
+    assert [(entry["experiment"], entry["seeds"]) for entry in ranking["experiments"]] == [("baseline", 1)]
     assert "The queue ended after baseline" in (folder / "results/hopeless/QUEUE.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("name", "experiments"), [("daily", 23), ("mp_e_form_levers", 23), ("mp_e_form_full_levers", 6)]
+    ("name", "experiments"),
+    [("daily", 23), ("mp_e_form_levers", 24), ("mp_e_form_full_levers", 6), ("mp_e_form_gp_levers", 13)],
 )
 def test_a_shipped_queue_changes_one_field_at_a_time(name, experiments):
     queue = load_queue(name)

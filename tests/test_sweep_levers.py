@@ -152,6 +152,14 @@ def test_its_model_file_is_read_with_its_code_and_refused_without(swept, folder)
     np.testing.assert_allclose(model.predict([salt]), table[pair], rtol=1e-6)
 
 
+def test_a_sweep_does_not_go_on_with_a_file_that_was_changed(swept, folder, capsys):
+    file = folder / "neighbours.py"
+    file.write_text(NEIGHBOURS.replace("mean(axis=1)", "max(axis=1)"))
+    said = refused([f"--storage={folder}/results", "--extend=searched", "--num-samples=+1"], capsys)
+    file.write_text(NEIGHBOURS)
+    assert f"the code that trains, {file} among it, has changed since searched was begun" in said
+
+
 def test_no_such_model_or_a_broken_file_is_said_with_its_line(tmp_path):
     (tmp_path / "broken.py").write_text("MODEL = Model()\n")
     (tmp_path / "empty.py").write_text("NOTHING = 1\n")
@@ -284,6 +292,20 @@ def test_levers_that_act_late_are_seen_although_the_best_epoch_is_an_early_one()
     assert [check.values for check in found] == [[16, 8], ["none", "ema"], ["none", "swa"], ["none", "snapshots"]]
     (found,) = checks("chgnet", *crystals(), keep={"choice": ["best", "last"]})
     assert found.values == ["best", "last"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_decays_that_differ_only_after_more_steps_than_a_try_has_are_told_apart():
+    """Until the step 9 / (1 - 0.998) = 4,500 both are one warm-up; no try of these 1,280 steps at most gets there."""
+    decays = {"averaging": "ema", "ema_decay": {"choice": [0.998, 0.9995]}, "epochs": 20, "width": 16, "rounds": 1}
+    (check,) = (
+        check
+        for check in checks("composition_network", *salts(600), batch_size=1, **decays)
+        if check.lever == "ema_decay"
+    )  # 400 rows in 20 epochs are 8,000 steps
+    assert check.values == [0.998, 0.9995]
+    with pytest.raises(SweepError, match="lever ema_decay does nothing"):
+        checks("composition_network", *salts(600), batch_size=4, **decays)  # and these 2,000
 
 
 # ---- predictions that are none -------------------------------------------------------------------------

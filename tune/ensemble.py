@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import typer
 
-from data.storage import StorageError, file_names
+from data.storage import StorageError
 from models.metrics import Kind, all_scores
-from tune.options import Folder, run_record
+from tune.options import Folder, SweepError, refuse_taken, run_record
 from tune.paired import pair_up
 from tune.results import over_folds
 from tune.runs import (
@@ -293,16 +293,13 @@ def main(
 ) -> None:
     """Average the predictions of finished sweeps into a run of its own."""
     try:
-        if "/" in name or name in ("", ".", ".."):
-            raise RunError(f"--name {name!r}: expected the name of a folder in {STORAGE}")
+        refuse_taken("--name", name, STORAGE)
         folder = Folder(f"{STORAGE}/{name}")
-        if {"results.json", "sweep.json"} & set(file_names(folder.filesystem, folder.path)):
-            raise RunError(f"run {name!r} exists in {STORAGE}: choose another --name")
         loaded = [load_sweep(run) for run in runs]
         found = average(loaded, weights)
         results = collect(name, loaded, found, weights)
         write(folder, loaded, found, results)
-    except (RunError, StorageError, OSError) as problem:
+    except (RunError, SweepError, StorageError, OSError) as problem:
         typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
         sys.exit(1)
     typer.echo(report(results))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,10 +79,30 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
             pairs += [(field, {**base, field: first}, {**base, field: other}) for other in others]
         elif value == "cross_entropy":  # the one loss that a classification has
             continue
-        elif field not in NOT_COMPARED and (without := _without(model.config, base, field)) is not None:
-            pairs.append((field, without, base))
+        elif field not in NOT_COMPARED and value != (default := model.config.model_fields[field].default):
+            # Twice as many epochs show that field as well as the default does, and sooner.
+            other = min(default, 2 * value) if field == "epochs" and value else default
+            if (without := _put_back(model.config, base, field, other)) is not None:
+                pairs.append((field, without, base))
     if seeds > 1:
         pairs.append(("seed", {**base, "seed": 0}, {**base, "seed": 1}))
+    return pairs
+
+
+def change_pairs(space: SearchSpace, base: SearchSpace, change: Iterable[str]) -> list[Pair]:
+    """What to try of an experiment: each field that it changes, with the baseline's value against its own.
+
+    Args:
+        space: of the experiment, without a range.
+        base: of the baseline, of the same model.
+        change: fields that differ.
+    """
+    config = open_model(space.model).config
+    pairs: list[Pair] = []
+    for field in change:
+        before = base.parameters.get(field, config.model_fields[field].default)
+        if field not in NOT_COMPARED and (without := _put_back(config, space.parameters, field, before)) is not None:
+            pairs.append((field, without, space.parameters))
     return pairs
 
 
@@ -178,15 +199,10 @@ def _names(file: Path) -> Iterator[str]:
             yield node.value
 
 
-def _without(config: type[ModelConfig], fields: dict[str, Any], field: str) -> dict[str, Any] | None:
-    """The same with the default of a field; None where that is what it has, or where the rest cannot do without."""
-    default = config.model_fields[field].default
-    if fields[field] == default:
-        return None
-    goes_with_it = {one for one, (other, _) in config.only_with.items() if other == field}
-    rest = {key: value for key, value in fields.items() if key != field and key not in goes_with_it}
-    if field == "epochs" and fields[field]:  # twice as many show it as well as the default, and sooner
-        rest[field] = min(default, 2 * fields[field])
+def _put_back(config: type[ModelConfig], fields: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
+    """The same with another value of a field, without what goes only with the old one; None where no config is so."""
+    useless = {one for one, (other, values) in config.only_with.items() if other == field and value not in values}
+    rest = {**{key: kept for key, kept in fields.items() if key not in useless}, field: value}
     try:
         config(**rest)
     except ValidationError:
@@ -255,7 +271,7 @@ class _Tries:
         Raises:
             SweepError: they are not one finite number a row.
         """
-        config, read = _watched(self._smaller(lever, {"seed": number, **fields}, short))
+        config, read = _watched(self._smaller(lever, {"seed": number, **fields}, short, len(part.train)))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -271,25 +287,30 @@ class _Tries:
             torch.set_num_threads(threads)
             self.read |= read
 
-    def _smaller(self, lever: str, fields: dict[str, Any], short: bool) -> ModelConfig:
+    def _smaller(self, lever: str, fields: dict[str, Any], short: bool, n_rows: int) -> ModelConfig:
         """With what a try has and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
-        known = self.model.config.model_fields
+        known, whole = self.model.config.model_fields, fields
         for field, value in OF_A_TRY.items():
-            if field in known and field not in lever.split(" and "):  # of a queue's experiment several
+            if field in known and field != lever:
                 with suppress(ValidationError):
                     self.model.config(**(changed := {**fields, field: value}))
                     fields = changed
-        whole = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
-        if short and whole > MOST_EPOCHS:
-            for epochs in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
+        epochs = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
+        if short and epochs > MOST_EPOCHS:
+            for fewer in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
                 with suppress(ValidationError):
-                    return self.model.config(**{**fields, "epochs": epochs})
+                    return self.model.config(**{**fields, "epochs": fewer})
+        if lever == "ema_decay" and not short:
+            # One step stands for several of the whole training: the decay sets in only after some number of them.
+            sizes = [config.get("batch_size", known["batch_size"].default) for config in (whole, fields)]
+            steps = math.ceil(len(self.part.train) / sizes[0]) / math.ceil(n_rows / sizes[1])
+            fields = {**fields, lever: fields[lever] ** max(1.0, steps)}
         return self.model.config(**fields)
 
 
 def _value(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -> Any:
-    """Of a lever in a config; of several levers at once, which no single field has, all of them."""
-    return config.get(lever, fields[lever].default) if lever in fields else config
+    """Of a lever in a config."""
+    return config.get(lever, fields[lever].default)
 
 
 def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:

@@ -182,13 +182,20 @@ class Folder:
 
 def write_record(folder: Folder, options: Options, data_sha256: str) -> None:
     """Keep what defines a new sweep."""
-    refuse_taken(options)  # again: another one of the same name may have begun in the meantime
-    folder.write_plain_json(RECORD, {"options": options.model_dump(), "data_sha256": data_sha256, **run_record()})
+    refuse_taken(
+        "--name", options.name, options.storage
+    )  # again: another one of the same name may have begun in the meantime
+    record = run_record(options.space.model)
+    folder.write_plain_json(RECORD, {"options": options.model_dump(), "data_sha256": data_sha256, **record})
 
 
-def check_data(folder: Folder, options: Options, data_sha256: str) -> None:
-    """Raise SweepError if the data of a sweep that goes on changed since it began."""
-    before = folder.read_json(RECORD)["data_sha256"]
+def check_record(folder: Folder, options: Options, data_sha256: str) -> None:
+    """Raise SweepError if a sweep that goes on has other data than it began with, or was extended in the meantime."""
+    record = folder.read_json(RECORD)
+    known = _options_of(record, options.storage, options.name).all_batches
+    if known != options.all_batches[: len(known)]:
+        raise SweepError(f"{options.name} was extended by another command in the meantime: give this one again")
+    before = record["data_sha256"]
     if before != data_sha256:
         raise SweepError(
             f"the data of {options.task!r} changed since this sweep began (SHA-256 {before[:12]} then, "
@@ -225,7 +232,7 @@ def options_to_go_on(storage: str, name: str, option: str) -> Options:
             f"{storage}/{name} is an experiment of a queue: the queue's own command, run again, goes on with it"
         )
     options = _options_of(record, storage, name)
-    refuse_other_code(record, name)
+    refuse_other_code(record, options.space.model, name)
     return options
 
 
@@ -246,25 +253,36 @@ def _options_of(record: dict[str, Any], storage: str, name: str) -> Options:
         ) from None
 
 
-def refuse_other_code(record: dict[str, Any], name: str) -> None:
+def refuse_other_code(record: dict[str, Any], model: str, name: str) -> None:
     """Raise SweepError where the code that trains is not that of a sweep's record: half of each would be neither."""
-    if (before := record.get("code_sha256", "unknown")) != (now := code_sha256()):
+    if (before := record.get("code_sha256", "unknown")) != (now := code_sha256(model)):
+        own = f", {model} among it," if model.endswith(".py") else ""
         raise SweepError(
-            f"the code that trains has changed since {name} was begun (commit {record.get('git_commit', 'unknown')}, "
-            f"SHA-256 {before[:12]}; now {now[:12]}): what it has done and what comes could not be compared. Go on "
-            "with that version, or begin a new sweep; the cached graphs and features serve it too"
+            f"the code that trains{own} has changed since {name} was begun "
+            f"(commit {record.get('git_commit', 'unknown')}, SHA-256 {before[:12]}; now {now[:12]}): what it has done "
+            "and what comes could not be compared. Go on with that version, or begin a new sweep; the cached graphs "
+            "and features serve it too"
         )
 
 
-def refuse_taken(options: Options) -> None:
-    """Raise SweepError if the name is none of a folder, or a sweep or an average of sweeps has it already."""
-    refuse_name("--name", options.name, options.storage)
-    folder = Folder(f"{options.storage}/{options.name}")
+def refuse_taken(option: str, name: str, storage: str, *, by_queue: bool = True) -> None:
+    """Raise SweepError if the name is none of a folder, or a sweep, an average of sweeps or a queue has it already.
+
+    Args:
+        option: that gave the name.
+        name: of a folder to be.
+        storage: where it is to be.
+        by_queue: whether a queue counts, which it does not for the queue itself.
+    """
+    refuse_name(option, name, storage)
+    folder = Folder(f"{storage}/{name}")
     there = file_names(folder.filesystem, folder.path)
-    if "sweep.json" in there:
-        raise SweepError(f"sweep {options.name!r} exists in {options.storage}: --resume it, or choose another --name")
+    if RECORD in there:
+        raise SweepError(f"sweep {name!r} exists in {storage}: --resume it, or choose another {option}")
     if "results.json" in there:
-        raise SweepError(f"{options.name!r} in {options.storage} is an average of sweeps: choose another --name")
+        raise SweepError(f"{name!r} in {storage} is an average of sweeps: choose another {option}")
+    if by_queue and "queue.json" in there:
+        raise SweepError(f"{name!r} in {storage} is a queue of experiments: choose another {option}")
 
 
 def refuse_name(option: str, name: str, storage: str) -> None:
@@ -276,23 +294,29 @@ def refuse_name(option: str, name: str, storage: str) -> None:
         )
 
 
-def run_record() -> dict[str, Any]:
-    """Code version, library versions and machine, for the record of a run."""
+def run_record(model: str = "") -> dict[str, Any]:
+    """Code version, library versions and machine, for the record of a run of a model."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
-        "code_sha256": code_sha256(),
+        "code_sha256": code_sha256(model),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "versions": {name: version(name) for name in LIBRARIES},
     }
 
 
-def code_sha256() -> str:
-    """Hash of the code that decides what a trial computes: two trainings with the same one can be compared."""
+def code_sha256(model: str = "") -> str:
+    """Hash of the code that decides what a trial computes: two trainings with the same one can be compared.
+
+    Args:
+        model: of the registry; or the file of one's own, which counts too.
+    """
     root = Path(__file__).resolve().parent.parent
     files = [*root.glob("data/*.py"), *root.glob("models/*.py"), *(root / f"tune/{name}.py" for name in TRAINING)]
     content = [f"{file.relative_to(root)}\n".encode() + file.read_bytes() for file in sorted(files)]
+    if model.endswith(".py"):
+        content.append(Path(model).read_bytes())
     return hashlib.sha256(b"\n".join(content)).hexdigest()
 
 

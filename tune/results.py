@@ -98,7 +98,7 @@ def collect(
             "space": space.model_dump(exclude_none=True),  # as it was searched: a classification fixes the loss
             "searched": sorted(space.searched),
         },
-        "record": {**run_record(), "devices": sorted({outcome.device for outcome in trained})},
+        "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in trained})},
         "task": {key: value for key, value in vars(task).items() if value is not None},
         "data": {
             "description": description,

@@ -10,6 +10,7 @@ difference on the test parts stands beside them, to report.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,17 +18,21 @@ import numpy as np
 import typer
 
 from data.build_cache import default_cache, say, say_problem
+from data.folds import SplitError
 from data.rows import Rows
+from data.storage import file_names
 from data.tasks import Task
 from models.metrics import metric_of
+from models.reference import TargetScaleError
 from tune.claim import claimed
 from tune.comparison import compare
 from tune.dataset import Dataset
-from tune.levers import NOT_COMPARED
-from tune.options import RECORD, Folder, Options, SweepError, refuse_name, refuse_other_code, run_record
+from tune.levers import LeverCheck, change_pairs, lever_pairs
+from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, refuse_taken, run_record
 from tune.packing import share_of_gpu
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
+from tune.queue_report import report
 from tune.results import collect, write_quarantine
 from tune.run_sweep import USER_ERRORS, anywhere, copies, gpu_share, own_name, parse_folds
 from tune.runs import RunError, judged, load_sweep, predictions
@@ -82,10 +87,11 @@ def queue_for_task(queue: Queue, task: Task) -> Queue:
 def _run(queue: Queue, options: Options, task: Task, rows: Rows, top: Folder) -> dict[str, Any]:
     """Every experiment in turn, the ranking written after each."""
     say(f"{options.name}: {task.name}, {len(rows)} rows, queue {queue.name}. {queue.description}", style="bold")
-    datasets: dict[str, Dataset] = {}
+    datasets = _Datasets(task, rows)
+    _prove(queue, options, datasets)
     entries: list[dict[str, Any]] = []
     for experiment in queue.experiments:
-        results = _run_experiment(queue, experiment, options, task, rows, datasets)
+        results = _run_experiment(queue, experiment, options, datasets)
         entries.append(_entry(options, experiment, results))
         entry = entries[-1]
         say(f"{experiment.name}: validation {results['metric']} {entry['val']:.4f}, {entry['verdict']}", style="bold")
@@ -106,50 +112,92 @@ def _run(queue: Queue, options: Options, task: Task, rows: Rows, top: Folder) ->
     return ranking
 
 
-def _run_experiment(
-    queue: Queue, experiment: Experiment, options: Options, task: Task, rows: Rows, datasets: dict[str, Dataset]
-) -> dict[str, Any]:
+@dataclass
+class _Datasets:
+    """What experiments train on, one at a time, for each is large; experiments with the same graphs share it."""
+
+    task: Task
+    rows: Rows
+    key: tuple[Any, ...] = ()
+    dataset: Dataset | None = None
+
+    def of(self, own: Options) -> Dataset:
+        key = (own.space.model, own.space.weights, own.space.undoes_corrections)
+        if self.dataset is None or key != self.key:
+            self.dataset = None
+            self.key, self.dataset = key, open_dataset(own, own.space, self.task, self.rows)
+        return self.dataset
+
+
+def _own(experiment: Experiment, options: Options) -> tuple[Options, Folder]:
+    """Options and folder of an experiment."""
+    space, name = experiment.space, f"{options.name}/{experiment.name}"
+    own = options.model_copy(update={"name": name, "space": space, "seeds": space.seeds})
+    return own, Folder(f"{own.storage}/{name}")
+
+
+def _prove(queue: Queue, options: Options, datasets: _Datasets) -> None:
+    """Have tiny runs show that every lever of every experiment does something, before anything is trained.
+
+    Raises:
+        SweepError: some do not; or an experiment is there that is of another queue, of other options or other code.
+    """
+    base, rest = queue.experiments[0].space, {"data_sha256": datasets.rows.sha256, "gate": queue.gate.model_dump()}
+    to_prove: list[tuple[Experiment, Options, Folder]] = []
+    for experiment in queue.experiments:
+        own, folder = _own(experiment, options)
+        record = {"options": own.model_dump(mode="json"), **rest}
+        if (before := folder.read_json(RECORD)) is not None:
+            if {name: before.get(name) for name in record} != record:
+                raise SweepError(f"{folder.address} is of another queue or of other options: choose another --name")
+            refuse_other_code(before, own.space.model, folder.address)
+        if before is None or folder.read_json("levers.json") is None:
+            to_prove.append((experiment, own, folder))
+    problems: dict[str, list[str]] = {}
+    try:
+        for experiment, own, folder in to_prove:
+            code = run_record(own.space.model)
+            folder.write_plain_json(RECORD, {"options": own.model_dump(mode="json"), **rest, **code})
+            compared = experiment.name != BASELINE and own.space.model == base.model
+            pairs = change_pairs(own.space, base, experiment.change) if compared else lever_pairs(own.space, own.seeds)
+            try:
+                prove_levers(own, own.space, datasets.of(own), folder, pairs)
+            except SweepError as problem:
+                problems.setdefault(str(problem), []).append(experiment.name)
+        if problems:
+            told = "; ".join(f"experiment {' and '.join(names)}: {why}" for why, names in problems.items())
+            raise SweepError(f"queue {queue.name}: {told}")
+    except (SweepError, SplitError, TargetScaleError):
+        for _, _, folder in to_prove:  # the name stays free, for what the queue is when it has been mended
+            for name in {RECORD, "levers.json"} & set(file_names(folder.filesystem, folder.path)):
+                folder.delete(name)
+        raise
+
+
+def _run_experiment(queue: Queue, experiment: Experiment, options: Options, datasets: _Datasets) -> dict[str, Any]:
     """Results of one experiment, which is run unless they are there."""
     space = experiment.space
-    name = f"{options.name}/{experiment.name}"
-    own = options.model_copy(update={"name": name, "space": space, "seeds": space.seeds})
-    folder = Folder(f"{own.storage}/{name}")
-    record = own.model_dump(mode="json")
-    if (before := folder.read_json(RECORD)) is not None:
-        same = before["options"] == record and before["data_sha256"] == rows.sha256
-        if not same or before["gate"] != queue.gate.model_dump():
-            raise SweepError(f"{folder.address} is of another queue or of other options: choose another --name")
-        refuse_other_code(before, f"{folder.address}")
-        if (results := folder.read_json("results.json")) is not None:
-            return results
-    gate = queue.gate.model_dump()
-    folder.write_plain_json(RECORD, {"options": record, "data_sha256": rows.sha256, "gate": gate, **run_record()})
-    key = f"{space.model} {space.weights} {space.undoes_corrections}"
-    if key not in datasets:
-        datasets.clear()  # one at a time: they are large
-        datasets[key] = open_dataset(own, space, task, rows)
-    dataset = datasets[key]
+    own, folder = _own(experiment, options)
+    if (results := folder.read_json("results.json")) is not None:
+        return results
+    dataset = datasets.of(own)
     write_quarantine(folder, dataset)
     if own.pack_gpus:
         own = own.model_copy(update={"gpus_per_trial": share_of_gpu(own, space, dataset, folder)})
-
-    base = queue.experiments[0].space
-    pairs = []
-    if space.model == base.model and experiment.name != BASELINE:
-        lever = next(iter(experiment.change)) if len(experiment.change) == 1 else " and ".join(experiment.change)
-        # Other weights read other graphs and features than those at hand.
-        pairs = [] if set(NOT_COMPARED) & experiment.change.keys() else [(lever, base.parameters, space.parameters)]
-    levers = prove_levers(own, space, dataset, folder, pairs)
+    levers = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
 
     config = {fold: space.config(**space.parameters).model_dump() for fold in own.folds}
     seeds = list(range(own.seed, own.seed + space.seeds)) if space.trains else []
-    at_first = seeds if queue.gate.continue_below is None else seeds[:1]
+    gate = queue.gate
+    at_first = seeds if (gate.continue_below, gate.stop_above) == (None, None) else seeds[:1]
     trained = train(own, space, dataset, folder, config, at_first, with_reference=True)
     n = len(own.folds)
     first = _mean_val(trained[n : 2 * n] or trained)  # of what trains nothing the reference itself
-    gated = _worse_than(queue.gate.continue_below, first, metric_of(task.kind).name)
+    metric = metric_of(datasets.task.kind).name
+    limits = [limit for limit in (gate.continue_below, gate.stop_above) if _worse_than(limit, first, metric)]
+    gated = bool(limits)
     if gated:
-        say(f"{experiment.name}: first seed {first:.4g}, not better than {queue.gate.continue_below}: no other seed")
+        say(f"{experiment.name}: first seed {first:.4g}, not better than {limits[0]}: no other seed")
     elif at_first != seeds:
         trained += train(own, space, dataset, folder, config, seeds[1:], with_reference=False)
     used = own.model_copy(update={"seeds": max(1, len(seeds[:1] if gated else seeds))})
@@ -200,42 +248,6 @@ def _worse_than(limit: float | None, value: float, metric: str) -> bool:
     if limit is None:
         return False
     return value > limit if metric == "mae" else value < limit
-
-
-def report(ranking: dict[str, Any], data: str) -> str:
-    """The ranking for people."""
-    metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
-    told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
-    explained = (
-        f"{data}; {metric.upper()}{unit}, mean over folds and seeds. A gain is positive where the experiment is better "
-        "than the baseline; in brackets its 95 % interval, paired, over crystals (grouped by composition) and seeds "
-        "together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
-        f"worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds what you build upon."
-    )
-    lines = [
-        f"# Queue {ranking['queue']}",
-        "",
-        explained,
-        "",
-        "| experiment | change | seeds | validation | gain on validation | verdict | test | gain on test | ensemble |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for entry in ranking["experiments"]:
-        change = ", ".join(f"{field} {value}" for field, value in entry["change"].items()) or "none"
-        gains = [
-            f"{entry[name]:+.4f} ({entry[f'{name}_interval'][0]:+.4f} to {entry[f'{name}_interval'][1]:+.4f})"
-            if name in entry
-            else ""
-            for name in ("gain", "test_gain")
-        ]
-        ensemble = f"{entry['test_ensemble']:.4f}" if "test_ensemble" in entry else ""
-        lines.append(
-            f"| {entry['experiment']} | {change} | {entry['seeds']} | {entry['val']:.4f} | {gains[0]} "
-            f"| {entry['verdict']} | {entry['test']:.4f} | {gains[1]} | {ensemble} |"
-        )
-    if "stopped" in ranking:
-        lines += ["", f"The queue ended {ranking['stopped']}."]
-    return "\n".join(lines) + "\n"
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -293,7 +305,7 @@ def main(
             tta=copies(tta),
             track=None,
         )
-        refuse_name("--name", options.name, storage)
+        refuse_taken("--name", options.name, options.storage, by_queue=False)
         try:
             run_queue(loaded, options, address=address)
         except KeyboardInterrupt:

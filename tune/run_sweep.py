@@ -272,7 +272,7 @@ def main(
                 track=track,
             )
             trackers(track, options.name)  # refuses what is not installed before anything is done
-            refuse_taken(options)
+            refuse_taken("--name", options.name, options.storage)
             if plan_only:
                 show(plan(options))
                 return

@@ -218,14 +218,17 @@ def weights_of(run: SweepRun) -> str:
 
 
 def chose_by_validation(run: SweepRun) -> bool:
-    """Whether the epoch or the config of a run was chosen on its validation parts, which flatter it then.
+    """Whether the epoch, the config or the use of copies was chosen on a run's validation parts, which flatter it then.
 
-    Of an average: that of any of its members.
+    Of an average: that of any of its members. The reference is beside a choice, and not what was chosen.
     """
     if "members" in run.results:
         return bool(run.results["chose_by_validation"])
-    searched = bool(run.results["options"].get("searched"))
-    return searched or any(config.get("keep") == "best" for config in run.configs.values())
+    if run.results["seeds"] and set(run.members) == {"reference"}:
+        return False
+    options = run.results["options"]
+    chosen = bool(options.get("searched")) or options.get("tta") == "auto"
+    return chosen or any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:

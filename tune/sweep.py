@@ -24,7 +24,7 @@ from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
 from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
-from tune.options import RECORD, Batch, Folder, Options, SweepError, check_data, keep_options, write_record
+from tune.options import RECORD, Batch, Folder, Options, SweepError, check_record, keep_options, write_record
 from tune.packing import share_of_gpu
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
@@ -50,7 +50,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     join(options, task, [space], address)
     with claimed(folder):
         if resumed:
-            check_data(folder, options, rows.sha256)
+            check_record(folder, options, rows.sha256)
         else:
             write_record(folder, options, rows.sha256)
         return _run(options, batches, task, rows, folder, resumed)
