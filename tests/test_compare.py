@@ -238,6 +238,24 @@ def test_the_untrained_reference_has_no_seed_noise(tmp_path):
     assert found.verdict == "better"
 
 
+def test_an_ensemble_is_judged_against_its_own_members_by_crystals_alone(tmp_path):
+    """Its seeds are theirs; the mean of several predictions errs on no crystal by more than they do on average."""
+    rows = make_rows()
+    random = np.random.default_rng(5)
+    members = {f"seed_{n}": rows["y_true"].to_numpy() + random.normal(0, 0.1 + 0.03 * n, len(rows)) for n in range(3)}
+    members["ensemble"] = np.mean([*members.values()], axis=0)
+    folder = write_run(tmp_path / "one", rows, members)
+    whole, together = load_sweep(str(folder)), load_sweep(f"{folder}/ensemble")
+    found = compare(whole, together)
+    assert found.verdict == "better"
+    assert found.interval == (found.difference.low, found.difference.high)
+    assert found.interval[0] > 0
+    assert not [one for one in found.warnings if "of one training" in one]
+    assert compare(together, whole).verdict == "worse"
+    # One of the members was drawn by chance, and says little of others.
+    assert compare(load_sweep(f"{folder}/seed_0"), together).noise is None
+
+
 def test_what_draws_nothing_at_random_needs_no_seeds(tmp_path):
     """As two Gaussian processes, each fitted once: the crystals alone tell."""
     rows = make_rows()

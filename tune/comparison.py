@@ -74,7 +74,8 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
             f"The runs agree only partly in their {on} parts: {len(pair.rows)} ids of fold(s) {folds} are compared; "
             f"{told}."
         )
-    if any(judged(run)[0].name == "ensemble" for run in (a, b)):
+    own_seeds = _is_ensemble_of(a, b) or _is_ensemble_of(b, a)
+    if not own_seeds and any(judged(run)[0].name == "ensemble" for run in (a, b)):
         warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
     other = None if noise is None else _noise_scores(noise, a, pair, on)
     odd = [run.name for run in (a, b) if noise is not None and by_chance(run) and _trained(run) != _trained(noise)]
@@ -94,7 +95,8 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
         fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if by_chance(run) else np.empty(0)
         for run, predicted in ((a, pair.a), (b, pair.b))
     )
-    band = seed_noise(of_a, of_b, other)
+    # Another seed would move an ensemble and its members together: what it leaves of their difference is small.
+    band = Noise(0.0, "both sides having the same seeds: none") if own_seeds else seed_noise(of_a, of_b, other)
     verdict, sentence = judge(pair, a.metric, found, band)
     if on == "validation" and len({chose_by_validation(run) for run in (a, b)}) > 1:
         verdict, sentence = (
@@ -106,6 +108,11 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
             ),
         )
     return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
+
+
+def _is_ensemble_of(a: SweepRun, b: SweepRun) -> bool:
+    """Whether A is the ensemble of all the seeds that B is."""
+    return (a.address, judged(a)[0].name) == (b.address, "ensemble") and set(b.members) > {"ensemble"}
 
 
 def _trained(run: SweepRun) -> str:
