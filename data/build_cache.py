@@ -19,7 +19,7 @@ from typing import Annotated
 import ray
 import typer
 from ray._private import ray_constants
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError, RaySystemError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -186,6 +186,9 @@ def connect(address: str | None = None) -> None:
 
     Args:
         address: of a cluster (`auto` on one of its nodes); None starts Ray here.
+
+    Raises:
+        RayError, ConnectionError: Ray did not start, or there is none at the address.
     """
     if ray.is_initialized():
         return
@@ -208,6 +211,12 @@ def connect(address: str | None = None) -> None:
             logging_level="warning",
             log_to_driver=False,
         )
+    except ValueError as problem:
+        raise ConnectionError(f"--address {address}: {problem}") from problem
+    except Exception as problem:
+        if type(problem) is not Exception:  # which is what Ray raises when its processes take too long to begin
+            raise
+        raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 

@@ -120,6 +120,11 @@ MISTAKES = {
     "low = high": (6, "  lr: {uniform: [0.01, 0.01]}", "[low, high] with low < high, got [0.01, 0.01]"),
     "low > high": (7, "  epochs: {int: [6, 3]}", "[low, high] with low < high, got [6, 3]"),
     "three bounds": (6, "  lr: {uniform: [0.1, 0.2, 0.3]}", "[low, high]"),
+    "up to infinity": (
+        9,
+        "  gradient_clip: {uniform: [1.0, .inf]}",
+        "uniform takes two finite numbers, got [1.0, inf]",
+    ),
     "log from zero": (9, "  weight_decay: {loguniform: [0, 0.1]}", "bounds above zero, got [0, 0.1]"),
     "log of nothing": (6, "  lr: {loguniform: [0.0, 0.01]}", "lr: Input should be greater than 0, got 0.0"),
     "fractions of an epoch": (7, "  epochs: {uniform: [3, 6]}", "a field that takes int, logint or choice"),
@@ -196,6 +201,8 @@ def test_training_nothing_goes_with_no_epochs_and_no_ranges(load, text):
         ("description: hello\n", "line 1: `parameters` must map fields to values or ranges: epochs, batch_size"),
         ("description: hello\nparameters:\n", "line 2: `parameters` must map"),
         ("parameters: {lr: [0.1\n", "not YAML"),
+        ("parameters:\n  ? [lr, epochs]\n  : 0.001\n", "not YAML"),
+        ("parameters: &all\n  loss: *all\n", "not YAML: line 1: a mapping that holds itself"),
     ],
 )
 def test_a_file_of_another_shape_is_refused(load, text, says):

@@ -177,7 +177,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         raise SpaceError(f"{path}: not text: {problem}") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
+        content, repeated = yaml.safe_load(text), repeated_key(root)
     except yaml.YAMLError as problem:
         raise SpaceError(f"{path}: not YAML: {problem}") from None
     known = [key for key in SearchSpace.model_fields if key != "name"]
@@ -191,7 +191,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
         return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
 
-    if repeated := repeated_key(root):
+    if repeated:
         raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
     for key in content:
         if key not in known:
@@ -246,6 +246,8 @@ def field_problem(config: type[ModelConfig], field: str, value: object) -> str |
         return f"{field}: choice lists {bounds!r}, some twice" if len(set(bounds)) < len(bounds) else None
     if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds) or bounds[0] >= bounds[1]:
         return f"{field}: {kind} takes [low, high] with low < high, got {bounds!r}"
+    if not all(math.isfinite(bound) for bound in bounds):
+        return f"{field}: {kind} takes two finite numbers, got {bounds!r}"
     if kind in ("loguniform", "logint") and bounds[0] <= 0:
         return f"{field}: {kind} takes bounds above zero, got {bounds!r}"
     is_integer = config.model_fields[field].annotation is int

@@ -16,15 +16,21 @@ def lines_of(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[
     return found
 
 
-def repeated_key(node: yaml.Node | None) -> yaml.Node | None:
-    """The first key of a YAML document that its mapping has already; YAML itself lets the last one win."""
+def repeated_key(node: yaml.Node | None, inside: tuple[yaml.Node, ...] = ()) -> yaml.Node | None:
+    """The first key of a YAML document that its mapping has already; YAML itself lets the last one win.
+
+    Raises:
+        YAMLError: a mapping that is inside itself, by an alias.
+    """
     if not isinstance(node, yaml.MappingNode):
         return None
+    if node in inside:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a mapping that holds itself")
     seen = set()
     for key, value in node.value:
-        if key.value in seen:
+        if (name := str(key.value)) in seen:
             return key
-        seen.add(key.value)
-        if repeated := repeated_key(value):
+        seen.add(name)
+        if repeated := repeated_key(value, (*inside, node)):
             return repeated
     return None
