@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 from contextlib import closing
@@ -18,7 +19,7 @@ from ray.tune.search import Searcher
 from sqlalchemy import URL
 from sweeps import new, outcome, prepare, run_here
 
-from data.storage import open_folder
+from data.storage import StorageError, open_folder
 from models.metrics import metric_of
 from tune.experiment import run_experiment
 from tune.options import SweepError, refuse_name
@@ -88,6 +89,61 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
         record.unlink()
     assert {config["x"] for config, _ in run()} == {0, 1}
     assert len((tmp_path / "runs_0").read_text()) == 2
+
+
+def watched_by(callback, folder):
+    """Run an experiment of one trial, which ends after its first report."""
+
+    def trial(config):
+        losses = {"train_loss": 1.0, "val_loss": 1.0, "lr": 0.1, "seconds": 0.0}
+        metrics = {"val_mae": 1.0, "val_mae_current": 1.0, "kept_val_mae": 1.0}
+        ray.tune.report({"epoch": 1, "kept_epoch": 1, **losses, **metrics})
+
+    tune_config = ray.tune.TuneConfig(metric="kept_val_mae", mode="min")
+    return run_experiment(trial, {}, tune_config, f"{folder}/results/experiment", "test", [callback])
+
+
+class Breaking(ray.tune.Callback):
+    """Fails as the driver's code, or a library of it, may."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def on_trial_result(self, iteration, trials, trial, result, **info):
+        raise self.problem
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), r"OSError: \[Errno 28\] No space .*: '/x/y'"),
+        (KeyError("epoch"), "KeyError: 'epoch'"),
+    ],
+)
+def test_what_ends_the_driver_is_told_in_a_sentence_that_says_where(tmp_path, problem, expected):
+    with pytest.raises(SweepError, match=rf"^test was ended by .*test_search\.py, line \d+: {expected}\. .*--resume$"):
+        watched_by(Breaking(problem), tmp_path)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_disk_without_room_for_the_events_of_a_sweep_in_a_bucket_ends_it_in_a_sentence(
+    tmp_path, disk_of, monkeypatch, capfd
+):
+    disk = disk_of("2m")
+    (disk / "ballast").write_bytes(bytes((2 << 20) - 8192))
+    monkeypatch.chdir(disk)
+    tracking = Tracking(metric_of("regression"), "s3://bucket/results/full/search", {})
+    with pytest.raises(StorageError, match=rf"^cannot write {disk}/ray_results/full/search, .*No space left.*space"):
+        watched_by(tracking, tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_folder_for_events_that_cannot_be_made_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "search").write_text("mine")
+    trial = trial_of("a", {})
+    with pytest.raises(StorageError, match=rf"^cannot write {tmp_path}/search, .*: File exists\. Make"):
+        Tracking(metric_of("regression"), f"{tmp_path}/search", {}).on_trial_result(1, [trial], trial, {})
 
 
 def searcher(space):

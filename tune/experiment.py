@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
@@ -60,7 +61,7 @@ def run_experiment(
         Config and result of every trial.
 
     Raises:
-        SweepError: Ray ended with trials unfinished, or could not read its own record.
+        SweepError: Ray ended with trials unfinished or by an error of its own, or could not read its own record.
         StorageError: the driver could not write.
     """
     # A snapshot a second: a killed driver then runs no finished trial again.
@@ -104,11 +105,8 @@ def run_experiment(
         )
     try:
         results = tuner.fit()
-    except TuneError as problem:  # of what scheduler and callbacks raise Ray keeps the traceback's text alone
-        _, ours, why = str(problem).rpartition("StorageError: ")
-        if not ours:
-            raise
-        raise StorageError(why.strip()) from problem
+    except TuneError as problem:
+        raise _in_a_sentence(str(problem), title) from problem
     finally:
         Terminal.close()
     # A trial that failed before its first report has a config here only.
@@ -117,6 +115,20 @@ def run_experiment(
     if unfinished:
         raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
     return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
+
+
+def _in_a_sentence(told: str, title: str) -> Exception:
+    """What has ended an experiment: of what scheduler and callbacks raise, Ray keeps the traceback's text alone."""
+    _, ours, why = told.rpartition("StorageError: ")
+    if ours:
+        return StorageError(why.strip())
+    last = (told.strip().splitlines() or ["Ray gives no reason"])[-1].strip()
+    files = re.findall(r'^  File "(.+)", line (\d+), in ', told, re.MULTILINE)
+    where = ", line ".join(files[-1]) if files else "Ray Tune"  # an error of the system need not say which file it met
+    return SweepError(
+        f"{title} was ended by an error of this machine or of the program, met in {where}: {last}. What is done is "
+        "kept: mend what it names, then go on with --resume"
+    )
 
 
 def _with_reason(result: ray.tune.Result, trial: Trial) -> ray.tune.Result:

@@ -8,8 +8,11 @@ The lines and the table on the terminal are `tune/terminal.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from torch.utils.tensorboard import SummaryWriter
 
 from data.build_cache import say
+from data.storage import StorageError
 from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.space import SearchSpace
@@ -33,6 +37,8 @@ from tune.trial import saved_state
 STUDIES = "optuna.db"
 # What Optuna raises where the file is damaged, or another program's.
 _STUDY_FAULTS = (optuna.exceptions.OptunaError, SQLAlchemyError, RuntimeError, ValueError, KeyError, TypeError)
+# With less left, the disk counts as full: TensorBoard's thread would tell of it by a traceback on the terminal.
+_RESERVE = 1 << 20
 MANY = 2000  # points above which a parity plot shows their density
 
 
@@ -62,33 +68,54 @@ class Tracking(Callback):
         self.in_study: set[str] = set()
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        """Write the scalars of an epoch."""
-        writer = self._writer(trial)
+        """Write the scalars of an epoch; StorageError where they cannot be written."""
         value = f"val_{self.metric.name}"
-        for name in ("train_loss", "val_loss", value, f"{value}_current", f"kept_{value}", "lr", "seconds"):
-            writer.add_scalar(name, result[name], result["epoch"])
+        with self._room():
+            writer = self._writer(trial)
+            for name in ("train_loss", "val_loss", value, f"{value}_current", f"kept_{value}", "lr", "seconds"):
+                writer.add_scalar(name, result[name], result["epoch"])
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Write the hyper-parameters, with the best value rather than the last, and validation predictions."""
+        """Write the hyper-parameters, with the best value rather than the last, and validation predictions.
+
+        StorageError where they cannot be written.
+        """
         best = trial.last_result[f"kept_val_{self.metric.name}"]
         fields = trial.config.get("run", trial.config)
         hparams = {key: value for key, value in fields.items() if isinstance(value, int | float | str | bool)}
-        writer = self._writer(trial)
-        writer.add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
         state = _state(trial)
-        if state is not None:
-            figure = _parity(self.val_targets[fields["fold"]], state["val_predictions"].numpy(), self.metric)
-            writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
-        self._close(trial)
+        with self._room():
+            writer = self._writer(trial)
+            writer.add_hparams(hparams, {f"hparam/kept_val_{self.metric.name}": best}, run_name=".")
+            if state is not None:
+                figure = _parity(self.val_targets[fields["fold"]], state["val_predictions"].numpy(), self.metric)
+                writer.add_figure("validation of the kept epoch", figure, trial.last_result["kept_epoch"])
+            self._close(trial)
         self._bring_up_to_date([trial], lambda _: state)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Close its events."""
-        self._close(trial)
+        """Close its events; why it failed is what counts, and not that they are cut short."""
+        with suppress(OSError):
+            self._close(trial)
 
     def on_experiment_end(self, trials: list[Trial], **info: Any) -> None:
         """Bring the study up to date: an earlier driver may have died between a trial's end and its entry."""
         self._bring_up_to_date(trials, _state)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Say in a sentence that events cannot be written: Ray would give a traceback of TensorBoard's."""
+        folder = self.events.absolute()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(folder).free < _RESERVE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield
+        except OSError as problem:
+            raise StorageError(
+                f"cannot write {folder}, where events for TensorBoard are kept: {problem.strerror or problem}. Make "
+                "space there, or make it a folder that you may write to; then go on with --resume"
+            ) from problem
 
     def _writer(self, trial: Trial) -> SummaryWriter:
         if trial.trial_id not in self.writers:
