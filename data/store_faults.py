@@ -90,7 +90,7 @@ def _plain(failure: str, problem: OSError, spent_s: float) -> OSError:
             f"{failure}: the disk is full. Nothing half-written stays; make space, and the same command "
             "(of a sweep: --resume) goes on"
         )
-    if problem.errno in _AWAY:
+    if problem.errno is not None and problem.errno in _AWAY:
         return StorageError(
             f"{failure} after {spent_s:.0f} s: {os.strerror(problem.errno)}. The disk fails, or the server of a folder "
             "that is mounted from one is away: look at them, and the same command (of a sweep: --resume) goes on"
