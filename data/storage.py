@@ -195,6 +195,11 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
     return whole(filesystem), path.rstrip("/")
 
 
+def is_local(filesystem: fs.FileSystem) -> bool:
+    """Whether a filesystem is this machine's own, by path or by an address such as `file:///home/me`."""
+    return filesystem.type_name.removeprefix("py::") == "local"
+
+
 def whole(filesystem: fs.FileSystem) -> fs.FileSystem:
     """The same filesystem with the manners of `WholeFiles`."""
     if isinstance(filesystem, fs.PyFileSystem) and isinstance(filesystem.handler, WholeFiles):

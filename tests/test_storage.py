@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +30,8 @@ from models.fitted import FittedModel, load_model
 from models.linear import DUMMY, FittedLinear
 from models.predict import app
 from models.reference import Reference
+from tune import storage_check
+from tune.options import SweepError
 from tune.storage_check import check_storage, on_network
 
 # Ray leaves sockets and log files to the garbage collector.
@@ -472,6 +475,32 @@ def test_a_folder_that_cannot_be_one_is_refused_with_its_option(tmp_path, option
         with pytest.raises(StorageError, match=f"^{option} {place}: nothing can be written there") as caught:
             check_storage({option: str(place)}, cluster=False)
         assert "Give a folder that is yours to write to" in str(caught.value)
+
+
+def test_what_other_nodes_have_left_is_deleted_when_one_fails(tmp_path, ray_session, monkeypatch):
+    """Here they are all this machine; each fails, all but the first after it has left an answer, late."""
+    came = tmp_path / "came"
+
+    def look(file):
+        try:
+            came.mkdir()
+        except FileExistsError:
+            time.sleep(1)
+            write_whole(*open_folder(f"{file}-late"), b"x")
+            came.with_name("left").touch()
+        raise StorageError("refused")
+
+    (node,) = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", lambda: [node, node])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "another"))
+    monkeypatch.setattr(storage_check, "_look", look)
+    with pytest.raises(SweepError, match=r"^--storage .*: node .* cannot use it: refused"):
+        check_storage({"--storage": str(tmp_path / "results")}, cluster=True)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "left").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not list((tmp_path / "results").iterdir())
 
 
 def test_a_folder_on_a_disk_that_is_only_read_is_refused(small_disk):

@@ -112,5 +112,7 @@ def test_a_local_folder_is_refused_where_an_autoscaler_may_add_nodes(tmp_path):
     }
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(config))
     head = f"--autoscaling-config={tmp_path}/cluster.yaml"
-    lines = said(tmp_path, [tmp_path / "results"], head=head, more={"RAY_FAKE_CLUSTER": "1"})
-    assert lines[0].startswith(f"SweepError --storage {tmp_path}/results: it is on a disk of this machine")
+    places = [tmp_path / "results", f"file://{tmp_path}/results"]
+    lines = said(tmp_path, places, head=head, more={"RAY_FAKE_CLUSTER": "1"})
+    for place, line in zip(places, lines, strict=True):
+        assert line.startswith(f"SweepError --storage {place}: it is on a disk of this machine")

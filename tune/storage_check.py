@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.storage import StorageError, open_folder, read_whole, write_whole
+from data.storage import StorageError, file_names, is_local, open_folder, read_whole, write_whole
 from tune.options import SweepError
 
 NODE_S = 120.0  # for all nodes to answer: one that has just started unpacks the code first
@@ -41,6 +41,8 @@ def check_storage(places: dict[str, str], *, cluster: bool) -> None:
                     _ask_nodes(address, file)
             finally:
                 _delete(file)
+                if cluster:
+                    _delete_answers(file)
         except StorageError as problem:
             raise StorageError(f"{option}: {problem}") from problem
         except OSError as problem:
@@ -61,10 +63,12 @@ def _ask_nodes(address: str, file: str) -> None:
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(file)
         for node in others
     ]
+    if asked:  # all of them, so that none leaves its answer when another's failure has ended the check
+        ray.wait(asked, num_returns=len(asked), timeout=NODE_S)
     for node, answer in zip(others, asked, strict=True):
         name = f"node {node['NodeManagerAddress']} ({node['NodeManagerHostname']})"
         try:
-            left = ray.get(answer, timeout=NODE_S)
+            left = ray.get(answer, timeout=0)
             _read(left)
             _delete(left)
         except FileNotFoundError:
@@ -75,7 +79,8 @@ def _ask_nodes(address: str, file: str) -> None:
             raise SweepError(f"{name} has not said within {NODE_S:.0f} s whether it sees it") from None
         except RayError as problem:
             raise SweepError(f"{name} was lost when it was asked ({type(problem).__name__}): try again") from problem
-    if "://" not in address and not others and could_grow() and not on_network(address):
+    filesystem, path = open_folder(address)
+    if is_local(filesystem) and not others and could_grow() and not on_network(path):
         raise SweepError(
             f"it is on a disk of this machine, which nodes that the autoscaler starts do not see. {_ADVICE}"
         )
@@ -107,6 +112,18 @@ def _look(file: str) -> str:
     answer = f"{file}-{uuid.uuid4().hex}"
     _write_and_read(answer)
     return answer
+
+
+def _delete_answers(file: str) -> None:
+    """Delete what nodes have left beside a file that is gone, which the driver did not come to read.
+
+    A node that looks later finds no file, and leaves nothing.
+    """
+    filesystem, path = open_folder(file)
+    folder, name = path.rsplit("/", 1)
+    for answer in file_names(filesystem, folder):
+        if answer.startswith(f"{name}-"):
+            filesystem.delete_file(f"{folder}/{answer}")
 
 
 def _write_and_read(file: str) -> None:
