@@ -222,8 +222,29 @@ def connect(address: str | None = None) -> None:
 
 
 def default_cache() -> Path:
-    """Where downloads and graphs go unless the user says otherwise."""
-    return Path(os.environ.get("MATSWEEP_CACHE", "~/.cache/matsweep")).expanduser()
+    """Where downloads and graphs go unless the user says otherwise; StorageError where that is an address."""
+    return _of_this_machine("MATSWEEP_CACHE", os.environ.get("MATSWEEP_CACHE", "~/.cache/matsweep"))
+
+
+def downloads_folder(given: str | None) -> Path:
+    """Where datasets are kept.
+
+    Args:
+        given: by `--downloads`; None for a folder in the default cache.
+
+    Raises:
+        StorageError: an address, which as a path would be a folder `./gs:/...` here.
+    """
+    return default_cache() / "downloads" if given is None else _of_this_machine("--downloads", given)
+
+
+def _of_this_machine(option: str, folder: str) -> Path:
+    if "://" in folder:
+        raise StorageError(
+            f"{option} {folder}: data sets are downloaded to a disk of this machine. Give a folder on it, as a path; "
+            "graphs may be elsewhere, by --cache"
+        )
+    return Path(folder).expanduser()
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -250,7 +271,7 @@ def main(
         typer.Option(help="Where graphs are kept: a folder or URI. [default: ~/.cache/matsweep/graphs]"),
     ] = None,
     downloads: Annotated[
-        Path | None, typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]")
+        str | None, typer.Option(help="Local folder of datasets. [default: ~/.cache/matsweep/downloads]")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; `auto` on one of its nodes.")] = None,
 ) -> None:
@@ -259,9 +280,7 @@ def main(
     Killed at any instant, a second call finishes what is missing. A sweep does the same by itself.
     """
     try:
-        opened, rows = open_task(
-            task, target=target, ids_file=ids, download_dir=downloads or default_cache() / "downloads"
-        )
+        opened, rows = open_task(task, target=target, ids_file=ids, download_dir=downloads_folder(downloads))
         if address:  # else Ray starts if, and only if, there is something to build
             connect(address)
         folder = cache or str(default_cache() / "graphs")

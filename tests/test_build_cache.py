@@ -14,7 +14,9 @@ from threading import Thread
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
 
+from data import build_cache
 from data.build_cache import Converter, cache_spec, graphs_of
 from data.graphs import Graphs
 from data.quality import check_crystal
@@ -22,6 +24,7 @@ from data.rows import Rows
 from data.shards import MANIFEST, shards_present
 from data.storage import open_folder
 from data.tasks import open_task
+from tune import run_queue, run_sweep
 
 REPOSITORY = Path(__file__).parents[1]
 # Ray leaves sockets and log files to the garbage collector.
@@ -297,3 +300,25 @@ def test_a_killed_actor_is_replaced_and_nothing_is_lost(built, tmp_path):
     (stored, key), (expected, _) = outcome["killed"], outcome["whole"]
     assert same(stored.graphs, expected.graphs)
     assert contents(tmp_path / "killed" / key) == contents(tmp_path / "whole" / key)
+
+
+@pytest.mark.parametrize("command", [build_cache, run_sweep, run_queue], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("option", ["--downloads", "MATSWEEP_CACHE"])
+def test_an_address_for_downloads_is_refused(tmp_path, monkeypatch, command, option):
+    """As a path it would be a folder `gs:` here."""
+    monkeypatch.chdir(tmp_path)
+    given, environment = (
+        ([f"{option}=gs://bucket/d"], {}) if option.startswith("-") else ([], {option: "gs://bucket/d"})
+    )
+    done = CliRunner().invoke(command.app, ["--task=demo", *given], env=environment)
+    assert done.exit_code == 1, done.output
+    assert f"StorageError: {option} gs://bucket/d: data sets are downloaded to a disk of this machine" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_downloads_go_to_the_folder_that_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("MATSWEEP_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", "/home/me")
+    assert build_cache.downloads_folder(None) == tmp_path / "downloads"
+    assert build_cache.downloads_folder("~/data") == Path("/home/me/data")
+    assert build_cache.downloads_folder("data") == Path("data")

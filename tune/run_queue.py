@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.build_cache import default_cache, say, say_problem
+from data.build_cache import default_cache, downloads_folder, say, say_problem
 from data.folds import SplitError
 from data.rows import Rows
 from data.storage import file_names
@@ -269,7 +269,7 @@ def main(
         str | None, typer.Option(help="Where graphs are kept. [default: ~/.cache/matsweep/graphs]")
     ] = None,
     downloads: Annotated[
-        Path | None, typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]")
+        str | None, typer.Option(help="Local folder of datasets. [default: ~/.cache/matsweep/downloads]")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster to join; `auto` on one of its nodes.")] = None,
     gpus_per_trial: Annotated[str, typer.Option(help="Share of a GPU a training gets, as of run_sweep.py.")] = "0",
@@ -296,7 +296,7 @@ def main(
             seeds=1,
             storage=anywhere(storage),
             cache=anywhere(cache or str(default_cache() / "graphs")),
-            downloads=anywhere(str(downloads or default_cache() / "downloads")),
+            downloads=anywhere(str(downloads_folder(downloads))),
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpu_share(gpus_per_trial),
             pack_gpus=gpus_per_trial == "auto",

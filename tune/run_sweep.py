@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from ray.exceptions import RayError
 
-from data.build_cache import default_cache, say, say_problem
+from data.build_cache import default_cache, downloads_folder, say, say_problem
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.shards import DamagedShardError
@@ -185,8 +185,8 @@ def main(
         ),
     ] = None,
     downloads: Annotated[
-        Path | None,
-        typer.Option(help="Where datasets are kept. [default: ~/.cache/matsweep/downloads]", rich_help_panel=MACHINE),
+        str | None,
+        typer.Option(help="Local folder of datasets. [default: ~/.cache/matsweep/downloads]", rich_help_panel=MACHINE),
     ] = None,
     address: Annotated[
         str | None,
@@ -262,7 +262,7 @@ def main(
                 seeds=seeds,
                 storage=place,
                 cache=anywhere(cache or str(default_cache() / "graphs")),
-                downloads=anywhere(str(downloads or default_cache() / "downloads")),
+                downloads=anywhere(str(downloads_folder(downloads))),
                 cpus_per_trial=cpus_per_trial,
                 gpus_per_trial=gpu_share(gpus_per_trial),
                 pack_gpus=gpus_per_trial == "auto",
