@@ -84,8 +84,11 @@ def watched(folder: Path, server: str, raylet: str) -> subprocess.Popen:
     for name, text in (("raylet", f"#!/bin/bash\n{raylet}\n"), ("ray", '#!/bin/sh\necho "$1"; exit 1\n')):
         (folder / name).write_text(text)  # the real `ray` would drain whatever Ray runs here
         (folder / name).chmod(0o755)
-    script = f'{TRIAL}trial=$!\n./raylet &\nsleep 0.5\n"{sys.executable}" "{WATCH}" --server={server}\necho ended $?\n'
-    (folder / "node").write_text(f"{script}kill -9 $trial\n")
+    (folder / "node").write_text(
+        f'{TRIAL}trial=$!\n./raylet &\nsleep 0.5\n"{sys.executable}" "{WATCH}" --server={server}\ncode=$?\n'
+        "for _ in {1..100}; do kill -0 $trial || break; sleep 0.1; done 2> /dev/null\n"  # it may take its time to save
+        "echo ended $code\nkill -9 $trial\n"
+    )
     path = {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     return subprocess.Popen(
         [*ALONE, "bash", "node"], cwd=folder, env=os.environ | path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
