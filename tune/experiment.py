@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -169,19 +170,23 @@ class _CountRestarts(ray.tune.Callback):
 
     def __init__(self) -> None:
         """Nothing was saved yet."""
-        self.saved: dict[str, datetime] = {}  # when a trial has, as far as is known
+        self.saved: dict[str, datetime | None] = {}  # when a trial has, as far as is known
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        storage = trial.storage
-        paused = storage.storage_filesystem.get_file_info(f"{storage.trial_fs_path}/{PAUSED}").mtime
-        if paused is not None and paused != self.saved.get(trial.trial_id):
+        reason, counted = _reason(trial), trial.run_metadata
+        if isinstance(reason, RayTaskError):  # the trial has raised an error
+            if isinstance(reason.as_instanceof_cause(), _OF_THE_MODEL):
+                counted.num_failures = max(trial.max_failures, counted.num_failures)
+        elif (paused := _when_paused(trial)) not in (None, self.saved.get(trial.trial_id)):
             self.saved[trial.trial_id] = paused
-            trial.run_metadata.num_failures -= 1
-            return
-        reason = _reason(trial)
-        cause = reason.as_instanceof_cause() if isinstance(reason, RayTaskError) else reason
-        if isinstance(cause, _OF_THE_MODEL):
-            trial.run_metadata.num_failures = max(trial.max_failures, trial.run_metadata.num_failures)
+            counted.num_failures -= 1
+
+
+def _when_paused(trial: Trial) -> datetime | None:
+    """When a trial last saved because it was told to end; None if it never did, or if the store does not tell."""
+    with suppress(OSError):
+        return trial.storage.storage_filesystem.get_file_info(f"{trial.storage.trial_fs_path}/{PAUSED}").mtime
+    return None
 
 
 def run_until_read(

@@ -300,7 +300,7 @@ class _Tries:
             for fewer in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
                 with suppress(ValidationError):
                     return self.model.config(**{**fields, "epochs": fewer})
-        if lever == "ema_decay" and not short:
+        if lever == "ema_decay" and "batch_size" in known and not short:
             # One step stands for several of the whole training: the decay sets in only after some number of them.
             sizes = [config.get("batch_size", known["batch_size"].default) for config in (whole, fields)]
             steps = math.ceil(len(self.part.train) / sizes[0]) / math.ceil(n_rows / sizes[1])
