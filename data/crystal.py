@@ -35,6 +35,20 @@ class Crystal:
     lattice: np.ndarray
 
 
+@dataclass(frozen=True)
+class ReadCrystal:
+    """What a reader made of a row.
+
+    Attributes:
+        crystal: as it was read.
+        notes: sentences on what the reader did beyond copying numbers, such as "deuterium is read as hydrogen". None of
+            them can have changed the crystal: a row with a doubt that can is a `BadCrystalError`.
+    """
+
+    crystal: Crystal
+    notes: tuple[str, ...] = ()
+
+
 def crystal_from_structure(structure: Structure) -> Crystal:
     """Flatten a pymatgen `Structure`.
 
