@@ -1,0 +1,91 @@
+"""The items of one block of a CIF file by name, whatever way the name is spelled. Called by `data/cif.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gemmi import cif
+
+from data.crystal import BadCrystalError
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Values by name; names are in lower case with `.` as `_`, so that CIF 1 and CIF 2 names are the same.
+
+    Attributes:
+        name: of the block.
+        values: of each item; text that is not given (`?`, `.`, empty) is None.
+        loops: for each item, the number of its loop in the file, or -1 for a single one.
+    """
+
+    name: str
+    values: dict[str, list[str | None]]
+    loops: dict[str, int]
+
+    def text(self, *names: str) -> str | None:
+        """The first value given under one of these names."""
+        return next(iter(self.texts(*names)), None)
+
+    def texts(self, *names: str) -> list[str]:
+        """All values given under these names, without repeats."""
+        found = [value for name in names for value in self.values.get(name.lower(), ()) if value is not None]
+        return list(dict.fromkeys(found))
+
+    def positive(self, name: str) -> float | None:
+        """A number above zero, None for anything else."""
+        number = number_of(self.text(name))
+        return number if number is not None and number > 0 else None
+
+    def column(self, name: str, length: int | None = None) -> list[str | None] | None:
+        """The values of a loop's column with something in it, or None."""
+        values = self.values.get(name.lower())
+        if values is None or all(value is None for value in values):
+            return None
+        return None if length is not None and len(values) != length else values
+
+
+def number_of(text: str | None) -> float | None:
+    """The number of a text such as `0.123(4)`, None where it is none."""
+    if text is None:
+        return None
+    number = cif.as_number(text.strip())
+    return number if math.isfinite(number) else None
+
+
+def read_tags(block: cif.Block) -> Tags:
+    """The items of a block.
+
+    Raises:
+        BadCrystalError: one name has several values that differ.
+    """
+    values: dict[str, list[str | None]] = {}
+    loops: dict[str, int] = {}
+    items: Iterable[Any] = block  # of type cif.Item; gemmi's stubs say object
+    for index, item in enumerate(items):
+        if item.pair is not None:
+            columns = [(item.pair[0], [item.pair[1]])]
+            loop = -1
+        elif item.loop is not None:
+            names, cells = item.loop.tags, item.loop.values
+            columns = [(name, cells[k :: len(names)]) for k, name in enumerate(names)]
+            loop = index
+        else:
+            continue
+        for name, cells in columns:
+            key = name.lower().replace(".", "_")
+            texts = [_plain(cell) for cell in cells]
+            if key in values and values[key] != texts:
+                raise BadCrystalError(f"{name} is there twice, with different values")
+            values[key], loops[key] = texts, loop
+    return Tags(block.name, values, loops)
+
+
+def _plain(cell: str) -> str | None:
+    if cell in ("?", "."):
+        return None
+    text = cif.as_string(cell).strip() if cell[0] in "'\";" else cell
+    return None if text in ("", "?", ".") else text
