@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data.convert import convert_chunk
 from data.download import DownloadError
+from data.notes import commonest_notes
 from data.rows import RawChunk, Rows
 from data.shards import (
     MANIFEST,
@@ -68,9 +69,9 @@ class Converter:
 
     def write(self, number: int, chunk: RawChunk) -> int:
         """Convert a chunk, write it as shard `number`, and return how many rows that were."""
-        formulas, graphs = convert_chunk(chunk, self.cutoff_angstrom)
-        write_shard(self.filesystem, self.path, number, encode_shard(chunk.ids, formulas, graphs))
-        return len(graphs)
+        content = encode_shard(chunk.ids, *convert_chunk(chunk, self.cutoff_angstrom))
+        write_shard(self.filesystem, self.path, number, content)
+        return len(chunk.ids)
 
 
 def graphs_of(
@@ -299,6 +300,10 @@ def main(
     for row_id, reason in zip(stored.ids, stored.reasons, strict=True):
         if reason is not None:
             say(f"  {row_id}: {reason}")
+    if n_noted := sum(map(bool, stored.notes)):
+        say(f"{n_noted} rows were read with notes, which a sweep lists in notes.csv:")
+        for line in commonest_notes(stored.notes, most=10):
+            say(f"  {line}")
 
 
 if __name__ == "__main__":

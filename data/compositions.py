@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from pymatgen.core.composition import Composition, reduce_formula
 
-from data.crystal import MAX_ATOMIC_NUMBER
-from data.rows import ATOMIC_NUMBERS, Rows
+from data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
+from data.rows import Rows
 from data.task_table import TaskError
 
 _STEP = 1e-8  # amounts are told apart to this, pymatgen's own tolerance
@@ -36,12 +36,14 @@ class Compositions:
         formulas: reduced formula, in pymatgen's order with whole amounts (FeNi for Fe0.5Ni0.5), the same
             text for the same composition; None for a rejected row.
         reasons: why a row was rejected, or None.
+        notes: of each row, what was read otherwise than it is written (see `data.crystal.ReadCrystal`); mostly ().
     """
 
     fractions: np.ndarray
     n_atoms: np.ndarray
     formulas: list[str | None]
     reasons: list[str | None]
+    notes: list[tuple[str, ...]]
 
 
 def read_compositions(rows: Rows) -> Compositions:
@@ -66,6 +68,7 @@ def parse_formulas(texts: Sequence[str]) -> Compositions:
         n_atoms=np.zeros(len(texts), dtype=np.int32),
         formulas=[None] * len(texts),
         reasons=[None] * len(texts),
+        notes=[()] * len(texts),
     )
     for row, text in enumerate(texts):
         found = parsed[text]

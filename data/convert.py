@@ -13,25 +13,31 @@ from data.quality import check_crystal
 from data.rows import RawChunk
 
 
-def convert_chunk(chunk: RawChunk, cutoff_angstrom: float) -> tuple[list[str | None], list[Graph | str]]:
+def convert_chunk(
+    chunk: RawChunk, cutoff_angstrom: float
+) -> tuple[list[str | None], list[Graph | str], list[tuple[str, ...]]]:
     """Parse, check and convert rows one by one.
 
     Returns:
-        For each row its reduced formula and its graph, or None and the reason why it was rejected.
+        For each row its reduced formula, its graph and the notes of its reader; or None, the reason why it was
+        rejected, and no notes.
     """
     formulas: list[str | None] = []
     graphs: list[Graph | str] = []
-    for crystal in chunk.crystals():
+    notes: list[tuple[str, ...]] = []
+    for row in chunk.read():
         try:
-            if isinstance(crystal, BadCrystalError):
-                raise crystal
-            check_crystal(crystal)
-            graphs.append(convert(crystal, cutoff_angstrom))
-            formulas.append(reduced_formula(crystal))
+            if isinstance(row, BadCrystalError):
+                raise row
+            check_crystal(row.crystal)
+            graphs.append(convert(row.crystal, cutoff_angstrom))
+            formulas.append(reduced_formula(row.crystal))
+            notes.append(row.notes)
         except BadCrystalError as problem:
             graphs.append(str(problem))
             formulas.append(None)
-    return formulas, graphs
+            notes.append(())
+    return formulas, graphs, notes
 
 
 def reduced_formula(crystal: Crystal) -> str:

@@ -5,15 +5,16 @@ First step of the flow: rows of a task -> `Crystal` -> graph (`data/graphs.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.elements import MAX_ATOMIC_NUMBER, SymbolError, read_symbol
+
 if TYPE_CHECKING:
     from pymatgen.core import Structure
-
-MAX_ATOMIC_NUMBER = 94  # CHGNet embeds H (1) to Pu (94)
 
 
 class BadCrystalError(ValueError):
@@ -41,20 +42,46 @@ class ReadCrystal:
 
     Attributes:
         crystal: as it was read.
-        notes: sentences on what the reader did beyond copying numbers, such as "deuterium is read as hydrogen". None of
-            them can have changed the crystal: a row with a doubt that can is a `BadCrystalError`.
+        notes: sentences on what the reader did beyond copying numbers, such as "deuterium and tritium are read as
+            hydrogen". None of them can have changed the crystal: a row with a doubt that can is a `BadCrystalError`.
+            What stands before a colon is the same in all rows with that note, so that notes can be counted.
     """
 
     crystal: Crystal
     notes: tuple[str, ...] = ()
 
 
+def number_at(symbol: str, site: int) -> tuple[int, str]:
+    """The atomic number of the element at a site, and a note or "", as `data.elements.read_symbol` reads it.
+
+    Raises:
+        BadCrystalError: no element, or one beyond Z = 94.
+    """
+    try:
+        return read_symbol(symbol)
+    except SymbolError as error:
+        raise BadCrystalError(f"site {site}: {error}") from None
+
+
+def not_periodic(pbc: Sequence[bool]) -> str:
+    """The reason to refuse what has a cell and is no crystal.
+
+    Args:
+        pbc: whether it is periodic along each lattice vector.
+    """
+    directions = ", ".join(vector for vector, periodic in zip("abc", pbc, strict=True) if periodic) or "no vector"
+    return f"no crystal: it is periodic along {directions} only; expected a structure periodic along a, b and c"
+
+
 def crystal_from_structure(structure: Structure) -> Crystal:
     """Flatten a pymatgen `Structure`.
 
     Raises:
-        BadCrystalError: the structure is empty or disordered, or holds an element beyond Z = 94.
+        BadCrystalError: the structure is empty, disordered or not periodic in all directions, or holds a dummy, a
+            vacancy or an element beyond Z = 94.
     """
+    if not all(structure.lattice.pbc):
+        raise BadCrystalError(not_periodic(structure.lattice.pbc))
     if len(structure) == 0:
         raise BadCrystalError("empty structure: it has no atoms")
     numbers = np.empty(len(structure), dtype=np.uint8)
@@ -62,10 +89,8 @@ def crystal_from_structure(structure: Structure) -> Crystal:
         if not site.is_ordered:
             raise BadCrystalError(f"disordered structure: site {k} is {site.species_string!r}")
         number = getattr(site.specie, "Z", 0)
-        if not 1 <= number <= MAX_ATOMIC_NUMBER:
-            raise BadCrystalError(
-                f"unknown element {site.specie!s} (Z = {number}) at site {k}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
-            )
+        if not 1 <= number <= MAX_ATOMIC_NUMBER:  # a dummy has a number of its own, far beyond
+            number, _ = number_at(getattr(site.specie, "symbol", str(site.specie)), k)
         numbers[k] = number
     return Crystal(
         numbers=numbers,

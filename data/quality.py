@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from data.compiled import compiled
-from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal
+from data.crystal import BadCrystalError, Crystal
+from data.elements import MAX_ATOMIC_NUMBER
 
 MIN_DISTANCE_ANGSTROM = 0.5  # the shortest bond there is, H-H, has 0.74
 MIN_THICKNESS_ANGSTROM = 0.1  # a cell flatter than this has no usable volume

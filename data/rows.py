@@ -18,19 +18,12 @@ from typing import Literal
 
 import numpy as np
 
-from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError, Crystal, crystal_from_structure
+from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
+from data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from data.json_spans import parse_json
 from data.task_table import TaskError
 
 Format = Literal["matbench_json", "structure_file", "packed", "composition"]
-
-_SYMBOLS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
-    "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta "
-    "W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"
-)
-# pymatgen reads deuterium and tritium as hydrogen, so the same row means the same either way.
-ATOMIC_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)} | {"D": 1, "T": 1}
 
 _STRUCTURE_FILES = (
     ("*.cif", "cif"),
@@ -61,6 +54,11 @@ class RawChunk:
     format: Format
 
     def crystals(self) -> Iterator[Crystal | BadCrystalError]:
+        """As `read`, without the notes."""
+        for row in self.read():
+            yield row if isinstance(row, BadCrystalError) else row.crystal
+
+    def read(self) -> Iterator[ReadCrystal | BadCrystalError]:
         """Parse row by row; a row that cannot be read yields its error and the next one follows.
 
         Raises:
@@ -72,11 +70,11 @@ class RawChunk:
         for name, payload in zip(self.names, self.payloads, strict=True):
             try:
                 if self.format == "matbench_json":
-                    yield _crystal_from_json(payload)
+                    yield ReadCrystal(_crystal_from_json(payload))
                 elif self.format == "packed":
-                    yield _unpack_crystal(payload)
+                    yield ReadCrystal(_unpack_crystal(payload))
                 else:
-                    yield _crystal_from_file(name, payload)
+                    yield ReadCrystal(_crystal_from_file(name, payload))
             except BadCrystalError as error:
                 yield error
 

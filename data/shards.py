@@ -36,6 +36,7 @@ _SCHEMA = pa.schema(
         ("id", pa.string()),
         ("formula", pa.string()),  # reduced; null for a rejected row, like all that follow
         ("reason", pa.string()),  # why the row was rejected; null for a good one
+        ("notes", pa.list_(pa.string())),  # of the reader; empty or null where it had none
         ("cutoff_angstrom", pa.float32()),
         ("numbers", pa.binary()),  # uint8
         ("lattice", pa.binary()),  # float32, 3 x 3
@@ -103,6 +104,7 @@ class StoredGraphs:
         ids: as in the task.
         formulas: reduced formula, or None for a rejected row.
         reasons: why a row was rejected, or None.
+        notes: what the reader of a row noted, see `data.crystal.ReadCrystal`.
         graphs: a rejected row has a graph of no atoms and no bonds.
         n_raised_cutoff: rows whose cutoff was raised because an atom had no neighbour.
     """
@@ -110,20 +112,27 @@ class StoredGraphs:
     ids: list[str]
     formulas: list[str | None]
     reasons: list[str | None]
+    notes: list[tuple[str, ...]]
     graphs: Graphs
     n_raised_cutoff: int
 
 
-def encode_shard(ids: Sequence[str], formulas: Sequence[str | None], graphs: Sequence[Graph | str]) -> bytes:
+def encode_shard(
+    ids: Sequence[str],
+    formulas: Sequence[str | None],
+    graphs: Sequence[Graph | str],
+    notes: Sequence[tuple[str, ...]],
+) -> bytes:
     """One shard as Parquet bytes.
 
     Args:
         ids: of the rows.
         formulas: reduced formula of each row, None for a rejected one.
         graphs: a graph, or the reason why there is none.
+        notes: of the reader; of a rejected row nobody asks for them.
     """
     rows: list[dict[str, object]] = []
-    for row_id, formula, graph in zip(ids, formulas, graphs, strict=True):
+    for row_id, formula, graph, of_row in zip(ids, formulas, graphs, notes, strict=True):
         if isinstance(graph, str):
             rows.append({"id": row_id, "reason": graph})
             continue
@@ -132,6 +141,7 @@ def encode_shard(ids: Sequence[str], formulas: Sequence[str | None], graphs: Seq
             {
                 "id": row_id,
                 "formula": formula,
+                "notes": of_row,
                 "cutoff_angstrom": graph.cutoff_angstrom,
                 "numbers": graph.numbers.tobytes(),
                 "lattice": graph.lattice.tobytes(),
@@ -211,7 +221,7 @@ def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> Store
     def parts() -> Iterator[Graphs]:
         """Shard after shard, each let go as soon as it is part of the whole."""
         for table in _verified_tables(filesystem, folder, names):
-            columns.append(table.select(["id", "formula", "reason", "cutoff_angstrom"]))
+            columns.append(table.select(["id", "formula", "reason", "notes", "cutoff_angstrom"]))
             yield _decode(table)
 
     graphs = concatenate(parts())
@@ -220,6 +230,7 @@ def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> Store
         ids=whole["id"].to_pylist(),
         formulas=whole["formula"].to_pylist(),
         reasons=whole["reason"].to_pylist(),
+        notes=[tuple(of_row or ()) for of_row in whole["notes"].to_pylist()],
         graphs=graphs,
         n_raised_cutoff=_count_raised(whole, spec),
     )

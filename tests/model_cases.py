@@ -90,7 +90,7 @@ def open_rows(file: str) -> tuple[Task, Rows]:
 
 
 def _graphs(rows: Rows, weights: str) -> Graphs:
-    _, graphs = convert_chunk(rows.chunk(0, len(rows)), cutoffs(weights)[0])
+    _, graphs, _ = convert_chunk(rows.chunk(0, len(rows)), cutoffs(weights)[0])
     assert not any(isinstance(graph, str) for graph in graphs)
     return stack(graphs)
 

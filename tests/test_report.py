@@ -381,9 +381,9 @@ def test_symmetry_and_pictures_of_known_crystals(demo):
     from pymatgen.core import Lattice, Structure
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-    from data.rows import ATOMIC_NUMBERS
+    from data.elements import SYMBOL_NUMBERS
 
-    symbols = {number: symbol for symbol, number in ATOMIC_NUMBERS.items() if symbol not in "DT"}
+    symbols = {number: symbol for symbol, number in SYMBOL_NUMBERS.items()}
     for one, crystal in list(pictured.items())[:6]:
         species = [symbols[number] for number in crystal.numbers.tolist()]
         structure = Structure(Lattice(crystal.lattice), species, crystal.frac_coords)

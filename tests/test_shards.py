@@ -59,12 +59,17 @@ def spec(rows) -> CacheSpec:
     )
 
 
+def notes_of(row: int) -> tuple[str, ...]:
+    return tuple(f"note {k} of {row}" for k in range(row % 3))
+
+
 def write_cache(address: str, spec: CacheSpec, rows: list[Graph | str]):
     filesystem, folder = open_folder(address)
     for number, span in enumerate(spec.shard_rows):
         some = [rows[k] for k in span]
         formulas = [None if isinstance(one, str) else f"formula {k}" for k, one in zip(span, some, strict=True)]
-        write_shard(filesystem, folder, number, encode_shard([f"id {k}" for k in span], formulas, some))
+        content = encode_shard([f"id {k}" for k in span], formulas, some, [notes_of(k) for k in span])
+        write_shard(filesystem, folder, number, content)
     write_manifest(filesystem, folder, spec)
     return filesystem, folder
 
@@ -83,6 +88,7 @@ def test_what_is_read_is_what_was_written(rows, spec, where, tmp_path):
     assert stored.ids == [f"id {k}" for k in range(len(rows))]
     assert stored.reasons == [one if isinstance(one, str) else None for one in rows]
     assert stored.formulas == [None if isinstance(one, str) else f"formula {k}" for k, one in enumerate(rows)]
+    assert stored.notes == [() if isinstance(one, str) else notes_of(k) for k, one in enumerate(rows)]
     assert_same_graphs(stored.graphs, stack([NOTHING if isinstance(one, str) else one for one in rows]))
     assert stored.n_raised_cutoff == 1
     assert stored.graphs.bond_atoms.max() > 255

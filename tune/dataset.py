@@ -16,6 +16,7 @@ from data.build_cache import graphs_of, say
 from data.compositions import read_compositions
 from data.folds import Fold, Split, make_folds, split_fold
 from data.graphs import element_fractions
+from data.notes import commonest_notes
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
@@ -42,6 +43,7 @@ class Dataset:
         formulas: reduced formula, None where there is no graph.
         labels: all targets, the test parts' included; float64, NaN where there is none.
         quarantine: reason by row, for rows that take part in nothing.
+        notes: what the reader of a row noted, by row; such rows take part.
         unscored: quarantined rows that have no usable label either (no target, or a repeated id).
         n_raised_cutoff: graphs whose cutoff was raised because an atom had no neighbour.
         data_sha256: of the rows.
@@ -57,6 +59,7 @@ class Dataset:
     formulas: list[str | None]
     labels: np.ndarray
     quarantine: dict[int, str]
+    notes: dict[int, tuple[str, ...]]
     unscored: set[int]
     n_raised_cutoff: int
     data_sha256: str
@@ -100,6 +103,11 @@ def load_dataset(
     quarantine = {k: reason for k, reason in enumerate(known.reasons) if reason} | bad_labels
     if quarantine:
         say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
+    notes = {k: of_row for k, of_row in enumerate(known.notes) if of_row and k not in quarantine}
+    if notes:
+        say(f"{len(notes)} of {len(rows)} rows were read with notes; see notes.csv")
+        for line in commonest_notes(notes.values()):
+            say(f"  {line}")
     if known.n_raised_cutoff:
         say(f"{known.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
     usable = np.ones(len(rows), dtype=bool)
@@ -133,6 +141,7 @@ def load_dataset(
         formulas=known.formulas,
         labels=rows.targets,
         quarantine=quarantine,
+        notes=notes,
         unscored=set(bad_labels),
         n_raised_cutoff=known.n_raised_cutoff,
         data_sha256=rows.sha256,
@@ -150,6 +159,7 @@ class _Known:
 
     formulas: list[str | None]
     reasons: list[str | None]
+    notes: list[tuple[str, ...]]
     n_raised_cutoff: int
     cache_key: str
     rows_ref: ray.ObjectRef
@@ -166,7 +176,8 @@ def _read(
                 "of a model that reads compositions, such as composition_network"
             )
         read = read_compositions(rows)
-        return _Known(read.formulas, read.reasons, 0, "none", ray.put(TrainingRows(read.fractions, read.n_atoms)))
+        rows_ref = ray.put(TrainingRows(read.fractions, read.n_atoms))
+        return _Known(read.formulas, read.reasons, read.notes, 0, "none", rows_ref)
     stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
     graphs_ref = ray.put(stored.graphs)
@@ -180,7 +191,7 @@ def _read(
     graphs = None if model.reads == "compositions" else stored.graphs
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
     rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
-    return _Known(stored.formulas, stored.reasons, stored.n_raised_cutoff, key, rows_ref)
+    return _Known(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref)
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:

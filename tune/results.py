@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import ray
 
+from data.notes import commonest_notes
 from data.tasks import DEMO
 from models.metrics import metric_of
 from models.registry import open_model, planned_epochs
@@ -86,6 +87,9 @@ def collect(
         "inert": bool(inert),
     }
     n_fallback = sum(score.n_fallback for score in scores[:n])
+    if dataset.notes:
+        kinds = "; ".join(commonest_notes(dataset.notes.values()))
+        notes.append(f"{len(dataset.notes)} rows were read with notes (notes.csv): {kinds}.")
     if dataset.quarantine:
         notes.append(
             f"{len(dataset.quarantine)} rows are quarantined (quarantine.csv); {n_fallback} of them are test "
@@ -104,6 +108,7 @@ def collect(
             "description": description,
             "n_rows": len(dataset.ids),
             "n_quarantined": len(dataset.quarantine),
+            "n_noted": len(dataset.notes),
             "n_fallback": n_fallback,
             "n_raised_cutoff": dataset.n_raised_cutoff,
             "sha256": dataset.data_sha256,
@@ -188,7 +193,7 @@ def protocol(options: Options, space: SearchSpace) -> str:
 
 
 def write_quarantine(folder: Folder, dataset: Dataset) -> None:
-    """Write which rows take part in nothing, and why."""
+    """Write which rows take part in nothing, and why; and what the readers noted of others, where they did."""
     rows = sorted(dataset.quarantine.items())
     table = pd.DataFrame(
         {
@@ -198,6 +203,16 @@ def write_quarantine(folder: Folder, dataset: Dataset) -> None:
         }
     )
     folder.write_csv("quarantine.csv", table)
+    if dataset.notes:
+        noted = [(row, note) for row, notes in sorted(dataset.notes.items()) for note in notes]
+        table = pd.DataFrame(
+            {
+                "row": [row for row, _ in noted],
+                "id": [dataset.ids[row] for row, _ in noted],
+                "note": [note for _, note in noted],
+            }
+        )
+        folder.write_csv("notes.csv", table)
 
 
 def write_history(folder: Folder, name: str, outcome: Outcome, metric_name: str) -> None:

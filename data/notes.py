@@ -1,0 +1,18 @@
+"""Notes on rows: what a reader did beyond copying numbers, counted for those who will not read them one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+
+def commonest_notes(notes: Iterable[Sequence[str]], most: int = 3) -> list[str]:
+    """The commonest kinds of note, each in a line with the number of rows that have it.
+
+    Args:
+        notes: those of each row. What stands before a colon is the kind, and what follows is the row's own.
+        most: how many lines; a last one counts the kinds that are left.
+    """
+    counts = Counter(kind for of_row in notes for kind in {note.split(": ", 1)[0] for note in of_row})
+    lines = [f"{count:,} x {kind}" for kind, count in counts.most_common(most)]
+    return lines + ([f"and {len(counts) - most} other kinds"] if len(counts) > most else [])
