@@ -5,6 +5,7 @@ In the flow it stands where graphs stand for structures.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +14,12 @@ import numpy as np
 from pymatgen.core.composition import Composition, reduce_formula
 
 from data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
+from data.formulas import FormulaError, element_amounts
 from data.rows import Rows
 from data.task_table import TaskError
 
 _STEP = 1e-8  # amounts are told apart to this, pymatgen's own tolerance
 _MAX_ATOMS = 1e6  # no formula means more
-
-
-class _BadFormulaError(ValueError):
-    """A formula that cannot be used; its message is the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +56,16 @@ def read_compositions(rows: Rows) -> Compositions:
 
 
 def parse_formulas(texts: Sequence[str]) -> Compositions:
-    """Parse formulas such as Fe2O3 or Li0.5CoO2; deuterium and tritium count as hydrogen."""
+    """Parse formulas such as Fe2O3 or Li0.5CoO2; see `data.formulas.element_amounts` for what is read.
+
+    In a table that is written in capitals throughout (FE2O3), SIO2 could be SiO2 or of S, I and O: such formulas
+    are rejected.
+    """
     with warnings.catch_warnings():
         # Elements are put in the order of electronegativity, and a noble gas without one gets a warning.
         warnings.simplefilter("ignore", UserWarning)
         parsed = {text: _parse(text) for text in dict.fromkeys(texts)}
+    _reject_capitals(parsed)
     compositions = Compositions(
         fractions=np.zeros((len(texts), MAX_ATOMIC_NUMBER), dtype=np.float32),
         n_atoms=np.zeros(len(texts), dtype=np.int32),
@@ -71,11 +74,11 @@ def parse_formulas(texts: Sequence[str]) -> Compositions:
         notes=[()] * len(texts),
     )
     for row, text in enumerate(texts):
-        found = parsed[text]
-        if isinstance(found, _BadFormulaError):
-            compositions.reasons[row] = str(found)
+        outcome = parsed[text]
+        if isinstance(outcome, FormulaError):
+            compositions.reasons[row] = str(outcome)
             continue
-        amounts, compositions.formulas[row] = found
+        amounts, compositions.formulas[row], compositions.notes[row] = outcome
         total = sum(amounts.values())
         compositions.n_atoms[row] = max(1, round(total))
         for number, amount in amounts.items():
@@ -83,25 +86,51 @@ def parse_formulas(texts: Sequence[str]) -> Compositions:
     return compositions
 
 
-def _parse(text: str) -> tuple[dict[int, float], str] | _BadFormulaError:
-    """Amounts by atomic number, and the reduced formula."""
-    if not text:
-        return _BadFormulaError("the formula is missing")
+_Parsed = tuple[dict[int, float], str, tuple[str, ...]]  # amounts by atomic number, reduced formula, notes
+
+
+def _parse(text: str) -> _Parsed | FormulaError:
     try:
-        symbols = Composition(text).get_el_amt_dict()
-    except ValueError as error:
-        return _BadFormulaError(f"{text!r} is not a formula: {error}; expected one such as Fe2O3 or Li0.5CoO2")
+        symbols, notes = element_amounts(text)
+    except FormulaError as error:
+        return error
     if unknown := [symbol for symbol in symbols if symbol not in ATOMIC_NUMBERS]:
-        return _BadFormulaError(
+        return FormulaError(
             f"{text!r} is not a formula of the elements H to Pu (Z = 1 to {MAX_ATOMIC_NUMBER}): "
             f"it names {', '.join(unknown)}"
         )
     n_atoms = sum(symbols.values())
-    if not 0 < n_atoms <= _MAX_ATOMS:
-        return _BadFormulaError(
-            f"{text!r} is not a formula: it has {n_atoms:.10g} atoms; at most {_MAX_ATOMS:.0f} are read"
-        )
+    if n_atoms > _MAX_ATOMS:
+        return FormulaError(f"{text!r} has {n_atoms:.10g} atoms; at most {_MAX_ATOMS:.0f} are read")
+    if min(symbols.values()) < _STEP / 2:
+        return FormulaError(f"{text!r} has an amount of {min(symbols.values()):g}; amounts from {_STEP:g} on are read")
     # As `Composition.reduced_formula` does, in half its time and for amounts that are not whole too.
     formula, _ = reduce_formula({symbol: round(amount / _STEP) for symbol, amount in symbols.items()})
     amounts = {ATOMIC_NUMBERS[symbol]: amount for symbol, amount in symbols.items()}
-    return amounts, Composition.special_formulas.get(formula, formula)
+    return amounts, Composition.special_formulas.get(formula, formula), notes
+
+
+def _reject_capitals(parsed: dict[str, _Parsed | FormulaError]) -> None:
+    """Reject what could be read otherwise in a table that has no small letter and some formulas that need them."""
+    if any(letter.islower() for text in parsed for letter in text):
+        return
+    needing = [text for text, outcome in parsed.items() if isinstance(outcome, FormulaError) and _capitalised(text)]
+    for text, outcome in parsed.items():
+        if needing and not isinstance(outcome, FormulaError) and (other := _capitalised(text)):
+            parsed[text] = FormulaError(
+                f"{text!r} may be {other}: no formula of the table has a small letter, and {needing[0]!r} needs some; "
+                "symbols are written as in Fe, with one capital"
+            )
+
+
+def _capitalised(text: str) -> str | None:
+    """A formula in capitals with two of them taken as one element's symbol; None where that is no formula."""
+
+    def symbol(match: re.Match[str]) -> str:
+        pair = match[0].capitalize()
+        return pair if pair in ATOMIC_NUMBERS else match[0]
+
+    other = re.sub(r"[A-Z]{2}", symbol, text)
+    if other == text or isinstance(_parse(other), FormulaError):
+        return None
+    return other
