@@ -14,8 +14,18 @@ import ray
 
 from data.build_cache import graphs_of, say
 from data.compositions import read_compositions
+from data.elements import ATOMIC_NUMBERS
 from data.folds import Fold, Split, make_folds, split_fold
 from data.graphs import element_fractions
+from data.left_out import (
+    DEFAULT_SPLIT,
+    LEAVE_ELEMENTS_OUT,
+    LEAVE_MOLECULES_OUT,
+    SplitRule,
+    leave_elements_out,
+    leave_molecules_out,
+)
+from data.molecules import molecular
 from data.notes import commonest_notes
 from data.quality import bad_target_reasons
 from data.rows import Rows
@@ -49,6 +59,8 @@ class Dataset:
         data_sha256: of the rows.
         cache_key: of the graphs.
         folds: the five folds.
+        split_rule: how they were made; those of the task unless the user asked for others.
+        split_note: what a reader must know of others; "" of the task's.
         splits: by fold.
         rows_ref: `TrainingRows` in the object store.
         trial_folds: by fold, a `TrialFold` in the object store.
@@ -65,6 +77,8 @@ class Dataset:
     data_sha256: str
     cache_key: str
     folds: list[Fold]
+    split_rule: SplitRule
+    split_note: str
     splits: dict[int, Split]
     rows_ref: ray.ObjectRef
     trial_folds: dict[int, ray.ObjectRef]
@@ -80,6 +94,7 @@ def load_dataset(
     seed: int,
     gpus_per_task: float,
     collapse: bool = True,
+    split_rule: SplitRule = DEFAULT_SPLIT,
 ) -> Dataset:
     """Build or read everything trials share, and put it where they can read it without a copy.
 
@@ -92,13 +107,14 @@ def load_dataset(
         seed: of the validation splits.
         gpus_per_task: share of a GPU for computing features; 0 for the CPU.
         collapse: whether equivalent atoms of a crystal are computed once.
+        split_rule: how the folds are made.
 
     Raises:
-        SweepError: a model that reads structures, and a task that has none.
+        SweepError: a model that reads structures or a split by them, and a task that has none.
         SplitError: too few rows to split.
         TargetScaleError: an energy target that is not on the declared scale.
     """
-    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse)
+    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
     quarantine = {k: reason for k, reason in enumerate(known.reasons) if reason} | bad_labels
     if quarantine:
@@ -113,7 +129,7 @@ def load_dataset(
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
 
-    folds = make_folds(task, rows.ids, rows.groups)
+    folds, split_note = _folds(task, rows, known, split_rule)
     compositions = [formula or "" for formula in known.formulas]
     splits = {
         fold.index: split_fold(
@@ -147,6 +163,8 @@ def load_dataset(
         data_sha256=rows.sha256,
         cache_key=known.cache_key,
         folds=folds,
+        split_rule=split_rule,
+        split_note=split_note,
         splits=splits,
         rows_ref=known.rows_ref,
         trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
@@ -163,10 +181,37 @@ class _Known:
     n_raised_cutoff: int
     cache_key: str
     rows_ref: ray.ObjectRef
+    molecular: np.ndarray | None = None  # whether each crystal is, bool, shape (n_rows,), where the split asks for it
+
+
+def _folds(task: Task, rows: Rows, known: _Known, split_rule: SplitRule) -> tuple[list[Fold], str]:
+    """The folds that a rule makes, and what a reader must know of those that are not the task's own."""
+    if split_rule == DEFAULT_SPLIT:
+        return make_folds(task, rows.ids, rows.groups), ""
+    fractions = ray.get(known.rows_ref).fractions
+    begins = f"Split {split_rule}, not the folds of the task: scores are of crystals unlike those trained on"
+    if split_rule == LEAVE_ELEMENTS_OUT:
+        folds, left_out = leave_elements_out(rows.ids, fractions)
+        symbols = {number: symbol for symbol, number in reversed(ATOMIC_NUMBERS.items())}
+        told = [f"fold {k}: {', '.join(symbols[z] for z in numbers)}" for k, numbers in enumerate(left_out)]
+        return folds, f"{begins}. Elements that a fold tests and does not train on: {'; '.join(told)}."
+    assert known.molecular is not None
+    folds = leave_molecules_out(rows.ids, known.molecular, fractions.any(axis=1))
+    n_tested = sum(len(fold.test_ids) for fold in folds)
+    return (
+        folds,
+        f"{begins}. Every fold trains on the crystals that are not molecular, and tests a fifth of {n_tested}.",
+    )
 
 
 def _read(
-    task: Task, rows: Rows, space: SearchSpace, cache_folder: str, gpus_per_task: float, collapse: bool
+    task: Task,
+    rows: Rows,
+    space: SearchSpace,
+    cache_folder: str,
+    gpus_per_task: float,
+    collapse: bool,
+    split_rule: SplitRule,
 ) -> _Known:
     model = open_model(space.model)
     if task.inputs == "compositions":
@@ -174,6 +219,11 @@ def _read(
             raise SweepError(
                 f"model {space.model} reads structures, and {task.name} as given has compositions only: choose a space "
                 "of a model that reads compositions, such as composition_network"
+            )
+        if split_rule == LEAVE_MOLECULES_OUT:
+            raise SweepError(
+                f"--split {split_rule}: {task.name} as given has compositions only, and these do not say what is "
+                f"molecular; {LEAVE_ELEMENTS_OUT} goes with compositions too"
             )
         read = read_compositions(rows)
         rows_ref = ray.put(TrainingRows(read.fractions, read.n_atoms))
@@ -191,7 +241,8 @@ def _read(
     graphs = None if model.reads == "compositions" else stored.graphs
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
     rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
-    return _Known(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref)
+    is_molecular = molecular(stored.graphs) if split_rule == LEAVE_MOLECULES_OUT else None
+    return _Known(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref, is_molecular)
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:

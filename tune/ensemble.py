@@ -34,6 +34,7 @@ from tune.runs import (
     load_sweep,
     predictions,
     refuse_different,
+    split_of,
     weights_of,
 )
 
@@ -199,7 +200,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
-        "options": {"name": name, "members": found.labels, "weights": weights},
+        "options": {"name": name, "members": found.labels, "weights": weights, "split": split_of(first)},
         "record": run_record(),
         "task": first.task,
         "data": first.results["data"],

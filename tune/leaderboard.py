@@ -24,6 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from data.left_out import DEFAULT_SPLIT
 from data.storage import StorageError
 from data.tasks import TaskError
 from tune.contamination import Exposure, exposures
@@ -32,7 +33,7 @@ from tune.entries import OVERLAP_FLAG, load_runs, short_protocol
 from tune.options import Folder
 from tune.peers import read_peers
 from tune.ranking import Place, Section, sections, seed_scores
-from tune.runs import STORAGE, RunError, weights_of
+from tune.runs import STORAGE, RunError, split_of, weights_of
 from tune.seen import SeenError, read_seen
 
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
@@ -126,7 +127,9 @@ def heading(section: Section) -> str:
     """Task, target and unit of a section."""
     task = section.task
     unit = f", {task['unit']}" if task.get("unit") and section.metric.name == "mae" else ""
-    return f"{task['name']}: {task['target']}{unit}"
+    split = split_of(section.runs[0])
+    folds = "" if split == DEFAULT_SPLIT else f", --split {split}"
+    return f"{task['name']}: {task['target']}{unit}{folds}"
 
 
 def caption(section: Section) -> list[str]:

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 
 from data.folds import make_folds
+from data.left_out import DEFAULT_SPLIT
 from data.tasks import official_ids, official_task
-from tune.runs import Member, RunError, SweepRun
+from tune.runs import Member, RunError, SweepRun, split_of
 
 _TOLERANCE = 1e-4  # relative, of the spread of all labels that Matbench publishes
 
@@ -41,6 +42,8 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
         RunError: not an official task, or rows of other folds.
         IncompleteError: a subset of the task, missing folds or missing ids.
     """
+    if (split := split_of(run)) != DEFAULT_SPLIT:
+        raise RunError(f"{run.name} was swept with --split {split}: Matbench takes its own folds only")
     name, description = run.task.get("official"), run.results["data"]["description"]
     if not name:
         raise RunError(

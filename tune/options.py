@@ -16,6 +16,7 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from data.left_out import DEFAULT_SPLIT, SplitRule
 from data.rows import Rows
 from data.storage import file_names, open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
@@ -99,6 +100,7 @@ class Options(BaseModel):
     every_atom: bool
     tta: str
     track: Literal["wandb", "mlflow"] | None = None
+    split: SplitRule = DEFAULT_SPLIT
     batches: list[Batch] = []
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from data.left_out import DEFAULT_SPLIT
 from models.metrics import Kind, Metric, all_scores
 from tune.entries import Entry, run_entries
 from tune.paired import (
@@ -26,7 +27,7 @@ from tune.paired import (
     resampled_scores,
 )
 from tune.peers import peer_tables
-from tune.runs import RunError, SweepRun
+from tune.runs import RunError, SweepRun, split_of
 
 # Resamples times compositions: some ten seconds for ten models of 130,000 crystals.
 _BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}
@@ -80,7 +81,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Section:
-    """All entries of the same task, target and rows, best first; those that lack ids last.
+    """All entries of the same task, target, rows and kind of folds, best first; those that lack ids last.
 
     Attributes:
         task: facts of the task.
@@ -113,14 +114,16 @@ def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[S
     """
     grouped: dict[tuple[str, ...], list[SweepRun]] = {}
     for run in runs:
-        key = (run.task["name"], run.task["target"], run.task["kind"], run.data_sha256)
+        key = (run.task["name"], run.task["target"], run.task["kind"], run.data_sha256, split_of(run))
         grouped.setdefault(key, []).append(run)
     used: set[str] = set()
     found = []
     for group in grouped.values():
         entries = run_entries(group)
         rows = max((entry.table for entry in entries), key=len)[["fold", "id", "composition", "y_true"]]
-        for file, table in peers.items():
+        # Peers were trained on the task's own folds: what another split leaves out, they have seen.
+        of_task = peers if split_of(group[0]) == DEFAULT_SPLIT else {}
+        for file, table in of_task.items():
             of_these = peer_tables(table, rows, file)
             used |= {file} if of_these else set()
             flags = ["trained on the whole task"] if any("subset" in entry.flags for entry in entries) else []

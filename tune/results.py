@@ -73,6 +73,7 @@ def collect(
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
     notes += [task.notes] if task.notes else []
+    notes += [dataset.split_note] if dataset.split_note else []
     reads_structures = open_model(space.model).reads != "compositions"
     pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
     overlap = task.pretraining_overlap and pretrained
@@ -81,6 +82,7 @@ def collect(
     borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
     flags = {
         "subset": subset,
+        dataset.split_rule: bool(dataset.split_note),
         "labels of a model": task.name == DEMO.name,
         "pretraining overlap": overlap,
         "search saw other folds": borrowed,

@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from data.build_cache import default_cache, downloads_folder, say, say_problem
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
+from data.left_out import DEFAULT_SPLIT, split_rule
 from data.shards import DamagedShardError
 from data.storage import StorageError
 from data.tasks import TaskError
@@ -107,6 +108,14 @@ def main(
         str,
         typer.Option(help="Folds to train and test on: `all`, or indices such as 0,2.", rich_help_panel=PROTOCOL),
     ] = "all",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="How folds are made: `task`, its own; `leave-group-out:element` or `leave-group-out:molecular`, which "
+            "test crystals of elements, or molecular ones, that they do not train on.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = DEFAULT_SPLIT,
     search_folds: Annotated[
         str,
         typer.Option(
@@ -270,6 +279,7 @@ def main(
                 every_atom=every_atom,
                 tta=copies(tta),
                 track=track,
+                split=split_rule(split),
             )
             trackers(track, options.name)  # refuses what is not installed before anything is done
             refuse_taken("--name", options.name, options.storage)

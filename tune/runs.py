@@ -247,8 +247,13 @@ def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
     return member.validation
 
 
+def split_of(run: SweepRun) -> str:
+    """The `--split` of a run."""
+    return str(run.results["options"].get("split", "task"))
+
+
 def refuse_different(a: SweepRun, b: SweepRun) -> None:
-    """Raise RunError unless two runs are of the same task, target and rows."""
+    """Raise RunError unless two runs are of the same task, target, rows and kind of folds."""
     for what in ("name", "target", "unit", "kind"):
         if a.task.get(what) != b.task.get(what):
             kind = "task" if what == "name" else what
@@ -260,6 +265,9 @@ def refuse_different(a: SweepRun, b: SweepRun) -> None:
             f"{a.name} and {b.name} do not go together: the rows differ (SHA-256 {a.data_sha256[:12]} and "
             f"{b.data_sha256[:12]}), by --ids or by another version of the file. Sweep both on the same rows"
         )
+    if split_of(a) != split_of(b):
+        how = f"--split {split_of(a)} and {split_of(b)}"
+        raise RunError(f"{a.name} and {b.name} do not go together: the folds differ, {how}")
 
 
 def _find(address: str, storage: str) -> tuple[str, str | None]:
@@ -270,8 +278,7 @@ def _find(address: str, storage: str) -> tuple[str, str | None]:
         for candidate, member in ((folder, None), (above, last)):
             if not candidate or (member is not None and not _MEMBER.fullmatch(member)):
                 continue
-            filesystem, path = open_folder(candidate)
-            files = file_names(filesystem, path)
+            files = file_names(*open_folder(candidate))
             if "results.json" in files:
                 return candidate, member
             if "sweep.json" in files:

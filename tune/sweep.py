@@ -133,6 +133,7 @@ def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -
         seed=options.seed,
         gpus_per_task=options.gpus_per_trial,
         collapse=not options.every_atom,
+        split_rule=options.split,
     )
 
 
