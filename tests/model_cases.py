@@ -27,8 +27,6 @@ from models.train import GradientRun
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"
-# For tests that any crystals serve: the real ones, or where those are not here the demo's, which always are.
-AT_HAND = FORMATION_ENERGIES if (SHARED / FORMATION_ENERGIES).exists() else DEMO.name
 
 
 @dataclass(frozen=True, eq=False)

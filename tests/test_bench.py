@@ -21,7 +21,7 @@ def run(*arguments: Path | str) -> subprocess.CompletedProcess:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def measured(at_hand, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """One cheap piece of work on all three sets, with six structures in each."""
     results = tmp_path_factory.mktemp("bench") / "results.json"
     done = run("--only", "from flat arrays", "--structures", "6", "--repeats", "2", "--results", results)
@@ -29,11 +29,12 @@ def measured(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     return results, done
 
 
-def test_results_hold_what_was_measured_and_on_what(measured):
+def test_results_hold_what_was_measured_and_on_what(measured, at_hand):
     rows = json.loads(measured[0].read_text())
     about = json.loads(measured[0].with_suffix(".about.json").read_text())
     assert {"created", "git_commit", "versions", "processor", "cores", "structures"} <= about.keys()
     assert about["structures"].keys() == {"A", "B", "C"}
+    assert ("embedded demo" in about["structures"]["A"]) == (at_hand == "demo")
     assert about["versions"]["chgnet"] == "0.4.2"
     assert [row["structures"] for row in rows] == ["A", "B", "C"]
     for row in rows:
@@ -44,7 +45,7 @@ def test_results_hold_what_was_measured_and_on_what(measured):
 
 
 @pytest.mark.slow
-def test_training_is_measured_on_both_sides(tmp_path):
+def test_training_is_measured_on_both_sides(at_hand, tmp_path):
     done = run("--only", "epoch", "--structures", "4", "--repeats", "1", "--results", tmp_path / "results.json")
     assert done.returncode == 0, done.stderr
     works = {row["work"] for row in json.loads((tmp_path / "results.json").read_text())}
@@ -78,7 +79,7 @@ def test_what_cannot_be_shown_or_measured_is_said(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sides_that_differ_are_not_compared(tmp_path):
+def test_sides_that_differ_are_not_compared(at_hand, tmp_path):
     from benchmarks.cases import BenchmarkError, Sides, Work, measure, structure_sets
     from benchmarks.checks import same_energies, same_graphs
 

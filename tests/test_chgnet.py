@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from chgnet.model import CHGNet
-from model_cases import AT_HAND, fine_tuning, finished, one_thread, rotation, sample
+from model_cases import fine_tuning, finished, one_thread, rotation, sample
 from pymatgen.core import Lattice, Structure
 
 from data.batches import GraphBatch, graph_batch
@@ -18,6 +18,7 @@ from models.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
 
 PRETRAINED = ("0.3.0", "0.2.0", "r2scan")
 TOLERANCE = 1e-5  # eV/atom; single precision in another order of summation
+MEAN_TOLERANCE = 3e-6  # eV/atom; energies of r2scan reach 50 eV/atom, where single precision has steps of 4e-6
 
 # What a level adds to the levels before it, by the beginning of stock's parameter names.
 ADDED = {
@@ -96,22 +97,22 @@ def without_angles(structures: list[Structure], weights: str) -> np.ndarray:
     return np.array([len(batch.angle) == 0 for batch in batches])
 
 
-def with_angles(n: int, weights: str) -> list[Structure]:
-    """Some small crystals, each with angles and short bonds."""
-    structures = sample(60, file=AT_HAND).structures
+def with_angles(n: int, weights: str, file: str) -> list[Structure]:
+    """Some small crystals of a file, each with angles and short bonds."""
+    structures = sample(60, file=file).structures
     chosen = [s for s, none in zip(structures, without_angles(structures, weights), strict=True) if not none]
     return sorted(chosen, key=len)[:n]
 
 
 @pytest.mark.parametrize(("weights", "n", "batch_size"), [("0.3.0", 250, 16), ("r2scan", 60, 16), ("0.2.0", 60, 1)])
-def test_energy_is_that_of_stock_chgnet(weights, n, batch_size):
+def test_energy_is_that_of_stock_chgnet(weights, n, batch_size, at_hand):
     # 0.2.0 one by one: stock adds a bias to the bonds of angle-free crystals when others of the batch have angles
-    structures = sample(n, weights, AT_HAND).structures
+    structures = sample(n, weights, at_hand).structures
     assert without_angles(structures, weights).sum() >= 2
     stock = stock_model(weights).predict_structure(structures, task="e", batch_size=batch_size)
     error = np.abs(energies(CHGNetwork(weights), structures) - [float(one["e"]) for one in stock])
-    assert error.max() < 2e-5
-    assert error.mean() < 1e-6
+    assert error.max() < 2 * TOLERANCE
+    assert error.mean() < MEAN_TOLERANCE
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -123,8 +124,8 @@ class TestInvariance:
         return CHGNetwork(weights)
 
     @pytest.fixture
-    def structures(self, weights):
-        structures = sample(60, file=AT_HAND).structures
+    def structures(self, weights, at_hand):
+        structures = sample(60, file=at_hand).structures
         none = without_angles(structures, weights)
         chosen = [structures[k] for k in (*np.flatnonzero(none)[:2], *np.flatnonzero(~none)[::5])]
         assert len(chosen) > 8
@@ -197,10 +198,10 @@ class TestFreezing:
             assert lower < higher
 
     @pytest.mark.parametrize("depth", FREEZE_DEPTHS)
-    def test_exactly_the_named_parameters_have_gradients_and_none_is_zero(self, weights, depth):
+    def test_exactly_the_named_parameters_have_gradients_and_none_is_zero(self, weights, depth, at_hand):
         network = CHGNetwork(weights)
         assert set(network.freeze(depth)) == self.expected(network, depth)
-        structures = with_angles(12, weights)
+        structures = with_angles(12, weights, at_hand)
         graphs = graphs_of(structures, network.atom_graph_cutoff)
         batch = graph_batch(graphs, np.arange(len(structures)), network.bond_graph_cutoff)
         total = network(batch).square().sum()
@@ -213,21 +214,21 @@ class TestFreezing:
         inert = [name for name, p in network.named_parameters() if p.grad is not None and not p.grad.any()]
         assert inert == []
 
-    def test_what_full_leaves_out_cannot_reach_the_energy(self, weights):
+    def test_what_full_leaves_out_cannot_reach_the_energy(self, weights, at_hand):
         network = CHGNetwork(weights)
         trained = set(network.freeze("full"))
         stock = copy.deepcopy(network.stock).requires_grad_(True)
-        graphs = [stock.graph_converter(structure) for structure in with_angles(6, weights)]
+        graphs = [stock.graph_converter(structure) for structure in with_angles(6, weights, at_hand)]
         stock(graphs, task="e")["e"].square().sum().backward()
         reaching = {f"stock.{name}" for name, p in stock.named_parameters() if p.grad is not None and p.grad.any()}
         # the composition energies are left to the reference
         assert {name for name in reaching if "composition_model" not in name} == trained
 
     @pytest.mark.parametrize("collapse", [False, True])
-    def test_gradients_are_those_of_stock_chgnet_in_double_precision(self, weights, collapse, monkeypatch):
+    def test_gradients_are_those_of_stock_chgnet_in_double_precision(self, weights, collapse, monkeypatch, at_hand):
         network = CHGNetwork(weights)
         network.freeze("full")
-        structures = with_angles(25, weights)
+        structures = with_angles(25, weights, at_hand)
         graphs = graphs_of(structures, network.atom_graph_cutoff)
         batch = graph_batch(graphs, np.arange(len(structures)), network.bond_graph_cutoff, collapse=collapse)
         factor = torch.linspace(-1.0, 2.0, len(structures))
@@ -242,9 +243,9 @@ class TestFreezing:
         limit = 3e-4 if collapse else 1e-4
         assert {name: d / size[name] for name, d in difference.items() if d > limit * size[name]} == {}
 
-    def test_the_compiled_kernels_compute_what_torch_does(self, weights):
+    def test_the_compiled_kernels_compute_what_torch_does(self, weights, at_hand):
         """Other devices, and double precision, go through torch's own operations."""
-        structures = with_angles(25, weights)
+        structures = with_angles(25, weights, at_hand)
         network = CHGNetwork(weights)
         graphs = graphs_of(structures, network.atom_graph_cutoff)
         batch = graph_batch(graphs, np.arange(len(structures)), network.bond_graph_cutoff, collapse=True)
@@ -262,8 +263,8 @@ class TestFreezing:
         assert torch.linalg.norm(gradients[0] - gradients[1]) <= 1e-4 * torch.linalg.norm(gradients[1])
 
     @pytest.mark.parametrize("depth", FREEZE_DEPTHS[1:])
-    def test_training_changes_all_that_trains_and_no_bit_of_anything_else(self, weights, depth):
-        data = sample(18, weights, AT_HAND)
+    def test_training_changes_all_that_trains_and_no_bit_of_anything_else(self, weights, depth, at_hand):
+        data = sample(18, weights, at_hand)
         fields = {"weights": weights, "freeze_depth": depth, "weight_decay": 1.0}
         run = fine_tuning(data, epochs=2, **fields)
         before = copy.deepcopy(run.network.state_dict())
@@ -273,8 +274,8 @@ class TestFreezing:
         assert changed == self.expected(run.network, depth) == set(run.trained_parameters)
 
 
-def test_a_trained_network_is_a_stock_chgnet():
-    data = sample(18, file=AT_HAND)
+def test_a_trained_network_is_a_stock_chgnet(at_hand):
+    data = sample(18, file=at_hand)
     run = finished(fine_tuning(data, freeze_depth="full", epochs=2))
     stock = CHGNet.from_dict(CHGNet.load(use_device="cpu", verbose=False).as_dict())
     stock.load_state_dict(run.network.stock.state_dict())
@@ -295,8 +296,8 @@ def test_random_weights_depend_on_the_seed_alone():
     assert torch.equal(torch.random.get_rng_state(), after)  # and nobody else's random numbers are disturbed
 
 
-def test_a_fresh_readout_says_zero_and_the_backbone_stays():
-    network, structures = CHGNetwork(), sample(18, file=AT_HAND).structures
+def test_a_fresh_readout_says_zero_and_the_backbone_stays(at_hand):
+    network, structures = CHGNetwork(), sample(18, file=at_hand).structures
     assert np.abs(outputs(network, structures)).max() > 0.1
     network.reset_readout(seed=0)
     np.testing.assert_array_equal(outputs(network, structures), 0.0)

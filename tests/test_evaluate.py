@@ -14,6 +14,7 @@ from data.folds import Fold, Split
 from data.tasks import DEMO
 from tune.dataset import Dataset
 from tune.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
+from tune.results import over_folds
 from tune.search import Outcome
 from tune.trial import MODEL_FILE, PREDICTIONS_FILE
 
@@ -208,6 +209,14 @@ def test_an_ensemble_is_the_mean_of_its_members_with_their_spread(an_outcome):
     assert "std" not in members[0].predictions  # the members are left as they were
     assert together.validation["id"].tolist() == ["row-1", "row-8"]
     assert together.validation["y_pred"].tolist() == [0.0, 0.0]
+
+
+def test_over_folds_the_largest_error_is_the_largest_and_the_others_are_means():
+    found = over_folds([(0, 10, {"mae": 0.1, "max_error": 3.0}), (3, 10, {"mae": 0.3, "max_error": 16.9})])
+    assert found["max_error"] == 16.9
+    assert found["mean"] == {"mae": pytest.approx(0.2)}
+    assert set(found["std_over_folds"]) == {"mae"}
+    assert [fold["max_error"] for fold in found["folds"]] == [3.0, 16.9]
 
 
 def test_the_model_file_is_read_as_it_was_written(an_outcome, tmp_path):

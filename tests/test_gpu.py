@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from model_cases import AT_HAND, fine_tuning, finished, numbers, predictions, sample, thirds
+from model_cases import fine_tuning, finished, numbers, predictions, sample, thirds
 from sweeps import new, prepare, run
 
 from models.composition_model import COMPOSITION_NETWORK
@@ -48,13 +48,15 @@ def _as_in_a_trial():
     torch.use_deterministic_algorithms(False)
 
 
-def data_for(fields):
-    return sample(N_ROWS, fields.get("weights", "0.3.0"), AT_HAND, small=True)
+@pytest.fixture
+def data_for(at_hand):
+    """Gives the crystals with the features of a config's weights."""
+    return lambda fields: sample(N_ROWS, fields.get("weights", "0.3.0"), at_hand, small=True)
 
 
 @pytest.mark.parametrize("collapse", [False, True])
 @pytest.mark.parametrize("name", LEVERS)
-def test_training_is_that_of_the_cpu(name, collapse):
+def test_training_is_that_of_the_cpu(name, collapse, data_for):
     """Rounding grows from step to step, so the steps are small and few."""
     fields = {"epochs": 2, "lr": 1e-4, "keep": "last", **LEVERS[name]}
     data = data_for(fields)
@@ -70,7 +72,7 @@ def test_training_is_that_of_the_cpu(name, collapse):
 
 
 @pytest.mark.parametrize("name", LEVERS)
-def test_two_runs_are_the_same_to_the_last_digit(name):
+def test_two_runs_are_the_same_to_the_last_digit(name, data_for):
     fields = {"epochs": 2, **LEVERS[name]}
     one, other = (finished(ON_GPU(data_for(fields), **fields)) for _ in range(2))
     np.testing.assert_array_equal(numbers(one), numbers(other))
@@ -89,7 +91,7 @@ def gone_on(first, second, epochs_before: int):
 
 
 @pytest.mark.parametrize("name", ["full", "ema", "swa", "snapshots", "mixup", "clip", "radam"])
-def test_resumed_from_its_file_is_uninterrupted(name):
+def test_resumed_from_its_file_is_uninterrupted(name, data_for):
     fields = {"epochs": 4, **LEVERS[name]}
     data = data_for(fields)
     resumed = gone_on(ON_GPU(data, **fields), ON_GPU(data, **fields), 3)
@@ -98,14 +100,14 @@ def test_resumed_from_its_file_is_uninterrupted(name):
     np.testing.assert_array_equal(predictions(resumed), predictions(whole))
 
 
-def test_a_state_of_the_gpu_goes_on_on_the_cpu():
+def test_a_state_of_the_gpu_goes_on_on_the_cpu(data_for):
     fields = {"epochs": 3, "freeze_depth": "full", "lr": 1e-4}
     first = ON_GPU(data_for(fields), **fields)
     second = gone_on(first, fine_tuning(data_for(fields), **fields), 2)
     np.testing.assert_allclose(numbers(second), numbers(finished(first)), rtol=1e-3, atol=2e-4)
 
 
-def test_what_was_trained_on_a_gpu_predicts_the_same_on_the_cpu():
+def test_what_was_trained_on_a_gpu_predicts_the_same_on_the_cpu(data_for):
     data = data_for({})
     fitted = finished(ON_GPU(data, freeze_depth="full")).fitted()
     file = io.BytesIO()
@@ -121,7 +123,7 @@ def test_what_was_trained_on_a_gpu_predicts_the_same_on_the_cpu():
     )
 
 
-def test_where_a_share_of_the_memory_is_too_small_for_a_batch_it_takes_more_passes():
+def test_where_a_share_of_the_memory_is_too_small_for_a_batch_it_takes_more_passes(data_for):
     """The gradient stays that of the whole batch; the memory that runs out is torch's own limit, not an injection."""
     data = data_for({})
     rows = np.tile(np.arange(N_ROWS), 40)  # 1,920 crystals in one batch
@@ -145,7 +147,7 @@ def test_where_a_share_of_the_memory_is_too_small_for_a_batch_it_takes_more_pass
 
 
 @pytest.mark.parametrize("model", [COMPOSITION_NETWORK, GAUSSIAN_PROCESS], ids=lambda model: model.name)
-def test_other_models_are_those_of_the_cpu(model):
+def test_other_models_are_those_of_the_cpu(model, data_for):
     data = data_for({})
     part = TrainingPart(data.targets, TRAIN, VAL, "regression", "energy_per_atom")
     config = model.config(**({"epochs": 2, "width": 16} if model is COMPOSITION_NETWORK else {}))
@@ -184,7 +186,7 @@ def test_a_sweep_packs_its_trials(packed):
     assert torch.cuda.get_device_name() in json.dumps(sweep.results)
 
 
-def test_passes_are_recorded_once_for_each_size():
+def test_passes_are_recorded_once_for_each_size(data_for):
     run = ON_GPU(data_for({}), freeze_depth="full", epochs=3)
     seen = []
     for _ in run.epochs():

@@ -303,6 +303,21 @@ def test_results_of_an_earlier_version_are_a_page_all_the_same(tmp_path, searche
     assert "choices=" not in text  # Optuna's own words
 
 
+def test_of_the_largest_errors_of_folds_the_page_has_the_largest(tmp_path):
+    rows = make_rows(2, 60)
+    folder = write_run(tmp_path / "outlier", rows, predict(rows, 0.1))
+    results = json.loads((folder / "results.json").read_text())
+    for entry in (results["reference"], results["seeds"][0]):
+        for fold, largest in zip(entry["folds"], (0.2734, 16.8912), strict=True):
+            fold["max_error"] = largest
+        entry["mean"]["max_error"] = 8.5823  # an earlier version wrote the mean of the two
+    edit(folder, **results)
+    text = text_of(folder)
+    assert "largest error" in text
+    assert "16.8912" in text
+    assert "8.5823" not in text
+
+
 def test_the_page_says_where_the_seed_is_from(tmp_path):
     rows = make_rows(1, 30)
     configs = {0: {"lr": 0.01, "seed": 5, "epochs": 3}}

@@ -17,7 +17,7 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory) -> tuple[Path, dict, str]:
+def measured(at_hand, tmp_path_factory) -> tuple[Path, dict, str]:
     """Folder, results and what was printed."""
     folder = tmp_path_factory.mktemp("scale")
     options = ["--rows", str(ROWS), "--folder", str(folder / "files"), "--results", str(folder / "scale.json")]

@@ -315,12 +315,20 @@ def ray_with_bucket(ray_session, bucket):
     connect()
 
 
+@pytest.fixture
+def small_rows(at_hand) -> Rows:
+    """Rows of the first 120 structures that are at hand."""
+    from model_cases import open_rows
+
+    rows = open_rows(at_hand)[1]
+    return rows.select(list(range(120)), "the first 120")
+
+
 @pytest.mark.usefixtures("ray_with_bucket")
-def test_a_cache_is_built_and_read_through_faults(server):
-    rows = small_rows()
-    expected, key = graphs_of(rows, (6, 3), "s3://bucket/quiet", rows_per_shard=50)
+def test_a_cache_is_built_and_read_through_faults(server, small_rows):
+    expected, key = graphs_of(small_rows, (6, 3), "s3://bucket/quiet", rows_per_shard=50)
     faults = server.fail("503", lambda method, path, count: count % 3 == 0)
-    found, same = graphs_of(rows, (6, 3), "s3://bucket/troubled", rows_per_shard=50)
+    found, same = graphs_of(small_rows, (6, 3), "s3://bucket/troubled", rows_per_shard=50)
     assert same == key
     assert faults.done["PUT"] >= 1
     server.heal()
@@ -330,24 +338,15 @@ def test_a_cache_is_built_and_read_through_faults(server):
     assert (found.ids, found.formulas) == (expected.ids, expected.formulas)
 
 
-def small_rows():
-    """Rows of the first 120 structures that are at hand."""
-    from model_cases import AT_HAND, open_rows
-
-    rows: Rows = open_rows(AT_HAND)[1]
-    return rows.select(list(range(120)), "the first 120")
-
-
-def test_a_disk_that_fills_while_shards_are_written(small_disk, ray_session):
-    rows = small_rows()
+def test_a_disk_that_fills_while_shards_are_written(small_disk, small_rows, ray_session):
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(1_200_000))  # less than the reserve is left
     with pytest.raises(StorageError, match=rf"cannot write {small_disk}/.*shard-.*: the disk is full"):
-        graphs_of(rows, (6, 3), str(small_disk), rows_per_shard=20)
+        graphs_of(small_rows, (6, 3), str(small_disk), rows_per_shard=20)
     assert not [file for file in small_disk.rglob("*") if file.is_file() and file != ballast]
     ballast.unlink()
-    stored, key = graphs_of(rows, (6, 3), str(small_disk), rows_per_shard=20)
-    assert stored.ids == rows.ids
+    stored, key = graphs_of(small_rows, (6, 3), str(small_disk), rows_per_shard=20)
+    assert stored.ids == small_rows.ids
     assert not list((small_disk / key).glob(".part-*"))
 
 

@@ -76,12 +76,14 @@ def test_results_hold_no_empty_value(whole):
 def test_predictions_cover_each_test_crystal_once_and_score_as_reported(whole, folder):
     results = json.loads((whole[0] / "results.json").read_text())
     ids = (folder / "ids.txt").read_text().split()
-    seen = []
+    seen, largest = [], []
     for position, fold in enumerate([0, 3]):
         table = pd.read_csv(whole[0] / f"seed_0/preds_fold_{fold}.csv")
         assert list(table.columns) == ["id", "composition", "y_true", "y_pred", "abs_error"]
         assert table["abs_error"].mean() == pytest.approx(results["seeds"][0]["folds"][position]["mae"])
         seen += list(table["id"])
+        largest.append(table["abs_error"].max())
+    assert results["seeds"][0]["max_error"] == pytest.approx(max(largest))
     assert len(seen) == len(set(seen))
     assert set(seen) < set(ids)
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from model_cases import AT_HAND, sample
+from model_cases import sample
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
@@ -161,8 +161,8 @@ def test_angles_alone_tell_atoms_apart(network):
     assert_same(network, graphs)
 
 
-def test_real_crystals(network):
-    data = sample(200, file=AT_HAND)
+def test_real_crystals(network, at_hand):
+    data = sample(200, file=at_hand)
     graphs = data.rows.graphs
     everything = np.arange(len(graphs))
     together = graph_batch(graphs, everything, 3, collapse=True)

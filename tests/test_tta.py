@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from model_cases import AT_HAND, fine_tuning, finished, one_thread, sample, thirds
+from model_cases import fine_tuning, finished, one_thread, sample, thirds
 from pymatgen.core import Structure
 from typer.testing import CliRunner
 
@@ -28,9 +28,9 @@ SPACE = "parameters: {freeze_depth: readout, lr: 0.003, epochs: 3, batch_size: 8
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(at_hand):
     """A model fine-tuned on real crystals, and the crystals."""
-    data = sample(36, file=AT_HAND, small=True)
+    data = sample(36, file=at_hand, small=True)
     return finished(fine_tuning(data, freeze_depth="last_conv", epochs=2)).fitted(), data
 
 
