@@ -131,6 +131,12 @@ def formula(text: str) -> Markup:
     return Markup(re.sub(r"(?<=[A-Za-z)\]])(\d+(?:\.\d+)?)", r"<sub>\1</sub>", str(escape(text))))
 
 
+def _over_folds(entry: dict[str, Any], name: str) -> float:
+    """The mean of a score, and of largest errors the largest."""
+    values = [one[name] for one in entry["folds"]]
+    return float(max(values) if name == "max_error" else np.mean(values))
+
+
 def scores(shown: Shown) -> Section:
     """The main table: the untrained reference, seeds and ensemble, by fold."""
     results, metric = shown.sweep.results, shown.sweep.metric.name
@@ -141,7 +147,7 @@ def scores(shown: Shown) -> Section:
             (results["ensemble"].get("title", f"ensemble of {len(results['seeds'])} seeds"), results["ensemble"])
         )
     folds = shown.sweep.folds
-    others = [name for name in entries[0][1]["mean"] if name != metric and all(name in e["mean"] for _, e in entries)]
+    others = [name for name in SCORES if name != metric and all(name in one for _, e in entries for one in e["folds"])]
     rows = []
     for title, entry in entries:
         values = {one["fold"]: one[metric] for one in entry["folds"]}
@@ -152,7 +158,7 @@ def scores(shown: Shown) -> Section:
                 Cell(title),
                 Cell(f"{mean:.4f}" + ("" if spread is None else f" ± {spread:.4f}"), mean),
                 *(cell(float(values[fold]), 4) for fold in folds),
-                *(cell(float(entry["mean"][name]), 4) for name in others),
+                *(cell(_over_folds(entry, name), 4) for name in others),
             ]
         )
     columns = ["model", f"{SCORES[metric]}{shown.in_unit}", *(f"fold {fold}" for fold in folds)]

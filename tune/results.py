@@ -266,11 +266,14 @@ def summary(scores: Sequence[FoldScore]) -> dict[str, Any]:
 
 
 def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:
-    """The same of each fold's index, number of test crystals, and scores."""
+    """The same of each fold's index, number of test crystals, and scores; of the largest errors the largest."""
     by_fold = [{"fold": fold, "n_test": n_test, **scores} for fold, n_test, scores in folds]
     by_name = {name: [scores[name] for *_, scores in folds] for name in folds[0][-1]}
+    largest = by_name.pop("max_error", None)
     mean = {name: float(np.mean(values)) for name, values in by_name.items()}
     result: dict[str, Any] = {"folds": by_fold, "mean": mean, "n_folds": len(folds)}
+    if largest is not None:
+        result["max_error"] = max(largest)
     if len(folds) > 1:
         result["std_over_folds"] = {name: float(np.std(values, ddof=1)) for name, values in by_name.items()}
     return result
