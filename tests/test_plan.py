@@ -183,8 +183,8 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
 
 
 @pytest.mark.parametrize("space", ["ridge", "dummy", "composition"])
-def test_a_plan_of_another_model_is_refused(space, capsys):
-    done = CliRunner().invoke(app, ["--plan", f"--space={space}"])
+def test_a_plan_of_another_model_is_refused(space, tmp_path, capsys):
+    done = CliRunner().invoke(app, ["--plan", f"--space={space}", f"--storage={tmp_path}/results"])
     assert done.exit_code == 1
     printed = " ".join((done.output + capsys.readouterr().err).split())
     assert f"SweepError: --plan measures CHGNet sweeps: of model {load_space(space).model}" in printed
