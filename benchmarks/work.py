@@ -33,7 +33,7 @@ from data.batches import GraphBatch
 from data.convert import convert_chunk
 from data.crystal import crystal_from_structure
 from data.graphs import Graph, convert, element_fractions
-from data.readers import read_matbench_file
+from data.matbench_files import read_matbench_file
 from data.rows import RawChunk
 from data.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
 from models.features import FeatureInputs, backbone_features

@@ -255,7 +255,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 def main(
     task: Annotated[
         str,
-        typer.Option(help="`demo`, an official Matbench name, a json.gz file, or a folder of CIF/POSCAR files."),
+        typer.Option(help="`demo`, an official Matbench name, or the path of your own file or folder (see the README)."),
     ] = "demo",
     ids: Annotated[Path | None, typer.Option(help="Text file of ids, one a line: convert these rows only.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of the targets, where your own file has several.")] = None,
@@ -282,6 +282,8 @@ def main(
     """
     try:
         opened, rows = open_task(task, target=target, ids_file=ids, download_dir=downloads_folder(downloads))
+        if opened.notes:
+            say(opened.notes)
         if address:  # else Ray starts if, and only if, there is something to build
             connect(address)
         folder = cache or str(default_cache() / "graphs")

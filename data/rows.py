@@ -18,12 +18,13 @@ from typing import Literal
 
 import numpy as np
 
+from data.atoms_records import read_atoms_record
 from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
 from data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from data.json_spans import parse_json
 from data.task_table import TaskError
 
-Format = Literal["matbench_json", "structure_file", "packed", "composition"]
+Format = Literal["matbench_json", "atoms_json", "structure_file", "packed", "composition"]
 
 _STRUCTURE_FILES = (
     ("*.cif", "cif"),
@@ -43,8 +44,8 @@ class RawChunk:
         ids: one id a row.
         names: one a row, what messages call it: its id, or its file (whose ending tells the format).
         payloads: one a row, the bytes of its structure or formula.
-        format: what the bytes are: a structure of a Matbench file, a CIF or POSCAR file,
-            `pack_crystal`'s layout, or a formula as UTF-8 text.
+        format: what the bytes are: a structure as pymatgen's JSON (of a Matbench file) or JARVIS's
+            (`data/atoms_records.py`), a CIF or POSCAR file, `pack_crystal`'s layout, or a formula as UTF-8 text.
     """
 
     start: int
@@ -71,6 +72,8 @@ class RawChunk:
             try:
                 if self.format == "matbench_json":
                     yield ReadCrystal(_crystal_from_json(payload))
+                elif self.format == "atoms_json":
+                    yield read_atoms_record(payload)
                 elif self.format == "packed":
                     yield ReadCrystal(_unpack_crystal(payload))
                 else:

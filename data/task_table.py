@@ -18,6 +18,12 @@ class TaskError(ValueError):
     """What the user asked for cannot be opened as a task; the message says what to do instead."""
 
 
+LAYOUTS = (
+    "Files that are read: .json(.gz) in Matbench's layout, of JARVIS's or other records, or of a data frame; .jsonl; "
+    ".parquet or .csv with a column of formulas or structures; .xyz (extended, of many frames); .db of ASE. "
+    "Folders: CIF, POSCAR and other structure files with one CSV of targets, or with CGCNN's id_prop.csv; runs of VASP"
+)
+
 Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
 Inputs = Literal["structures", "compositions"]
 
@@ -170,9 +176,8 @@ def no_such_task(spec: str) -> TaskError:
     close = difflib.get_close_matches(spec, task_names(), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return TaskError(
-        f"there is no task, file or folder {spec!r}: {hint}Expected one of {', '.join(task_names())}; the "
-        "path of a .json.gz file in Matbench's layout; of a .parquet or .csv file of compositions; or of a "
-        "folder of CIF/POSCAR files with one CSV of targets"
+        f"there is no task, file or folder {spec!r}: {hint}Expected one of {', '.join(task_names())}; or a path. "
+        f"{LAYOUTS}"
     )
 
 

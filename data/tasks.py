@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
 from data.download import download
-from data.readers import GROUP_COLUMN, Source, read_composition_table, read_demo, read_folder, read_matbench_file
+from data.matbench_files import read_matbench_file
+from data.readers import read_demo, read_path, task_name
 from data.rows import Rows
+from data.source import GROUP_COLUMN, Source
 from data.task_table import (
     DEMO,
     OFFICIAL_NAMES,
@@ -42,10 +45,8 @@ def open_task(
     """Open a task by its name or path.
 
     Args:
-        spec: "demo"; an official name, downloaded on first use; the path of a JSON file (gzipped or
-            not) in Matbench's layout; of a .parquet or .csv file of compositions (columns `composition`
-            or `formula`, targets, and optionally `mbid`, `mb_id` or `id`, and `group`); or of a folder of
-            CIF/POSCAR files with one CSV of targets (columns `file` or `id`, targets, and optionally `group`).
+        spec: "demo"; an official name, downloaded on first use; or the path of a file or folder in one of the
+            layouts of `data.readers.read_path`. A name beats a path that is called the same: `./demo` is the path.
         target: column of the targets, needed where a file of one's own has several.
         quantity: what the target of one's own data is, see `Task`; "other" unless given.
         ids_file: keeps only the ids in this text file, one a line, `#` begins a comment.
@@ -57,16 +58,16 @@ def open_task(
     """
     path = Path(spec).expanduser()
     if spec == DEMO.name:
-        task, source = DEMO, read_demo(_DEMO_FILE)
+        task, source = _beside(path, DEMO), read_demo(_DEMO_FILE)
         rows = source.rows([str(one) for one in source.index], DEMO.target)
     elif spec in OFFICIAL_NAMES:
-        task = official_task(spec)
+        task = _beside(path, official_task(spec))
         source = read_matbench_file(_official_file(spec, download_dir))
         if len(source.index) != task.n_official:
             raise TaskError(f"the file of {spec} has {len(source.index)} rows; expected {task.n_official}")
         rows = source.rows(official_ids(task), _column(task, source))
     elif path.exists():
-        source = _read(path)
+        source = read_path(path)
         task, ids = _recognise(path, source, target)
         rows = source.rows(ids, _column(task, source))
     else:
@@ -94,18 +95,18 @@ def read_ids(file: Path) -> set[str]:
     return ids
 
 
-def _read(path: Path) -> Source:
-    if path.is_dir():
-        return read_folder(path)
-    if path.suffix.lower() in (".parquet", ".csv"):
-        return read_composition_table(path)
-    return read_matbench_file(path)
+def _beside(path: Path, task: Task) -> Task:
+    """A known task, with a note where something in the working directory has its name."""
+    if not path.exists():
+        return task
+    note = f"{task.name} is the task of that name; what lies here under that name is .{os.sep}{task.name}."
+    return replace(task, notes=f"{task.notes} {note}".strip())
 
 
 def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, list[str]]:
     """The task and ids of a user's file: an official one's where its ids or its name and size say so."""
     ids = [str(one) for one in source.index]
-    stem = re.sub(r"\.(json|json\.gz|gz|parquet|csv)$", "", path.resolve().name, flags=re.IGNORECASE)
+    stem = task_name(path)
     found = {match[1] if (match := re.fullmatch(r"(mb-.+)-\d+", one)) else "" for one in ids}
     by_prefix = {id_prefix(name): name for name in OFFICIAL_NAMES}
     notes = source.notes
@@ -120,8 +121,11 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
             return _with_inputs(task, source), official_ids(task)
         notes = f"Named like {stem}, without its {task.n_official} rows and target: no official folds."
     column, kind = _choose_target(path, source, target)
+    chosen = "" if target else f", the target from column {column!r}"
+    taken = f"Taken: {source.taken}{chosen}." if source.taken else ""
+    notes = " ".join(note for note in (taken, notes) if note)
     task = Task(
-        name=stem,
+        name=f"own_{stem}" if stem in task_names() else stem,
         target=column,
         unit="",
         kind=kind,
@@ -188,7 +192,7 @@ def _column(task: Task, source: Source) -> str:
 def _with_quantity(task: Task, quantity: str) -> Task:
     if quantity not in _QUANTITIES:
         raise TaskError(f"quantity {quantity!r}: expected one of {', '.join(_QUANTITIES)}")
-    if (task.official or task == DEMO) and quantity != task.quantity:
+    if (task.official or task.name == DEMO.name) and quantity != task.quantity:
         raise TaskError(f"quantity {quantity!r}: that of {task.name} is {task.quantity!r}; leave the option out")
     return replace(task, quantity=cast(Quantity, quantity))
 

@@ -62,7 +62,9 @@ def test_tables_in_parquet_csv_and_json_mean_the_same(tmp_path):
         task, rows = opened(path)
         assert (task.name, task.inputs, task.target, task.kind) == ("mine", "compositions", "y", "regression")
         assert (task.official, task.quantity, task.pretraining_overlap) == (None, "other", False)
-        assert task.notes == "Compositions only."
+        assert task.notes.startswith("Taken: ids from ")
+        assert f"formulas from column '{'formula' if path == text else 'composition'}'" in task.notes
+        assert task.notes.endswith(", the target from column 'y'. Compositions only.")
         assert (rows.ids, rows.groups, rows.format) == (ids, groups, "composition")
         np.testing.assert_array_equal(rows.targets, [1.0, -2.5, np.nan])
         assert formulas_of(rows) == formulas

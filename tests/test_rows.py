@@ -14,9 +14,11 @@ import pytest
 from pymatgen.core import Element, Lattice, Structure
 
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.folders import read_folder
 from data.json_spans import child_spans, object_members
+from data.matbench_files import read_matbench_file
 from data.quality import bad_target_reasons, check_crystal
-from data.readers import read_demo, read_folder, read_matbench_file
+from data.readers import read_demo
 from data.rows import RawChunk, pack_crystal
 from data.task_table import TaskError
 
@@ -139,7 +141,7 @@ def test_cut_and_corrupt_files_say_what_to_do(tmp_path):
     [
         (
             {"columns": ["remark", "y"], "data": [["salt", 1.0]]},
-            r"neither a column 'structure' nor 'composition' among \['remark', 'y'\]",
+            r"no column of formulas among \['remark', 'y'\]; expected .* a column 'structure'",
         ),
         ({"index": [0, 1]}, "'index' has 2 entries, 'data' has 1 rows"),
         ({"data": [[NACL.as_dict()]]}, "row 0 is not a list of 2 cells"),

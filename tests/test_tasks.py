@@ -181,8 +181,8 @@ def test_a_folder_by_id(folder, tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("id,y\na,1\nq,2\nz,3\n", "2 of 3 rows name no CIF or POSCAR file .*: q, z"),
-        ("name,y\na,1\n", "expected 'file' or 'id'"),
+        ("id,y\na,1\nq,2\nz,3\n", "2 of 3 rows name no structure file .*: q, z"),
+        ("name,y\nq,1\n", "expected 'file' or 'id'"),
         ("id,y\n", "has no rows"),
         ("id,y\na\n", "row 1 has 1 cells, its header 2"),
         ("id,y,y\na,1,2\n", "a column name twice"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.convert import reduced_formula
 from data.crystal import BadCrystalError, Crystal
-from data.readers import read_matbench_file
+from data.matbench_files import read_matbench_file
 from data.rows import RawChunk, Rows, structure_file_format
 from data.tasks import TaskError, read_ids
 from tune.crystal_facts import FactsError, predicted_rows

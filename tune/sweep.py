@@ -81,6 +81,8 @@ def _run(
     began, space = datetime.now(), batches[-1].space
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
     say(f"  {task.labels}")
+    if task.notes:
+        say(f"  {task.notes}")
     try:
         dataset = open_dataset(options, space, task, rows)
         write_quarantine(folder, dataset)

@@ -1,0 +1,84 @@
+"""Crystals as JSON in the layout of JARVIS's `Atoms.to_dict()`: lattice, elements and coordinates as lists.
+
+JARVIS publishes its databases so; readers that parse structures themselves (`data/ase_files.py`,
+`data/vasp_runs.py`) hand them on so, with why a structure cannot be used and what is to be noted of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data.crystal import BadCrystalError, Crystal, ReadCrystal, number_at
+from data.json_spans import parse_json
+
+_REASON, _NOTES = "unusable", "notes"
+
+
+def atoms_record(
+    elements: Sequence[str], frac_coords: np.ndarray, lattice: np.ndarray, notes: Sequence[str] = ()
+) -> bytes:
+    """The JSON of a crystal.
+
+    Args:
+        elements: symbols, one an atom.
+        frac_coords: shape (n_atoms, 3).
+        lattice: vectors in its rows, Angstrom, shape (3, 3).
+        notes: see `data.crystal.ReadCrystal`.
+    """
+    record = {
+        "elements": list(elements),
+        "coords": np.asarray(frac_coords, dtype=np.float64).tolist(),
+        "cartesian": False,
+        "lattice_mat": np.asarray(lattice, dtype=np.float64).tolist(),
+        _NOTES: list(notes),
+    }
+    return orjson.dumps(record)
+
+
+def unusable_record(reason: str) -> bytes:
+    """What stands for a structure that cannot be used, with the reason that the quarantine gives."""
+    return orjson.dumps({_REASON: reason})
+
+
+def read_atoms_record(payload: bytes) -> ReadCrystal:
+    """Read the JSON of one crystal.
+
+    Raises:
+        BadCrystalError: it is not in JARVIS's layout, or names something that is no element up to Pu.
+    """
+    try:
+        record: Any = parse_json(payload)
+        if _REASON in record:
+            raise BadCrystalError(record[_REASON])
+        elements = [str(element).strip() for element in record["elements"]]
+        coords = np.array(record["coords"], dtype=np.float64)
+        lattice = np.array(record["lattice_mat"], dtype=np.float64)
+        cartesian = record.get("cartesian", False)
+        notes = tuple(str(note) for note in record.get(_NOTES, ()))
+    except KeyError as error:
+        raise BadCrystalError(f"no key {error}; expected JARVIS's elements, coords and lattice_mat") from None
+    except BadCrystalError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BadCrystalError(f"not a structure in JARVIS's layout: {error}") from None
+    if not elements:
+        raise BadCrystalError("empty structure: it has no atoms")
+    if coords.shape != (len(elements), 3) or lattice.shape != (3, 3):
+        raise BadCrystalError(
+            f"{len(elements)} elements, coordinates of shape {coords.shape} and lattice of shape {lattice.shape}; "
+            f"expected ({len(elements)}, 3) and (3, 3)"
+        )
+    if not isinstance(cartesian, (bool, int)):
+        raise BadCrystalError(f"'cartesian' is {cartesian!r}; expected true or false")
+    if cartesian:
+        try:
+            coords = np.asarray(np.linalg.solve(lattice.T, coords.T).T, dtype=np.float64)
+        except np.linalg.LinAlgError:
+            raise BadCrystalError(f"singular lattice: {lattice.tolist()}") from None
+    read = {element: number_at(element, elements.index(element)) for element in dict.fromkeys(elements)}
+    numbers = np.array([read[element][0] for element in elements], dtype=np.uint8)
+    return ReadCrystal(Crystal(numbers, coords, lattice), (*notes, *{note for _, note in read.values() if note}))

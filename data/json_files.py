@@ -1,0 +1,144 @@
+"""A JSON file of records, as JARVIS, pandas and web interfaces write them -> a table of cells.
+
+Records are parsed one by one, so that a file of a gigabyte never becomes as many Python objects at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from data.json_spans import child_spans, object_members, parse_json
+from data.source import some_of, with_progress
+from data.tables import FORMULA_COLUMNS, Table, kind_of_structure
+from data.task_table import TaskError
+
+_LAYOUTS = (
+    'Matbench\'s {"index": [...], "columns": [...], "data": [[...], ...]}; a list of records [{"id": ..., "structure": '
+    "{...}, ...}, ...], also one a line; or what pandas writes with any orient but 'values'"
+)
+_STRUCTURES = ("structure", "atoms", "cif", "final_structure", "initial_structure")
+
+
+def read_json_table(path: Path, text: bytes | bytearray) -> Table:
+    """Read a list of records, records one a line, or a data frame that pandas wrote by columns or by rows.
+
+    Args:
+        path: for messages.
+        text: of the file, unpacked.
+
+    Raises:
+        TaskError: it is cut, or is none of these.
+    """
+    sha256 = hashlib.sha256(text).hexdigest()
+    try:
+        if has_records_in_lines(text):
+            return _records(path, sha256, _lines(text), text.count(b"\n") + 1)
+        start = len(text) - len(text.lstrip())
+        if text[start : start + 1] == b"[":
+            return _records(path, sha256, *_list(text, start))
+        members = object_members(text, start)
+        if {"schema", "data"} <= members.keys():  # pandas, orient="table"
+            return _records(path, sha256, *_list(text, members["data"][0]))
+        return _frame(path, sha256, text, members)
+    except TaskError:
+        raise
+    except ValueError as error:
+        raise TaskError(f"{path} is not a complete JSON file ({error}); make or download it again") from None
+
+
+def has_records_in_lines(text: bytes | bytearray) -> bool:
+    """Whether the first two lines are a JSON object each, or the only one is (pandas, `lines=True`)."""
+    first, _, rest = bytes(text[: 1 << 24]).lstrip().partition(b"\n")
+    if not first.startswith(b"{") or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(parse_json(first), dict)
+    except ValueError:
+        return False
+
+
+def _lines(text: bytes | bytearray) -> Iterator[tuple[str, bytes]]:
+    for number, line in enumerate(bytes(text).split(b"\n"), start=1):
+        if line.strip():
+            yield f"line {number}", line
+
+
+def _list(text: bytes | bytearray, start: int) -> tuple[Iterator[tuple[str, bytes]], int]:
+    spans = child_spans(text, start).tolist()
+    return ((f"record {k}", bytes(text[a:b])) for k, (a, b) in enumerate(spans)), len(spans)
+
+
+def _records(path: Path, sha256: str, records: Iterator[tuple[str, bytes]], total: int) -> Table:
+    """A table of dictionaries: the columns are all their keys."""
+    columns: dict[str, list[object]] = {}
+    n_rows = 0
+    for where, content in with_progress(records, f"reading {path.name}", total):
+        try:
+            record = parse_json(content)
+        except ValueError as error:
+            raise TaskError(f"{path}: {where} is not JSON ({error})") from None
+        if not isinstance(record, dict):
+            raise TaskError(f"{path}: {where} is {str(record)[:60]!r}, no dictionary; expected {_LAYOUTS}")
+        for name, value in record.items():
+            if name not in columns:
+                columns[name] = [None] * n_rows
+            columns[name].append(_cell(value))
+        n_rows += 1
+        for cells in columns.values():
+            if len(cells) < n_rows:
+                cells.append(None)
+    if not n_rows:
+        raise TaskError(f"{path} has no rows")
+    return Table(_with_values(columns), sha256)
+
+
+def _frame(path: Path, sha256: str, text: bytes | bytearray, members: dict[str, tuple[int, int]]) -> Table:
+    """A table of pandas' orient 'columns', {column: {row: cell}}, or 'index', {row: {column: cell}}."""
+    if {"lattice", "sites"} <= members.keys() or {"lattice_mat", "elements"} <= members.keys():
+        raise TaskError(f"{path} is one structure; expected a file of many, or a folder with a CSV of targets")
+    inner: dict[str, dict[str, tuple[int, int]]] = {}
+    for name, (start, _) in members.items():
+        if text[start : start + 1] != b"{":
+            raise TaskError(
+                f"{path} has no 'columns' and no 'data' and no 'index' at its top level but "
+                f"{some_of(sorted(members))}; expected {_LAYOUTS}"
+            )
+        inner[name] = object_members(text, start)
+    keys = list(next(iter(inner.values()), {}))
+    known = {*FORMULA_COLUMNS, *_STRUCTURES}
+    if known & {name.lower() for name in inner} and all(list(one) == keys for one in inner.values()):
+        columns = {name: [_cell(parse_json(text[a:b])) for a, b in cells.values()] for name, cells in inner.items()}
+        return Table(_with_values(columns), sha256, _index(keys))
+    if known & {name.lower() for name in keys}:
+        names = list(dict.fromkeys(name for one in inner.values() for name in one))
+        columns = {
+            name: [_cell(parse_json(text[slice(*row[name])])) if name in row else None for row in inner.values()]
+            for name in names
+        }
+        return Table(_with_values(columns), sha256, _index(list(inner)))
+    raise TaskError(
+        f"{path} has {some_of(list(inner))} at its top level, with {some_of(keys)} in the first; expected a column "
+        f"'structure' or 'composition' there, in {_LAYOUTS}"
+    )
+
+
+def _index(labels: list[str]) -> tuple[str, list[object]] | None:
+    """The index of a data frame; None where it counts rows."""
+    return None if labels == [str(k) for k in range(len(labels))] else ("", list(labels))
+
+
+def _cell(value: object) -> object:
+    """A cell of a table; None for a list, and for a dictionary that is no structure."""
+    if isinstance(value, dict):
+        content = orjson.dumps(value)
+        return content if kind_of_structure(content) else None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else None
+
+
+def _with_values(columns: dict[str, list[object]]) -> dict[str, list[object]]:
+    """Without the columns that hold nothing that a task could use, such as lists."""
+    return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
