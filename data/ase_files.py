@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data.atoms_records import atoms_record, unusable_record
+from data.crystal import not_periodic
 from data.source import Source, content_of, joined, with_progress
 from data.tables import id_column
 from data.task_table import TaskError
@@ -131,13 +132,11 @@ def _record(atoms: Any) -> bytes:
         return unusable_record(f"disordered structure: occupancies {occupancy}")
     lattice = np.array(atoms.cell.array)
     if not abs(np.linalg.det(lattice)) > 0:
-        return unusable_record(f"not a crystal: its cell is {lattice.tolist()}; expected three vectors")
-    notes = []
+        return unusable_record(f"no crystal: its cell is {lattice.tolist()}; expected three vectors")
     if not all(atoms.pbc):
-        pbc = " ".join("T" if one else "F" for one in atoms.pbc)
-        notes.append(f"read as periodic in every direction, unlike its file: pbc={pbc}")
+        return unusable_record(f"{not_periodic(atoms.pbc)} (where it is one, set pbc=True)")
     frac_coords = np.linalg.solve(lattice.T, atoms.positions.T).T  # as they are, not wrapped into the cell
-    return atoms_record(atoms.get_chemical_symbols(), frac_coords, lattice, notes)
+    return atoms_record(atoms.get_chemical_symbols(), frac_coords, lattice)
 
 
 def _source(
@@ -158,8 +157,8 @@ def _source(
     taken = f"ids from {column!r} of each {what}" if column else f"ids from the database's own numbers of {what}s"
     if column is None and numbers is None:
         taken = f"{what}s numbered from 0"
-    if all(payload.startswith(b'{"unusable":"not a crystal') for payload in payloads):
-        raise TaskError(f"{path}: no {what} has a cell of three vectors, so none is a crystal")
+    if all(payload.startswith(b'{"unusable":"no crystal') for payload in payloads):
+        raise TaskError(f"{path}: no {what} is a crystal, with a cell of three vectors and periodic along each (pbc)")
     buffer, spans = joined(payloads)
     sha256 = hashlib.sha256(content).hexdigest()
     ids = [str(one) for one in index]

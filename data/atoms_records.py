@@ -1,7 +1,7 @@
 """Crystals as JSON in the layout of JARVIS's `Atoms.to_dict()`: lattice, elements and coordinates as lists.
 
 JARVIS publishes its databases so; readers that parse structures themselves (`data/ase_files.py`,
-`data/vasp_runs.py`) hand them on so, with why a structure cannot be used and what is to be noted of it.
+`data/vasp_runs.py`) hand them on so, and in the stead of one that cannot be used, the reason.
 """
 
 from __future__ import annotations
@@ -15,26 +15,22 @@ import orjson
 from data.crystal import BadCrystalError, Crystal, ReadCrystal, number_at
 from data.json_spans import parse_json
 
-_REASON, _NOTES = "unusable", "notes"
+_REASON = "unusable"
 
 
-def atoms_record(
-    elements: Sequence[str], frac_coords: np.ndarray, lattice: np.ndarray, notes: Sequence[str] = ()
-) -> bytes:
+def atoms_record(elements: Sequence[str], frac_coords: np.ndarray, lattice: np.ndarray) -> bytes:
     """The JSON of a crystal.
 
     Args:
         elements: symbols, one an atom.
         frac_coords: shape (n_atoms, 3).
         lattice: vectors in its rows, Angstrom, shape (3, 3).
-        notes: see `data.crystal.ReadCrystal`.
     """
     record = {
         "elements": list(elements),
         "coords": np.asarray(frac_coords, dtype=np.float64).tolist(),
         "cartesian": False,
         "lattice_mat": np.asarray(lattice, dtype=np.float64).tolist(),
-        _NOTES: list(notes),
     }
     return orjson.dumps(record)
 
@@ -58,7 +54,6 @@ def read_atoms_record(payload: bytes) -> ReadCrystal:
         coords = np.array(record["coords"], dtype=np.float64)
         lattice = np.array(record["lattice_mat"], dtype=np.float64)
         cartesian = record.get("cartesian", False)
-        notes = tuple(str(note) for note in record.get(_NOTES, ()))
     except KeyError as error:
         raise BadCrystalError(f"no key {error}; expected JARVIS's elements, coords and lattice_mat") from None
     except BadCrystalError:
@@ -81,4 +76,4 @@ def read_atoms_record(payload: bytes) -> ReadCrystal:
             raise BadCrystalError(f"singular lattice: {lattice.tolist()}") from None
     read = {element: number_at(element, elements.index(element)) for element in dict.fromkeys(elements)}
     numbers = np.array([read[element][0] for element in elements], dtype=np.uint8)
-    return ReadCrystal(Crystal(numbers, coords, lattice), (*notes, *{note for _, note in read.values() if note}))
+    return ReadCrystal(Crystal(numbers, coords, lattice), tuple({note for _, note in read.values() if note}))

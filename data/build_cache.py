@@ -255,7 +255,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 def main(
     task: Annotated[
         str,
-        typer.Option(help="`demo`, an official Matbench name, or the path of your own file or folder (see the README)."),
+        typer.Option(
+            help="`demo`, an official Matbench name, or the path of your own file or folder (see the README)."
+        ),
     ] = "demo",
     ids: Annotated[Path | None, typer.Option(help="Text file of ids, one a line: convert these rows only.")] = None,
     target: Annotated[str | None, typer.Option(help="Column of the targets, where your own file has several.")] = None,

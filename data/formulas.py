@@ -6,6 +6,7 @@ Of tables of compositions (`data/compositions.py`), and of the formula that a st
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 _SYMBOLS = (
@@ -15,7 +16,7 @@ _SYMBOLS = (
     "Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
 )
 _ELEMENTS = frozenset(_SYMBOLS.split())
-_ISOTOPES = {"D": "deuterium", "T": "tritium"}
+_ISOTOPES = ("D", "T")
 # Words for a missing or infinite number that would be read as sodium mononitride and its like.
 _WORDS = {"nan", "n/a", "<na>", "none", "null", "inf", "-inf", "infinity", "unknown"}
 
@@ -103,6 +104,9 @@ class _Reading:
         shown = self.text if len(self.text) <= 100 else f"{self.text[:100]}..."
         return FormulaError(f"{shown!r} is not a formula: {reason}; expected one such as Fe2O3 or Li0.5CoO2")
 
+    def note(self, kind: str, parts: Sequence[str] = ()) -> None:
+        self.notes.append(f"{kind}: {self.text}" + (f" is {' and '.join(parts)}" if parts else ""))
+
     def amounts(self) -> tuple[dict[str, float], tuple[str, ...]]:
         if not self.text:
             raise FormulaError("the formula is missing")
@@ -115,23 +119,23 @@ class _Reading:
         for part in parts:
             for symbol, amount in self._part_amounts(part).items():
                 amounts[symbol] = amounts.get(symbol, 0.0) + amount
-        for symbol, isotope in _ISOTOPES.items():
+        for symbol in _ISOTOPES:
             if symbol in amounts:
                 amounts["H"] = amounts.get("H", 0.0) + amounts.pop(symbol)
-                self.notes.append(f"{symbol}, {isotope}, is read as hydrogen")
-        if zeros := [symbol for symbol, amount in amounts.items() if amount == 0]:
+                self.note("deuterium and tritium are read as hydrogen")
+        if 0 in amounts.values():
             amounts = {symbol: amount for symbol, amount in amounts.items() if amount}
-            self.notes.append(f"{', '.join(zeros)} with the amount 0 is left out")
+            self.note("elements with the amount 0 are left out")
         total = sum(amounts.values())
         if not 0 < total < float("inf"):
             raise self.error(f"it has {total:g} atoms")
-        return amounts, tuple(f"formula {self.text!r}: {note}" for note in self.notes)
+        return amounts, tuple(self.notes)
 
     def _plain(self, formula: str) -> str:
         """Without subscripts, and the Greek letter of a phase."""
         if phase := _PHASE.match(formula):
             formula = formula[phase.end() :]
-            self.notes.append(f"{phase[0]} names a phase and is no part of the composition")
+            self.note("a Greek letter before a formula names a phase and is left out")
 
         def digits(match: re.Match[str]) -> str:
             before, after = formula[: match.start()][-1:], formula[match.end() :][:1]
@@ -141,14 +145,14 @@ class _Reading:
 
         plain = _SUBSCRIPT.sub(digits, formula)
         if plain != formula:
-            self.notes.append("its subscripts are read as amounts")
+            self.note("subscripts are read as amounts")
         return plain
 
     def _parts(self, formula: str) -> list[str]:
         """What stands between the dots of a hydrate, or of a compound of several."""
         parts = _SEPARATORS.split(formula)
         if len(parts) > 1:
-            self.notes.append(f"read as a compound of {' and '.join(parts)}")
+            self.note("a dot or star joins the parts of a compound", parts)
         elif "." in formula:
             parts = self._parts_at_full_stops(formula)
         if not all(parts):
@@ -162,7 +166,7 @@ class _Reading:
             # In CaSO40.5H2O, Al2O3.2SiO2.2H2O and Na0.33CoO2.1.3H2O nobody can tell which digits belong to what.
             if len(water) > 1 or re.search(r"0$", dry) or "." in _DECIMAL_BELOW_1.sub("", dry):
                 raise self.error("which of its dots are decimal points is not clear; write · before the water")
-            self.notes.append(f"read as the hydrate {dry}·{water[0]}")
+            self.note("a dot before water is that of a hydrate", [dry, *water])
             return [dry, *water]
         parts = re.split(r"\.(?=[A-Z(\[{])", formula)
         dotted = any("." in _DECIMAL_BELOW_1.sub("", part) for part in parts)
@@ -174,7 +178,7 @@ class _Reading:
                 f"·{match[0][2:]} for a part"
             )
         if len(parts) > 1:
-            self.notes.append(f"read as a compound of {' and '.join(parts)}")
+            self.note("a dot or star joins the parts of a compound", parts)
         return parts
 
     def _without_spaces(self, part: str) -> str:

@@ -28,7 +28,10 @@ from data.task_table import (
     task_names,
 )
 
-__all__ = ["DEMO", "Task", "TaskError", "official_ids", "official_task", "open_task", "read_ids", "task_names"]
+__all__ = [
+    "DEMO", "Task", "TaskError", "absolute_spec", "official_ids", "official_task", "open_task", "read_ids",
+    "task_names",
+]  # fmt: skip
 
 _QUANTITIES = ("energy_per_atom", "energy_per_cell", "other")
 _DEMO_FILE = Path(__file__).parent / "demo" / "demo.parquet"
@@ -93,6 +96,12 @@ def read_ids(file: Path) -> set[str]:
     if not ids:
         raise TaskError(f"ids file {file} names no id; expected one a line")
     return ids
+
+
+def absolute_spec(spec: str) -> str:
+    """A task's name as it is; a path as one that means the same in every working directory."""
+    path = Path(spec).expanduser()
+    return str(path.resolve()) if spec not in task_names() and path.exists() else spec
 
 
 def _beside(path: Path, task: Task) -> Task:

@@ -248,7 +248,7 @@ def test_what_a_formula_was_read_as_is_noted(tmp_path):
     found = parsed(tmp_path, "NaCl", "CuSO4.5H2O", "D2O")
     assert found.formulas == ["NaCl", "CuH10SO9", "H2O"]
     assert found.notes[0] == ()
-    assert "read as the hydrate CuSO4·5H2O" in found.notes[1][0]
+    assert "a dot before water is that of a hydrate: CuSO4.5H2O is CuSO4 and 5H2O" in found.notes[1][0]
     assert "deuterium" in found.notes[2][0]
 
 

@@ -21,7 +21,7 @@ from data.build_cache import default_cache, downloads_folder, say, say_problem
 from data.folds import SplitError
 from data.rows import Rows
 from data.storage import file_names
-from data.tasks import Task
+from data.tasks import Task, absolute_spec
 from models.metrics import metric_of
 from models.reference import TargetScaleError
 from tune.claim import claimed
@@ -285,7 +285,7 @@ def main(
         options = Options(
             name=f"{own_name(task)}-{own_name(loaded.name)}" if name is None else name,
             space=loaded.experiments[0].space,
-            task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
+            task=absolute_spec(task),
             target=target,
             quantity=quantity,
             ids=str(ids.expanduser().resolve()) if ids else None,

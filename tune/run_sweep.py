@@ -25,7 +25,7 @@ from data.folds import N_FOLDS, SplitError
 from data.left_out import DEFAULT_SPLIT, split_rule
 from data.shards import DamagedShardError
 from data.storage import StorageError
-from data.tasks import TaskError
+from data.tasks import TaskError, absolute_spec
 from models.device import NoGPUError
 from models.reference import TargetScaleError
 from models.registry import ModelError
@@ -84,7 +84,7 @@ def main(
         str,
         typer.Option(
             help="`demo` (embedded, no network), an official name such as `matbench_mp_e_form` (downloaded on first "
-            "use), a json.gz file in Matbench's layout, or a folder of CIF/POSCAR files with a CSV of targets.",
+            "use), or the path of a file or folder of your own in one of the layouts that the README lists.",
             rich_help_panel=SWEEP,
         ),
     ] = "demo",
@@ -260,7 +260,7 @@ def main(
             options = Options(
                 name=f"{own_name(task)}-{own_name(loaded.name)}-{stamp}" if name is None else name,
                 space=loaded,
-                task=str(Path(task).expanduser().resolve()) if Path(task).expanduser().exists() else task,
+                task=absolute_spec(task),
                 target=target,
                 quantity=quantity,
                 ids=str(ids.expanduser().resolve()) if ids else None,
