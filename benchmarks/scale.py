@@ -30,9 +30,10 @@ from pyarrow import fs
 from pymatgen.core import Element
 
 from benchmarks.memory import StageError, watch
-from data.build_cache import connect, graphs_of, say
+from data.build_cache import graphs_of, say
 from data.crystal import Crystal
 from data.graphs import Graphs
+from data.ray_session import connect
 from data.rows import Rows
 from data.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task

@@ -8,9 +8,15 @@ instant, a second call finishes what is missing. A sweep calls the same code whe
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,14 +24,14 @@ from typing import Annotated
 
 import ray
 import typer
-from ray._private import ray_constants
-from ray.exceptions import RayError, RaySystemError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.convert import convert_chunk
 from data.download import DownloadError
 from data.notes import commonest_notes
+from data.ray_session import connect
 from data.rows import RawChunk, Rows
 from data.shards import (
     MANIFEST,
@@ -180,46 +186,6 @@ def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> 
         start(running.pop(finished))
     for actor in actors:
         ray.kill(actor)
-
-
-def connect(address: str | None = None) -> None:
-    """Join a Ray cluster, or start Ray on this machine; nothing if that has happened already.
-
-    Args:
-        address: of a cluster (`auto` on one of its nodes); None starts Ray here.
-
-    Raises:
-        RayError, ConnectionError: Ray did not start, or there is none at the address.
-    """
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
-    # Ray tells at every start that its own processes authenticate to one another; nothing for the user to do.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    runtime_env = {}
-    if address:
-        # Nodes of a cluster have the project installed, but perhaps not this version of it.
-        repository = Path(__file__).resolve().parent.parent
-        runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
-    # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
-    # imported, so that to set it there would be too late.
-    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
-    try:
-        ray.init(
-            address=address or "local",  # without an address Ray would join whatever cluster it finds here
-            runtime_env=runtime_env,
-            include_dashboard=False if address is None else None,
-            logging_level="warning",
-            log_to_driver=False,
-        )
-    except ValueError as problem:
-        raise ConnectionError(f"--address {address}: {problem}") from problem
-    except Exception as problem:
-        if type(problem) is not Exception:  # which is what Ray raises when its processes take too long to begin
-            raise
-        raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def default_cache() -> Path:

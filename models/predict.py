@@ -7,7 +7,15 @@ python models/predict.py ray_results/NAME Fe2O3 NaCl          # of a model that 
 
 from __future__ import annotations
 
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
 import warnings
 from pathlib import Path
 from typing import Annotated

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from data.import_path import users_last
 from models.composition_model import COMPOSITION_NETWORK
 from models.finetune import CHGNET
 from models.gaussian_process import GAUSSIAN_PROCESS
@@ -47,6 +48,7 @@ def open_model(name: str) -> Model:
     module_name = f"matsweep_model_{path.stem}_{hashlib.sha256(source).hexdigest()[:12]}"
     if module_name not in sys.modules:
         spec = importlib.util.spec_from_file_location(module_name, path)
+        users_last()
         assert spec is not None
         assert spec.loader is not None
         sys.modules[module_name] = module = importlib.util.module_from_spec(spec)

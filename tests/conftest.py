@@ -10,7 +10,7 @@ import pytest
 import ray
 from pymatgen.core import Lattice, Structure
 
-from data.build_cache import connect
+from data.ray_session import connect
 from data.rows import Rows
 
 

@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 SERVER = """\
 import ray, sys
-from data.build_cache import connect
+from data.ray_session import connect
 connect()
 ray.get(ray.remote(lambda: None).remote())  # a worker
 print(ray.get_runtime_context().gcs_address, flush=True)

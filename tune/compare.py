@@ -11,8 +11,16 @@ and `curves.png`.
 
 from __future__ import annotations
 
-import io
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
+import io
 from typing import Annotated, Any
 
 import numpy as np

@@ -11,8 +11,16 @@ if it has one, else by its seed, else by its untrained reference; `NAME/seed_1` 
 
 from __future__ import annotations
 
-import math
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
+import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime

@@ -9,8 +9,16 @@ folder. The predictions shown are the ensemble's if there is one, else the seed'
 
 from __future__ import annotations
 
-import json
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
+import json
 from pathlib import Path
 from typing import Annotated, Any
 

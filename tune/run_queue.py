@@ -9,7 +9,15 @@ difference on the test parts stands beside them, to report.
 
 from __future__ import annotations
 
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

@@ -10,8 +10,16 @@ This file is the command line; what a sweep does is `tune/sweep.py`.
 
 from __future__ import annotations
 
-import re
+import os
 import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated

@@ -8,6 +8,15 @@ on-demand machine is never told. The watch ends with the raylet that runs when i
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
+    sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
+    from data.import_path import own_first
+
+    own_first()
+
 import signal
 import subprocess
 import time

@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
-from data.build_cache import connect, say
+from data.build_cache import say
 from data.folds import SplitError
+from data.ray_session import connect
 from data.rows import Rows
 from data.storage import StorageError
 from data.tasks import Task

@@ -1,0 +1,70 @@
+"""Where Python looks for modules: in what is installed and in the project, and in no folder of the user's.
+
+A project of the user's may well have a `models/`, a `queue.py` or a `yaml.py`. Python looks into the folders of
+`PYTHONPATH` before its own library, and Ray's workers look into the driver's working directory first of all.
+"""
+
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - pathlib may be the user's yet
+_PACKAGES = ("data", "models", "tune")
+_GIVEN = "MATSWEEP_PYTHONPATH"  # to processes that are started from here: what `PYTHONPATH` was
+
+
+def own_first() -> None:
+    """Put `sys.path` in order: what every command does first, with the project's folder at its head.
+
+    A command's own folder is taken out, whose modules are imported by their package alone.
+    """
+    here = sys.path[1:] if sys.flags.safe_path else sys.path[2:]
+    given = _given()
+    sys.path[:] = _in_order([folder for folder in here if folder not in given], given)
+
+
+def users_last() -> None:
+    """Let a file of the user's own, which is about to be imported, find modules in the folders of `PYTHONPATH`."""
+    sys.path.extend(folder for folder in _given() if folder not in sys.path)
+
+
+def environment_of_workers() -> dict[str, str]:
+    """Variables with which a new process looks for modules in that order, wherever this one does."""
+    import subprocess  # only now is it Python's own
+
+    program = "import sys; print('\\n'.join(sys.path))"
+    run = subprocess.run([sys.executable, "-E", "-P", "-c", program], capture_output=True, text=True, check=True)
+    given = _given()
+    return {
+        "PYTHONPATH": os.pathsep.join(_in_order(run.stdout.splitlines(), given)),
+        _GIVEN: os.pathsep.join(given),
+    }
+
+
+def _given() -> list[str]:
+    """Folders of `PYTHONPATH`. Of an empty one, which is the working directory, nobody has thought."""
+    text = os.environ.get(_GIVEN, os.environ.get("PYTHONPATH", ""))
+    return [os.path.abspath(folder) for folder in text.split(os.pathsep) if folder]  # noqa: PTH100
+
+
+def _in_order(python: list[str], given: list[str]) -> list[str]:
+    """Python's own folders, the project's, and those of `PYTHONPATH` that packages are installed in.
+
+    The project's comes as late as may be, for there may be other things in it: only before namesakes of ours.
+    """
+    folders = [*python, *(folder for folder in given if _has_packages(folder))]
+    namesakes = (
+        position
+        for position, folder in enumerate(folders)
+        for name in _PACKAGES
+        if os.path.exists(os.path.join(folder, name)) or os.path.exists(os.path.join(folder, f"{name}.py"))  # noqa: PTH110, PTH118
+    )
+    position = next(namesakes, len(folders))
+    return [*folders[:position], ROOT, *folders[position:]]
+
+
+def _has_packages(folder: str) -> bool:
+    """Whether pip has installed something there, as where a cluster's module system keeps libraries."""
+    try:
+        return any(name.endswith(".dist-info") for name in os.listdir(folder))  # noqa: PTH208
+    except OSError:
+        return False

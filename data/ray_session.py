@@ -1,0 +1,83 @@
+"""Ray on this machine, or the cluster that a command joins."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RaySystemError
+from ray.job_config import JobConfig
+
+from data.import_path import environment_of_workers
+
+
+def connect(address: str | None = None) -> None:
+    """Join a Ray cluster, or start Ray on this machine; nothing if that has happened already.
+
+    Args:
+        address: of a cluster (`auto` on one of its nodes); None starts Ray here.
+
+    Raises:
+        RayError, ConnectionError: Ray did not start, or there is none at the address.
+    """
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
+    # Ray tells at every start that its own processes authenticate to one another; nothing for the user to do.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    runtime_env = {}
+    if address:
+        # Nodes of a cluster have the project installed, but perhaps not this version of it.
+        repository = Path(__file__).resolve().parent.parent
+        runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
+    # Ray would have its workers look for modules in the working directory and in the script's folder first of all.
+    job = JobConfig()
+    job._py_driver_sys_path = _NoFolders()
+    # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
+    # imported, so that to set it there would be too late.
+    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
+    try:
+        with _environment(environment_of_workers()):
+            ray.init(
+                address=address or "local",  # without an address Ray would join whatever cluster it finds here
+                job_config=job,
+                runtime_env=runtime_env,
+                include_dashboard=False if address is None else None,
+                logging_level="warning",
+                log_to_driver=False,
+            )
+    except ValueError as problem:
+        raise ConnectionError(f"--address {address}: {problem}") from problem
+    except Exception as problem:
+        if type(problem) is not Exception:  # which is what Ray raises when its processes take too long to begin
+            raise
+        raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+class _NoFolders(list[str]):
+    """A job's folders of modules, to which Ray can add none."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Leave the folders out."""
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment while the body runs, and for what it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
