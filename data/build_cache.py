@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.convert import convert_chunk
 from data.download import DownloadError
 from data.notes import commonest_notes
+from data.places import default_cache, downloads_folder, expanded
 from data.ray_session import connect
 from data.rows import RawChunk, Rows
 from data.shards import (
@@ -101,7 +102,7 @@ def graphs_of(
         raise TaskError("rows of formulas alone have no structures to make graphs of; models that read them need none")
     spec = cache_spec(rows, cutoffs, rows_per_shard)
     if "://" not in cache_folder:  # the actors need not have this process's working directory
-        cache_folder = str(Path(cache_folder).expanduser().absolute())
+        cache_folder = str(expanded(cache_folder).absolute())
     folder = f"{cache_folder.rstrip('/')}/{spec.key}"
     filesystem, path = open_folder(folder)
     for _ in range(_REPAIRS):
@@ -133,7 +134,15 @@ def cache_spec(rows: Rows, cutoffs: tuple[float, float], rows_per_shard: int = R
 def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     """Write every shard that is not there yet, then the manifest."""
     filesystem, path = open_folder(folder)
-    filesystem.create_dir(path, recursive=True)
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except StorageError:
+        raise
+    except OSError as problem:
+        raise StorageError(
+            f"no graphs can be kept in {folder} ({problem}). Give a folder that is yours to write to, by --cache or in "
+            "MATSWEEP_CACHE"
+        ) from problem
     present = shards_present(filesystem, path)
     missing = [number for number in range(len(spec.shard_rows)) if number not in present]
     done = len(rows) - sum(len(spec.shard_rows[number]) for number in missing)
@@ -186,32 +195,6 @@ def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> 
         start(running.pop(finished))
     for actor in actors:
         ray.kill(actor)
-
-
-def default_cache() -> Path:
-    """Where downloads and graphs go unless the user says otherwise; StorageError where that is an address."""
-    return _of_this_machine("MATSWEEP_CACHE", os.environ.get("MATSWEEP_CACHE", "~/.cache/matsweep"))
-
-
-def downloads_folder(given: str | None) -> Path:
-    """Where datasets are kept.
-
-    Args:
-        given: by `--downloads`; None for a folder in the default cache.
-
-    Raises:
-        StorageError: an address, which as a path would be a folder `./gs:/...` here.
-    """
-    return default_cache() / "downloads" if given is None else _of_this_machine("--downloads", given)
-
-
-def _of_this_machine(option: str, folder: str) -> Path:
-    if "://" in folder:
-        raise StorageError(
-            f"{option} {folder}: data sets are downloaded to a disk of this machine. Give a folder on it, as a path; "
-            "graphs may be elsewhere, by --cache"
-        )
-    return Path(folder).expanduser()
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)

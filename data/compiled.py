@@ -2,18 +2,24 @@
 
 numba keeps a function's machine code until the function's own file changes, although calls to functions of
 other files were compiled into it. So the code is kept in a folder named by a hash of all source files that
-could be part of it.
+could be part of it: beside the source, or where that cannot be written to, in the cache folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+
+from data.places import default_cache
+from data.store_faults import StorageError
 
 _data = Path(__file__).parent
 _sources = [path.read_bytes() for path in sorted(_data.glob("*.py"))]
@@ -21,14 +27,35 @@ _sources = [path.read_bytes() for path in sorted(_data.glob("*.py"))]
 _others = [path.read_bytes() for path in sorted((_data.parent / "models").glob("*.py"))]
 _sources += [source for source in _others if b"data.compiled" in source]
 _hash = hashlib.sha256(b"|".join(_sources)).hexdigest()[:16]
-# Has to be said before the first function is decorated. A folder of the user's own (NUMBA_CACHE_DIR) is kept to.
 _config: Any = numba.config
-_config.CACHE_DIR = str(Path(_config.CACHE_DIR or Path(__file__).parent / "__pycache__") / f"compiled-{_hash}")
+
+
+def _folder() -> Path | None:
+    """Where machine code is kept: in a folder of the user's own (NUMBA_CACHE_DIR), or the first that can be."""
+    folders = [Path(_config.CACHE_DIR or Path(__file__).parent / "__pycache__")]
+    with suppress(StorageError):  # none is known; who needs it for more than this is told so
+        folders.append(default_cache() / "kernels")
+    for folder in folders:
+        with suppress(OSError):
+            of_this_code = folder / f"compiled-{_hash}"
+            of_this_code.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=of_this_code).close()
+            return of_this_code
+    logging.getLogger(__name__).warning(
+        "Neither %s can be written to: every process compiles the kernels for itself, which takes half a minute. Set "
+        "MATSWEEP_CACHE to a folder that is yours to write to",
+        " nor ".join(map(str, folders)),
+    )
+    return None
+
+
+# Has to be said before the first function is decorated.
+_config.CACHE_DIR = str(_folder() or "")
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code for the types it is called with."""
-    return numba.njit(cache=True)(function)
+    return numba.njit(cache=bool(_config.CACHE_DIR))(function)
 
 
 @compiled

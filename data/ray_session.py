@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def connect(address: str | None = None) -> None:
         # Nodes of a cluster have the project installed, but perhaps not this version of it.
         repository = Path(__file__).resolve().parent.parent
         runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
+    else:
+        _have_a_token()
     # Ray would have its workers look for modules in the working directory and in the script's folder first of all.
     job = JobConfig()
     job._py_driver_sys_path = _NoFolders()
@@ -59,6 +62,20 @@ def connect(address: str | None = None) -> None:
         raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _have_a_token() -> None:
+    """Give Ray, whose processes ask one another for a token, one for this session where it can keep none in the home."""
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        return
+    try:
+        folder = Path.home() / ".ray"
+        folder.mkdir(exist_ok=True)
+        usable = os.access(folder / "auth_token", os.R_OK) or os.access(folder, os.W_OK)
+    except (OSError, RuntimeError):  # no such home, or none that can be written to
+        usable = False
+    if not usable:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 class _NoFolders(list[str]):

@@ -21,6 +21,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from pyarrow import fs
 
+from data.places import expanded
 from data.store_faults import StorageError, patiently
 
 T = TypeVar("T")
@@ -154,7 +155,7 @@ def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
     """
     text = str(address)
     if "://" not in text:
-        return whole(fs.LocalFileSystem()), str(Path(text).expanduser().absolute())
+        return whole(fs.LocalFileSystem()), str(expanded(text).absolute())
     scheme, _, rest = text.partition("://")
     scheme, (host, slash, names) = scheme.lower(), rest.partition("/")
     before, at, _ = host.rpartition("@")  # of Google's or Azure's stores no secret if it is one word

@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 from data.download import download
 from data.matbench_files import read_matbench_file
+from data.places import expanded
 from data.readers import read_demo, read_path, task_name
 from data.rows import Rows
 from data.source import GROUP_COLUMN, Source
@@ -59,7 +60,7 @@ def open_task(
         TaskError: the task, its file, its target or an id is not as expected.
         DownloadError: an official file could not be fetched.
     """
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     if spec == DEMO.name:
         task, source = _beside(path, DEMO), read_demo(_DEMO_FILE)
         rows = source.rows([str(one) for one in source.index], DEMO.target)
@@ -100,7 +101,7 @@ def read_ids(file: Path) -> set[str]:
 
 def absolute_spec(spec: str) -> str:
     """A task's name as it is; a path as one that means the same in every working directory."""
-    path = Path(spec).expanduser()
+    path = expanded(spec)
     return str(path.resolve()) if spec not in task_names() and path.exists() else spec
 
 

@@ -12,10 +12,10 @@ import importlib.util
 import sys
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from data.import_path import users_last
+from data.places import expanded
 from models.composition_model import COMPOSITION_NETWORK
 from models.finetune import CHGNET
 from models.gaussian_process import GAUSSIAN_PROCESS
@@ -39,7 +39,7 @@ def open_model(name: str) -> Model:
         return MODELS[name]
     if not name.endswith(".py"):
         raise ModelError(f"no model {name!r}: choose one of {', '.join(MODELS)}, or give a Python file with a MODEL")
-    path = Path(name).expanduser().resolve()
+    path = expanded(name).resolve()
     try:
         source = path.read_bytes()
     except OSError as problem:

@@ -16,7 +16,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from data import build_cache
+from data import build_cache, places
 from data.build_cache import Converter, cache_spec, graphs_of
 from data.graphs import Graphs
 from data.quality import check_crystal
@@ -319,6 +319,6 @@ def test_an_address_for_downloads_is_refused(tmp_path, monkeypatch, command, opt
 def test_downloads_go_to_the_folder_that_is_given(tmp_path, monkeypatch):
     monkeypatch.setenv("MATSWEEP_CACHE", str(tmp_path))
     monkeypatch.setenv("HOME", "/home/me")
-    assert build_cache.downloads_folder(None) == tmp_path / "downloads"
-    assert build_cache.downloads_folder("~/data") == Path("/home/me/data")
-    assert build_cache.downloads_folder("data") == Path("data")
+    assert places.downloads_folder(None) == tmp_path / "downloads"
+    assert places.downloads_folder("~/data") == Path("/home/me/data")
+    assert places.downloads_folder("data") == Path("data")

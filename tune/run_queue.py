@@ -25,8 +25,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.build_cache import default_cache, downloads_folder, say, say_problem
+from data.build_cache import say, say_problem
 from data.folds import SplitError
+from data.places import default_cache, downloads_folder, expanded
 from data.rows import Rows
 from data.storage import file_names
 from data.tasks import Task, absolute_spec
@@ -296,7 +297,7 @@ def main(
             task=absolute_spec(task),
             target=target,
             quantity=quantity,
-            ids=str(ids.expanduser().resolve()) if ids else None,
+            ids=str(expanded(ids).resolve()) if ids else None,
             search_folds=[],
             folds=parse_folds(folds, "--folds"),
             num_samples=1,

@@ -27,10 +27,11 @@ from typing import Annotated
 import typer
 from ray.exceptions import RayError
 
-from data.build_cache import default_cache, downloads_folder, say, say_problem
+from data.build_cache import say, say_problem
 from data.download import DownloadError
 from data.folds import N_FOLDS, SplitError
 from data.left_out import DEFAULT_SPLIT, split_rule
+from data.places import default_cache, downloads_folder, expanded
 from data.shards import DamagedShardError
 from data.storage import StorageError
 from data.tasks import TaskError, absolute_spec
@@ -271,7 +272,7 @@ def main(
                 task=absolute_spec(task),
                 target=target,
                 quantity=quantity,
-                ids=str(ids.expanduser().resolve()) if ids else None,
+                ids=str(expanded(ids).resolve()) if ids else None,
                 search_folds=parse_folds(search_folds, "--search-folds"),
                 folds=parse_folds(folds, "--folds"),
                 num_samples=num_samples or loaded.num_samples,
@@ -332,7 +333,7 @@ def gpu_share(text: str) -> float:
 
 def anywhere(place: str) -> str:
     """A URI as it is, a path made absolute: a sweep may be resumed from another folder."""
-    return place if "://" in place else str(Path(place).expanduser().resolve())
+    return place if "://" in place else str(expanded(place).resolve())
 
 
 def _refuse_changed(context: typer.Context, option: str, may_change: set[str]) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.convert import reduced_formula
 from data.crystal import BadCrystalError, Crystal
 from data.matbench_files import read_matbench_file
+from data.places import expanded
 from data.rows import RawChunk, Rows, structure_file_format
 from data.tasks import TaskError, read_ids
 from tune.crystal_facts import FactsError, predicted_rows
@@ -51,7 +51,7 @@ def read_seen(source: str) -> Seen:
     Raises:
         SeenError: there is nothing, or nothing of that kind, to read.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists():
         raise SeenError(f"--contamination {source}: there is no such file or folder")
     if path.is_dir():

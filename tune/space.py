@@ -15,6 +15,7 @@ import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from data.places import expanded
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.metrics import Kind
@@ -220,8 +221,8 @@ def model_file(name: object, space_file: Path) -> str:
     """A file of one's own is looked for beside the space, then here; made absolute, for workers run elsewhere."""
     if not isinstance(name, str) or not name.endswith(".py"):
         return str(name)
-    beside = space_file.parent / Path(name).expanduser()
-    return str((beside if beside.exists() else Path(name).expanduser()).resolve())
+    beside = space_file.parent / expanded(name)
+    return str((beside if beside.exists() else expanded(name)).resolve())
 
 
 def field_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
