@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from data.build_cache import console, say
+from data.console import console, say
 from tune.run_sweep import USER_ERRORS
 
 SECONDS_BETWEEN_READINGS = 0.05

@@ -28,7 +28,8 @@ import typer
 from ray.cluster_utils import Cluster
 
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
-from data.build_cache import console, graphs_of
+from data.build_cache import graphs_of
+from data.console import console
 from data.ray_session import connect
 from data.rows import Rows
 from data.tasks import DEMO, open_task

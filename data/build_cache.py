@@ -24,12 +24,13 @@ from typing import Annotated
 
 import ray
 import typer
-from ray.exceptions import RayError, RayTaskError
-from rich.console import Console
+from ray.exceptions import RayError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.console import console, say, say_problem
 from data.convert import convert_chunk
 from data.download import DownloadError
+from data.interruption import interruptible
 from data.notes import commonest_notes
 from data.places import default_cache, downloads_folder, expanded
 from data.ray_session import connect
@@ -50,20 +51,7 @@ from data.shards import (
 from data.storage import StorageError, file_names, open_folder
 from data.tasks import TaskError, open_task
 
-console = Console(stderr=True)
 _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
-
-
-def say(line: str, style: str = "") -> None:
-    """Print a line as it is: what looks like rich's markup in it may be a path or a column's name."""
-    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
-
-
-def say_problem(problem: BaseException) -> None:
-    """Print what went wrong; of an error in another process its own message, not where it was met on the way."""
-    if isinstance(problem, RayTaskError) and not isinstance(problem.cause, RayError):
-        problem = problem.cause
-    say(f"{type(problem).__name__}: {problem}", style="red")
 
 
 class Converter:
@@ -232,16 +220,14 @@ def main(
     Killed at any instant, a second call finishes what is missing. A sweep does the same by itself.
     """
     try:
-        opened, rows = open_task(task, target=target, ids_file=ids, download_dir=downloads_folder(downloads))
-        if opened.notes:
-            say(opened.notes)
-        if address:  # else Ray starts if, and only if, there is something to build
-            connect(address)
-        folder = cache or str(default_cache() / "graphs")
-        stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on from here")
-        sys.exit(130)
+        with interruptible("the same command goes on from here"):
+            opened, rows = open_task(task, target=target, ids_file=ids, download_dir=downloads_folder(downloads))
+            if opened.notes:
+                say(opened.notes)
+            if address:  # else Ray starts if, and only if, there is something to build
+                connect(address)
+            folder = cache or str(default_cache() / "graphs")
+            stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
     except (TaskError, DownloadError, StorageError, DamagedShardError, OSError, RayError) as problem:
         say_problem(problem)
         sys.exit(1)

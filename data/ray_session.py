@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,7 @@ def connect(address: str | None = None) -> None:
     # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
     # imported, so that to set it there would be too late.
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
+    told_to_end = signal.getsignal(signal.SIGTERM)
     try:
         with _environment(environment_of_workers()):
             ray.init(
@@ -62,10 +64,12 @@ def connect(address: str | None = None) -> None:
         raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
+    if callable(told_to_end):  # Ray answers to the signal with a stack trace in C++
+        signal.signal(signal.SIGTERM, told_to_end)
 
 
 def _have_a_token() -> None:
-    """Give Ray, whose processes ask one another for a token, one for this session where it can keep none in the home."""
+    """Give Ray, whose processes ask one another for a token, one for this session where the home can keep none."""
     if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
     try:

@@ -232,7 +232,7 @@ def test_an_average_can_be_averaged_again_under_another_name(tmp_path, rows, val
         (tmp_path / "ray_results" / name / file).touch()
     for name, reason in (
         ("both", "'both' in ray_results is an average of sweeps: choose another --name"),
-        ("begun", "sweep 'begun' exists in ray_results: --resume it, or choose another --name"),
+        ("begun", "sweep 'begun' exists in ray_results: choose another --name, or go on with it by"),
         ("queued", "'queued' in ray_results is a queue of experiments: choose another --name"),
         ("far/away", "--name 'far/away': expected the name of a folder in ray_results"),
         (" spaced", "--name ' spaced': expected the name of a folder in ray_results"),

@@ -122,7 +122,7 @@ class Breaking(ray.tune.Callback):
     ],
 )
 def test_what_ends_the_driver_is_told_in_a_sentence_that_says_where(tmp_path, problem, expected):
-    with pytest.raises(SweepError, match=rf"^test was ended by .*test_search\.py, line \d+: {expected}\. .*--resume$"):
+    with pytest.raises(SweepError, match=rf"^test was ended by .*test_search\.py, line \d+: {expected}\. .*go on$"):
         watched_by(Breaking(problem), tmp_path)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.build_cache import say
+from data.console import say
 from data.storage import StorageError
 from tune.options import Folder, SweepError
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.build_cache import graphs_of, say
+from data.build_cache import graphs_of
 from data.compositions import read_compositions
+from data.console import say
 from data.elements import ATOMIC_NUMBERS
 from data.folds import Fold, Split, make_folds, split_fold
 from data.graphs import element_fractions

@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
-from data.build_cache import say
+from data.console import say
 from data.storage import StorageError, file_names, open_folder
 from tune.options import SweepError
 from tune.preemption import FILE as PAUSED
@@ -114,7 +114,7 @@ def run_experiment(
     trials = results._experiment_analysis.trials
     unfinished = [trial.trial_id for trial in trials if not trial.is_finished()]
     if unfinished:
-        raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished: go on with --resume")
+        raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished")
     return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
 
 
@@ -128,7 +128,7 @@ def _in_a_sentence(told: str, title: str) -> Exception:
     where = ", line ".join(files[-1]) if files else "Ray Tune"  # an error of the system need not say which file it met
     return SweepError(
         f"{title} was ended by an error of this machine or of the program, met in {where}: {last}. What is done is "
-        "kept: mend what it names, then go on with --resume"
+        "kept: mend what it names, then go on"
     )
 
 
@@ -220,7 +220,7 @@ def run_until_read(
         for file in damaged.values():
             say(f"  {title}: {file} is gone or damaged; its trial goes on from its checkpoint before, or begins anew")
     raise SweepError(
-        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then --resume"
+        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then go on"
     )
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.build_cache import say
+from data.console import say
+from tune.going_on import command_to_go_on
 from tune.options import Batch, Folder, Options, SweepError
 from tune.space import SearchSpace
 
@@ -28,7 +29,7 @@ def extended(options: Options, *, num_samples: int | None, space: SearchSpace | 
     folder = Folder(f"{options.storage}/{options.name}")
     results = folder.read_json("results.json")
     if results is None or len(results["options"].get("batches", [])) != len(options.batches):
-        raise SweepError(f"{options.name} is not finished: --resume {options.name} first")
+        raise SweepError(f"{options.name} is not finished. First: `{command_to_go_on(options.storage, options.name)}`")
     if not options.space.searched:
         raise SweepError(f"{options.name} searched nothing (space {options.space.name} has no range)")
     failed = [trial for trial in results["trials"] if "failed" in trial]

@@ -20,6 +20,7 @@ from data.left_out import DEFAULT_SPLIT, SplitRule
 from data.rows import Rows
 from data.storage import file_names, open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
+from tune.going_on import command_to_go_on
 from tune.space import SearchSpace
 from tune.trial import Copies
 
@@ -280,7 +281,10 @@ def refuse_taken(option: str, name: str, storage: str, *, by_queue: bool = True)
     folder = Folder(f"{storage}/{name}")
     there = file_names(folder.filesystem, folder.path)
     if RECORD in there:
-        raise SweepError(f"sweep {name!r} exists in {storage}: --resume it, or choose another {option}")
+        raise SweepError(
+            f"sweep {name!r} exists in {storage}: choose another {option}, or go on with it by "
+            f"`{command_to_go_on(storage, name)}`"
+        )
     if "results.json" in there:
         raise SweepError(f"{name!r} in {storage} is an average of sweeps: choose another {option}")
     if by_queue and "queue.json" in there:

@@ -19,7 +19,7 @@ import ray
 from pyarrow import fs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.build_cache import console, say
+from data.console import console, say
 from data.shards import ROWS_PER_SHARD
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
 

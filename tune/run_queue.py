@@ -25,14 +25,16 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from data.build_cache import say, say_problem
+from data.console import say, say_problem
 from data.folds import SplitError
+from data.interruption import interruptible
 from data.places import default_cache, downloads_folder, expanded
 from data.rows import Rows
 from data.storage import file_names
 from data.tasks import Task, absolute_spec
 from models.metrics import metric_of
 from models.reference import TargetScaleError
+from tune.arguments import anywhere, copies, gpu_share, own_name, parse_folds
 from tune.claim import claimed
 from tune.comparison import compare
 from tune.dataset import Dataset
@@ -43,7 +45,7 @@ from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue
 from tune.queue_report import report
 from tune.results import collect, write_quarantine
-from tune.run_sweep import USER_ERRORS, anywhere, copies, gpu_share, own_name, parse_folds
+from tune.run_sweep import USER_ERRORS
 from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
 from tune.space import SpaceError
@@ -315,11 +317,8 @@ def main(
             track=None,
         )
         refuse_taken("--name", options.name, options.storage, by_queue=False)
-        try:
+        with interruptible("the same command goes on"):
             run_queue(loaded, options, address=address)
-        except KeyboardInterrupt:
-            say("interrupted: the same command goes on")
-            sys.exit(130)
     except (*USER_ERRORS, RunError) as problem:
         say_problem(problem)
         sys.exit(1)

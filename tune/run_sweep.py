@@ -19,7 +19,6 @@ if __name__ == "__main__":  # before anything of the user's could be imported by
 
     own_first()
 
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -27,9 +26,10 @@ from typing import Annotated
 import typer
 from ray.exceptions import RayError
 
-from data.build_cache import say, say_problem
+from data.console import say_problem
 from data.download import DownloadError
-from data.folds import N_FOLDS, SplitError
+from data.folds import SplitError
+from data.interruption import interruptible
 from data.left_out import DEFAULT_SPLIT, split_rule
 from data.places import default_cache, downloads_folder, expanded
 from data.shards import DamagedShardError
@@ -38,6 +38,7 @@ from data.tasks import TaskError, absolute_spec
 from models.device import NoGPUError
 from models.reference import TargetScaleError
 from models.registry import ModelError
+from tune.arguments import anywhere, copies, gpu_share, own_name, parse_folds
 from tune.evaluate import PredictionError
 from tune.extend import extended
 from tune.options import Options, SweepError, options_to_go_on, refuse_taken
@@ -63,19 +64,6 @@ USER_ERRORS = (
     OSError,
     RayError,
 )
-
-
-def parse_folds(text: str, option: str) -> list[int]:
-    """`all`, or indices separated by commas; SweepError for anything else."""
-    if text == "all":
-        return list(range(N_FOLDS))
-    try:
-        folds = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        folds = [-1]
-    if not all(0 <= fold < N_FOLDS for fold in folds):
-        raise SweepError(f"{option} {text!r}: expected `all` or folds of 0 to {N_FOLDS - 1} such as 0,2")
-    return folds
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -295,45 +283,11 @@ def main(
             if plan_only:
                 show(plan(options))
                 return
-        try:
+        with interruptible("nothing was begun, so give the same command again"):
             run(options, address=address, resumed=bool(resume or extend))
-        except KeyboardInterrupt:
-            say(f"interrupted: go on with --resume {options.name}")
-            sys.exit(130)
     except USER_ERRORS as problem:
         say_problem(problem)
         sys.exit(1)
-
-
-def copies(text: str) -> str:
-    """`none`, `auto`, or a number of copies of two or more; SweepError for anything else."""
-    if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
-        raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
-    return text
-
-
-def own_name(file: str) -> str:
-    """Of a task or a space, for the name of a sweep: what a name may not hold is left out."""
-    return re.sub(r"[^\w+=-]", "", Path(file).name.split(".")[0]) or "sweep"
-
-
-def gpu_share(text: str) -> float:
-    """What one trial gets of a GPU; a whole one for `auto`, which is measured later. SweepError for anything else."""
-    try:
-        share = 1.0 if text == "auto" else float(text)
-    except ValueError:
-        share = -1.0
-    finest = round(share, 4) if 0 <= share <= 1 else share  # Ray counts in steps of 0.0001
-    if finest != share or not (0 <= share <= 1 or (share > 1 and share.is_integer())):
-        raise SweepError(
-            f"--gpus-per-trial {text!r}: expected auto, a share such as 0.25 (of up to 4 decimals), or whole GPUs"
-        )
-    return share
-
-
-def anywhere(place: str) -> str:
-    """A URI as it is, a path made absolute: a sweep may be resumed from another folder."""
-    return place if "://" in place else str(expanded(place).resolve())
 
 
 def _refuse_changed(context: typer.Context, option: str, may_change: set[str]) -> None:

@@ -24,9 +24,9 @@ from pyarrow import fs
 
 from data.storage import file_names, open_folder, read_whole
 from models.metrics import Metric, metric_of
+from tune.going_on import STORAGE, command_to_go_on
 
 On = Literal["test", "validation"]
-STORAGE = "ray_results"  # where names are looked up
 _PREFIX = {"test": "preds", "validation": "val"}
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
@@ -294,8 +294,7 @@ def _go_on(folder: str) -> str:
     filesystem, path = open_folder(folder)
     if "gate" in json.loads(read_whole(filesystem, f"{path}/sweep.json")):
         return "it belongs to a queue, whose command (tune/run_queue.py) goes on with it"
-    elsewhere = "" if above == STORAGE else f" --storage {above}"
-    return f"go on with `python tune/run_sweep.py --resume {name}{elsewhere}`"
+    return f"go on with `{command_to_go_on(above, name)}`"
 
 
 def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:

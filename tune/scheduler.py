@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from data.build_cache import say
+from data.console import say
 from data.storage import read_whole, write_whole
 from tune.trial import is_gone, saved_state
 

@@ -16,7 +16,7 @@ import ray.tune
 import torch
 from pyarrow import fs
 
-from data.build_cache import say
+from data.console import say
 from models.metrics import metric_of
 from tune.dataset import Dataset
 from tune.experiment import run_experiment, run_until_read, trial_id

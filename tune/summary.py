@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from data.build_cache import console, say
+from data.console import console, say
 from tune.options import Folder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from data.build_cache import say
+from data.console import say
 from data.folds import SplitError
 from data.ray_session import connect
 from data.rows import Rows
@@ -24,6 +24,7 @@ from models.reference import TargetScaleError
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
+from tune.going_on import noted
 from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
 from tune.options import RECORD, Batch, Folder, Options, SweepError, check_record, keep_options, write_record
 from tune.packing import share_of_gpu
@@ -41,7 +42,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     Raises:
         SweepError: a lever that does nothing, no trial succeeded, or a chosen config failed on a fold.
     """
-    folder = Folder(f"{options.storage}/{options.name}")
+    began, folder = datetime.now(), Folder(f"{options.storage}/{options.name}")
     task, rows = options.open_task()
     batches = [
         batch.model_copy(update={"space": batch.space.for_task(task.kind, task.quantity)})
@@ -54,7 +55,9 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
             check_record(folder, options, rows.sha256)
         else:
             write_record(folder, options, rows.sha256)
-        return _run(options, batches, task, rows, folder, resumed)
+        dataset, levers = _prepare(options, space, task, rows, folder, resumed, address)
+        with noted(options, address):
+            return _run(options, batches, dataset, levers, folder, began)
 
 
 def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: str | None) -> None:
@@ -75,25 +78,34 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
         refuse_impossible(options)
 
 
-def _run(
-    options: Options, batches: list[Batch], task: Task, rows: Rows, folder: Folder, resumed: bool
-) -> dict[str, Any]:
-    """The sweep itself, from the dataset to the results."""
-    began, space = datetime.now(), batches[-1].space
+def _prepare(
+    options: Options, space: SearchSpace, task: Task, rows: Rows, folder: Folder, resumed: bool, address: str | None
+) -> tuple[Dataset, list[LeverCheck]]:
+    """Everything that trials share, and the proof that the levers of the space do something."""
+    refusals = (SweepError, SplitError, TargetScaleError)
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
     say(f"  {task.labels}")
     if task.notes:
         say(f"  {task.notes}")
     try:
-        dataset = open_dataset(options, space, task, rows)
-        write_quarantine(folder, dataset)
-        levers = prove_levers(options, space, dataset, folder)
-    except (SweepError, SplitError, TargetScaleError):
+        with noted(options, address, but_for=refusals):
+            dataset = open_dataset(options, space, task, rows)
+            write_quarantine(folder, dataset)
+            levers = prove_levers(options, space, dataset, folder)
+    except refusals:
         if not resumed:
             folder.delete(RECORD)  # of a sweep that was refused: its name stays free
         raise
     if resumed:
         keep_options(folder, options)  # only now that the levers of an extension are shown
+    return dataset, levers
+
+
+def _run(
+    options: Options, batches: list[Batch], dataset: Dataset, levers: list[LeverCheck], folder: Folder, began: datetime
+) -> dict[str, Any]:
+    """The sweep itself, from the search to the results."""
+    space = batches[-1].space
     if options.pack_gpus:
         options = options.model_copy(update={"gpus_per_trial": share_of_gpu(options, space, dataset, folder)})
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)

@@ -27,7 +27,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from torch.utils.tensorboard import SummaryWriter
 
-from data.build_cache import say
+from data.console import say
 from data.storage import StorageError
 from models.metrics import Metric
 from models.registry import planned_epochs
@@ -114,7 +114,7 @@ class Tracking(Callback):
         except OSError as problem:
             raise StorageError(
                 f"cannot write {folder}, where events for TensorBoard are kept: {problem.strerror or problem}. Make "
-                "space there, or make it a folder that you may write to; then go on with --resume"
+                "space there, or make it a folder that you may write to; then go on"
             ) from problem
 
     def _writer(self, trial: Trial) -> SummaryWriter:

@@ -1,0 +1,23 @@
+"""What commands print on the terminal's error stream."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console(stderr=True)
+
+
+def say(line: str, style: str = "") -> None:
+    """Print a line as it is: what looks like rich's markup in it may be a path or a column's name."""
+    console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def say_problem(problem: BaseException) -> None:
+    """Print what went wrong; of an error in another process its own message, not where it was met on the way."""
+    notes = getattr(problem, "__notes__", [])
+    cause = getattr(problem, "cause", None)  # of Ray's errors
+    if isinstance(cause, Exception) and not type(cause).__module__.startswith("ray."):
+        problem = cause
+    say(f"{type(problem).__name__}: {problem}", style="red")
+    for note in notes:
+        say(note[0].upper() + note[1:])

@@ -1,0 +1,54 @@
+"""What the options of `run_sweep.py` and `run_queue.py` mean."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from data.folds import N_FOLDS
+from data.places import expanded
+from tune.options import SweepError
+
+
+def parse_folds(text: str, option: str) -> list[int]:
+    """`all`, or indices separated by commas; SweepError for anything else."""
+    if text == "all":
+        return list(range(N_FOLDS))
+    try:
+        folds = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        folds = [-1]
+    if not all(0 <= fold < N_FOLDS for fold in folds):
+        raise SweepError(f"{option} {text!r}: expected `all` or folds of 0 to {N_FOLDS - 1} such as 0,2")
+    return folds
+
+
+def copies(text: str) -> str:
+    """`none`, `auto`, or a number of copies of two or more; SweepError for anything else."""
+    if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
+        raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
+    return text
+
+
+def own_name(file: str) -> str:
+    """Of a task or a space, for the name of a sweep: what a name may not hold is left out."""
+    return re.sub(r"[^\w+=-]", "", Path(file).name.split(".")[0]) or "sweep"
+
+
+def gpu_share(text: str) -> float:
+    """What one trial gets of a GPU; a whole one for `auto`, which is measured later. SweepError for anything else."""
+    try:
+        share = 1.0 if text == "auto" else float(text)
+    except ValueError:
+        share = -1.0
+    finest = round(share, 4) if 0 <= share <= 1 else share  # Ray counts in steps of 0.0001
+    if finest != share or not (0 <= share <= 1 or (share > 1 and share.is_integer())):
+        raise SweepError(
+            f"--gpus-per-trial {text!r}: expected auto, a share such as 0.25 (of up to 4 decimals), or whole GPUs"
+        )
+    return share
+
+
+def anywhere(place: str) -> str:
+    """A URI as it is, a path made absolute: a sweep may be resumed from another folder."""
+    return place if "://" in place else str(expanded(place).resolve())

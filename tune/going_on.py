@@ -1,0 +1,51 @@
+"""How a sweep goes on that has ended before its time."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tune.options import Options
+
+STORAGE = "ray_results"  # where names are looked up
+
+
+def command_to_go_on(storage: str, name: str, address: str | None = None) -> str:
+    """The command that goes on with a sweep, given in this folder.
+
+    Args:
+        storage: path or URI that the sweep's folder is in.
+        name: of the sweep.
+        address: of the cluster it was run on.
+    """
+    options = ["--resume", name]
+    usual = None
+    with suppress(OSError):  # the working directory is gone
+        usual = str(Path(STORAGE).resolve())
+    if storage not in (STORAGE, usual):
+        options += ["--storage", storage]
+    if address is not None:
+        options += ["--address", address]
+    return f"python tune/run_sweep.py {shlex.join(options)}"
+
+
+@contextmanager
+def noted(options: Options, address: str | None, but_for: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Note on whatever ends the body how the sweep goes on.
+
+    Args:
+        options: of the sweep.
+        address: of its cluster.
+        but_for: errors after which it does not.
+    """
+    try:
+        yield
+    except but_for:
+        raise
+    except BaseException as problem:
+        problem.add_note(f"go on with `{command_to_go_on(options.storage, options.name, address)}`")
+        raise
