@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import GradientConfig
+from models.config import GradientConfig, largest_decay
 
 Weights = list[Tensor]  # what trains, one flat tensor for each group of parameters
 
@@ -32,8 +32,7 @@ class Averaging:
         """Take the weights after an optimiser's step into the mean."""
         if self.config.averaging == "ema":
             self.n_averaged += 1
-            # At first less of the past, which is the untrained network (as in TensorFlow's own average).
-            self._add(1 - min(self.config.ema_decay, (1 + self.n_averaged) / (10 + self.n_averaged)))
+            self._add(1 - min(self.config.ema_decay, largest_decay(self.n_averaged)))
 
     def after_epoch(self, epoch: int) -> None:
         """Take the weights at an epoch's end into the mean."""

@@ -5,6 +5,7 @@ A field that would change nothing beside the others is refused, not ignored.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -32,6 +33,13 @@ class ModelConfig(BaseModel):
                     f"it goes with {other} {' or '.join(map(str, values))}"
                 )
         return self
+
+    def effective(self, n_train: int) -> dict[str, Any]:  # noqa: ARG002 - that of a subclass asks for it
+        """The fields as they act on so many training rows: the limit in place of what lies beyond one.
+
+        Two configs for which this is equal leave the same model, on these rows and perhaps not on more.
+        """
+        return self.model_dump()
 
 
 class GradientConfig(ModelConfig):
@@ -114,3 +122,20 @@ class GradientConfig(ModelConfig):
         if self.loss == "cross_entropy" and self.target_scale != "natural":
             raise ValueError(f"target_scale {self.target_scale!r} with loss cross_entropy: classes have no scale")
         return self
+
+    def effective(self, n_train: int) -> dict[str, Any]:
+        """See `ModelConfig`: a batch has no more rows than there are, and few steps reach no slow decay."""
+        fields = super().effective(n_train)
+        fields["batch_size"] = min(self.batch_size, n_train)
+        if self.averaging == "ema":
+            n_steps = self.epochs * math.ceil(n_train / self.batch_size)
+            fields["ema_decay"] = min(self.ema_decay, largest_decay(n_steps))
+        return fields
+
+
+def largest_decay(step: int) -> float:
+    """Of `averaging: ema` at a step, counted from 1: at first less of the past, which is the untrained network.
+
+    As in TensorFlow's `ExponentialMovingAverage`.
+    """
+    return (1 + step) / (10 + step)

@@ -73,6 +73,13 @@ class GaussianProcessConfig(ModelConfig):
             raise ValueError("undo_mp2020 with weights 'r2scan': these were trained on energies without corrections")
         return self
 
+    def effective(self, n_train: int) -> dict[str, Any]:
+        """See `ModelConfig`: as many rows as there are, or fewer, stand in for them only where they are too many."""
+        fields = super().effective(n_train)
+        if n_train <= self.exact_up_to:
+            return {**fields, "exact_up_to": n_train, "inducing_rows": 0}
+        return {**fields, "exact_up_to": 0, "inducing_rows": min(self.inducing_rows, n_train)}
+
 
 @dataclass(frozen=True)
 class FittedGaussianProcess:

@@ -393,11 +393,11 @@ def outcome(trial_id, config, fingerprints, kept=0.0, error=None) -> Outcome:
 def test_identical_predictions_of_different_configs_name_the_lever():
     one = outcome("one", {"lr": 0.1, "warmup": 0.2}, "abcd")
     other = outcome("other", {"lr": 0.1, "warmup": 0.4}, "abcd")
-    assert inert_pairs([one, other]) == [{"fold": 3, "trials": ["one", "other"], "levers": ["warmup"]}]
+    assert inert_pairs([one, other], 100) == [{"fold": 3, "trials": ["one", "other"], "levers": ["warmup"]}]
     lacking = outcome("lacking", {"lr": 0.1}, "abcd")
-    assert inert_pairs([one, lacking])[0]["levers"] == ["warmup"]
+    assert inert_pairs([one, lacking], 100)[0]["levers"] == ["warmup"]
     keeping = outcome("keeping", {"lr": 0.1, "warmup": 0.4, "keep": "last"}, "abcd")
-    assert inert_pairs([one, keeping])[0]["levers"] == ["warmup"]
+    assert inert_pairs([one, keeping], 100)[0]["levers"] == ["warmup"]
 
 
 @pytest.mark.parametrize(
@@ -420,12 +420,12 @@ def test_identical_predictions_of_different_configs_name_the_lever():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_differs_or_cannot_be_told_is_not_flagged(other, why):
-    assert inert_pairs([outcome("one", {"lr": 0.1}, "abcd"), other]) == [], why
+    assert inert_pairs([outcome("one", {"lr": 0.1}, "abcd"), other], 100) == [], why
 
 
 def test_trials_that_were_stopped_before_weights_are_averaged_are_not_flagged():
     stopped = [outcome(name, {"epochs": 8, "averaging": name}, "abcd") for name in ("none", "swa", "snapshots")]
-    assert inert_pairs(stopped) == []
+    assert inert_pairs(stopped, 100) == []
 
 
 def test_epochs_are_those_of_the_config_where_the_space_does_not_set_them():
@@ -433,8 +433,8 @@ def test_epochs_are_those_of_the_config_where_the_space_does_not_set_them():
     pair = [outcome(f"{lr}", {"lr": lr}, whole) for lr in (0.1, 0.2)]
     for one in pair:
         del one.config["epochs"]
-    (found,) = inert_pairs(pair)
+    (found,) = inert_pairs(pair, 100)
     assert found["levers"] == ["lr"]
     for one in pair:
         del one.history[-1]
-    assert inert_pairs(pair) == []
+    assert inert_pairs(pair, 100) == []

@@ -111,7 +111,8 @@ def load_dataset(
         split_rule: how the folds are made.
 
     Raises:
-        SweepError: a model that reads structures or a split by them, and a task that has none.
+        SweepError: a model that reads structures or a split by them, and a task that has none; or targets that are all
+            the same.
         SplitError: too few rows to split.
         TargetScaleError: an energy target that is not on the declared scale.
     """
@@ -129,6 +130,11 @@ def load_dataset(
         say(f"{known.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
+    if usable.any() and np.ptp(rows.targets[usable]) == 0:
+        raise SweepError(
+            f"all {usable.sum()} usable targets of {task.name} ({task.target}) are {rows.targets[usable][0]:g}: there is "
+            "nothing to learn. Choose another target (--target)"
+        )
 
     folds, split_note = _folds(task, rows, known, split_rule)
     compositions = [formula or "" for formula in known.formulas]

@@ -18,10 +18,11 @@ from models.metrics import metric_of
 from models.registry import open_model, planned_epochs
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
-from tune.levers import LeverCheck, inert_pairs
+from tune.levers import inert_pairs
 from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 from tune.space import SearchSpace
+from tune.tries import LeverCheck
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
@@ -78,7 +79,8 @@ def collect(
     pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
     overlap = task.pretraining_overlap and pretrained
     notes += [OVERLAP] if overlap else []
-    inert = [pair for outcomes in searches.values() for pair in inert_pairs(outcomes)]
+    n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
+    inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
     borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
     flags = {
         "subset": subset,

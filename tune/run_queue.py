@@ -38,7 +38,7 @@ from tune.arguments import anywhere, copies, gpu_share, own_name, parse_folds
 from tune.claim import claimed
 from tune.comparison import compare
 from tune.dataset import Dataset
-from tune.levers import LeverCheck, change_pairs, lever_pairs
+from tune.levers import change_pairs, lever_pairs
 from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, refuse_taken, run_record
 from tune.packing import share_of_gpu
 from tune.paired import fold_scores, pair_up
@@ -50,6 +50,7 @@ from tune.runs import RunError, judged, load_sweep, predictions
 from tune.search import Outcome
 from tune.space import SpaceError
 from tune.sweep import join, open_dataset, prove_levers, train, write_results
+from tune.tries import LeverCheck
 
 ORDER = ("better", BASELINE, "identical (inert)", "within noise", "undecided", "worse")
 

@@ -20,6 +20,7 @@ from data.console import say
 from models.metrics import metric_of
 from tune.dataset import Dataset
 from tune.experiment import run_experiment, run_until_read, trial_id
+from tune.merged import as_offered
 from tune.options import Batch
 from tune.preemption import heeding, read_state
 from tune.scheduler import ResumableASHA, ToTheEnd, kept_values
@@ -113,9 +114,10 @@ def search_fold(
         watch: callbacks beside the usual ones.
     """
     outcomes: list[Outcome] = []
+    n_train = len(dataset.splits[fold].train)
     for number, batch in enumerate(batches):
         if batch.num_samples:
-            outcomes = [_within(batch.space, outcome) for outcome in outcomes]
+            outcomes = [_within(batch.space, outcome, n_train) for outcome in outcomes]
             outcomes += _search(dataset, batches, number, fold, outcomes, seed, resources, folder, watch)
             continue
         failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -135,10 +137,10 @@ def search_fold(
     return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
 
 
-def _within(space: SearchSpace, outcome: Outcome) -> Outcome:
+def _within(space: SearchSpace, outcome: Outcome, n_train: int) -> Outcome:
     """An earlier trial as one of a wider space: what was not set then, and is searched now, had its default."""
     added = {field: space.config.model_fields[field].default for field in space.searched}
-    return replace(outcome, config={**added, **outcome.config})
+    return replace(outcome, config=as_offered(space, {**added, **outcome.config}, n_train))
 
 
 def _search(

@@ -25,7 +25,8 @@ from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
 from tune.going_on import noted
-from tune.levers import LeverCheck, Pair, check_levers, lever_pairs, not_shown
+from tune.levers import Pair, check_levers, lever_pairs, not_shown
+from tune.merged import Merged, merge
 from tune.options import RECORD, Batch, Folder, Options, SweepError, check_record, keep_options, write_record
 from tune.packing import share_of_gpu
 from tune.results import collect, write_quarantine
@@ -34,6 +35,7 @@ from tune.space import SearchSpace
 from tune.storage_check import check_storage
 from tune.summary import print_summary, results_markdown
 from tune.trackers import trackers
+from tune.tries import ALIKE, LeverCheck
 
 
 def run(options: Options, *, address: str | None = None, resumed: bool = False) -> dict[str, Any]:
@@ -48,14 +50,13 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
         batch.model_copy(update={"space": batch.space.for_task(task.kind, task.quantity)})
         for batch in options.all_batches
     ]
-    space = batches[-1].space
-    join(options, task, [space], address)
+    join(options, task, [batches[-1].space], address)
     with claimed(folder):
         if resumed:
             check_record(folder, options, rows.sha256)
         else:
             write_record(folder, options, rows.sha256)
-        dataset, levers = _prepare(options, space, task, rows, folder, resumed, address)
+        dataset, batches, levers = _prepare(options, batches, task, rows, folder, resumed, address)
         with noted(options, address):
             return _run(options, batches, dataset, levers, folder, began)
 
@@ -79,10 +80,10 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
 
 
 def _prepare(
-    options: Options, space: SearchSpace, task: Task, rows: Rows, folder: Folder, resumed: bool, address: str | None
-) -> tuple[Dataset, list[LeverCheck]]:
-    """Everything that trials share, and the proof that the levers of the space do something."""
-    refusals = (SweepError, SplitError, TargetScaleError)
+    options: Options, batches: list[Batch], task: Task, rows: Rows, folder: Folder, resumed: bool, address: str | None
+) -> tuple[Dataset, list[Batch], list[LeverCheck]]:
+    """Everything that trials share, the spaces that fit it, and the proof that the levers of the last do something."""
+    refusals, space = (SweepError, SplitError, TargetScaleError), batches[-1].space
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
     say(f"  {task.labels}")
     if task.notes:
@@ -91,14 +92,15 @@ def _prepare(
         with noted(options, address, but_for=refusals):
             dataset = open_dataset(options, space, task, rows)
             write_quarantine(folder, dataset)
-            levers = prove_levers(options, space, dataset, folder)
+            batches, merged = merge_values(options, batches, dataset)
+            levers = prove_levers(options, batches[-1].space, dataset, folder, merged=merged)
     except refusals:
         if not resumed:
             folder.delete(RECORD)  # of a sweep that was refused: its name stays free
         raise
     if resumed:
         keep_options(folder, options)  # only now that the levers of an extension are shown
-    return dataset, levers
+    return dataset, batches, levers
 
 
 def _run(
@@ -152,15 +154,37 @@ def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -
     )
 
 
+def merge_values(options: Options, batches: list[Batch], dataset: Dataset) -> tuple[list[Batch], list[Merged]]:
+    """Let the search offer one of several values that are the same on so few rows, and say so."""
+    n_train = len(dataset.splits[_largest_fold(options, batches[-1].space, dataset)].train)
+    narrower = [merge(batch.space, n_train) for batch in batches]
+    for merged in narrower[-1][1]:
+        say(f"  {merged.sentence(n_train)}")
+    return [
+        batch.model_copy(update={"space": space}) for batch, (space, _) in zip(batches, narrower, strict=True)
+    ], narrower[-1][1]
+
+
+def _largest_fold(options: Options, space: SearchSpace, dataset: Dataset) -> int:
+    """Of the folds that are searched, or else trained on: what its training part cannot tell apart none can."""
+    folds = options.search_folds if space.searched else options.folds
+    return max(folds, key=lambda fold: len(dataset.splits[fold].train))
+
+
 def prove_levers(
-    options: Options, space: SearchSpace, dataset: Dataset, folder: Folder, pairs: list[Pair] | None = None
+    options: Options,
+    space: SearchSpace,
+    dataset: Dataset,
+    folder: Folder,
+    pairs: list[Pair] | None = None,
+    merged: Sequence[Merged] = (),
 ) -> list[LeverCheck]:
     """Have tiny runs show that every lever of the space does something, or that of the given pairs.
 
     A sweep that goes on has shown it already; one that is extended tries what is new.
     """
     known = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
-    fold = options.search_folds[0] if space.searched else options.folds[0]
+    fold = _largest_fold(options, space, dataset)
     pairs = lever_pairs(space, options.seeds) if pairs is None else pairs
     pairs = not_shown(pairs, known, space.model)
     if known and not pairs:
@@ -170,7 +194,9 @@ def prove_levers(
         one, other = check.values
         by = check.difference if isinstance(check.difference, str) else f"predictions differ by {check.difference:.2g}"
         say(f"  lever {check.lever}, {one} or {other}: {by} on {check.rows} rows")
-    checks = known + checks
+    n_train = len(dataset.splits[fold].train)
+    alike = [LeverCheck(one.field, one.values, ALIKE, n_train) for one in merged]
+    checks = known + [check for check in alike if check not in known] + checks
     folder.write_json("levers.json", [asdict(check) for check in checks])
     return checks
 

@@ -1,0 +1,133 @@
+"""Values of a space that leave the same model on the rows at hand: the search offers one of them, and a line says so.
+
+What is the same depends on the rows alone: batches of 32 and of 64 are one batch where 14 rows train. On more rows
+they differ, so that the space is no mistake. What could do nothing on any rows is refused by `tune/levers.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from models.registry import open_model
+from tune.space import SearchSpace, combinations
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Values of a field, the first of which stands for all: from and to where it is a range."""
+
+    field: str
+    values: list[Any]
+    is_range: bool
+
+    def sentence(self, n_train: int) -> str:
+        """For the terminal."""
+        *most, last = map(str, self.values)
+        told = f"{most[0]} to {last}" if self.is_range else f"{', '.join(most)} and {last}"
+        return f"{self.field}: {told} train the same model on {n_train} training rows, so the search takes {most[0]}"
+
+
+def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
+    """The space with one value in place of those that are the same on so many training rows.
+
+    Values of a field are the same if that is so beside every combination of the others.
+
+    Args:
+        space: of a sweep.
+        n_train: training rows of the largest fold that is searched.
+    """
+    parameters, found = dict(space.parameters), []
+    for field, value in space.searched.items():
+        ((kind, bounds),) = value.items()
+        rest = _others(space, field)
+
+        def same(a: Any, b: Any, field: str = field, rest: Sequence[dict[str, Any]] = rest) -> bool:
+            return all(trains_the_same(space.model, {**r, field: a}, {**r, field: b}, n_train) for r in rest)
+
+        if kind == "choice":
+            classes: list[list[Any]] = []
+            for one in bounds:
+                known = next((of for of in classes if same(of[0], one)), None)
+                if known is None:
+                    classes.append([one])
+                else:
+                    known.append(one)
+            kept = [of[0] for of in classes]
+            found += [Merged(field, of, is_range=False) for of in classes if len(of) > 1]
+            parameters[field] = {kind: kept} if len(kept) > 1 else kept[0]
+        elif kind in ("int", "logint") and same(bounds[1] - 1, bounds[1]):
+            low, high = bounds
+            first, last = low, high  # the first value that is the same as the last one
+            while first < last:
+                middle = (first + last) // 2
+                first, last = (first, middle) if same(middle, high) else (middle + 1, last)
+            found.append(Merged(field, [first, high], is_range=True))
+            parameters[field] = {kind: [low, first]} if low < first else low
+        elif kind in ("uniform", "loguniform") and same(*bounds):
+            found.append(Merged(field, bounds, is_range=True))
+            parameters[field] = bounds[0]
+    return space.model_copy(update={"parameters": parameters}), found
+
+
+def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict[str, Any]:
+    """A config of a narrower space, or of one that was merged otherwise, with the values that this space offers.
+
+    Args:
+        space: that was merged.
+        config: fields of the model's config.
+        n_train: training rows that the config is trained on.
+    """
+    for field, value in space.searched.items():
+        ((kind, bounds),) = value.items()
+        if kind == "choice" and config[field] not in bounds:
+            alike = (one for one in bounds if trains_the_same(space.model, config, {**config, field: one}, n_train))
+            config = {**config, field: next(alike, config[field])}
+        elif kind in ("int", "logint"):
+            config = {**config, field: min(config[field], bounds[1])}
+    return config
+
+
+def trains_the_same(model: str, one: dict[str, Any], other: dict[str, Any], n_train: int) -> bool:
+    """Whether two configs leave the same model on so many training rows, although they would not on any number.
+
+    Args:
+        model: by name.
+        one, other: fields of its config.
+        n_train: training rows.
+    """
+    try:
+        configs = [open_model(model).config(**fields) for fields in (one, other)]
+    except ValidationError:
+        return False
+    return configs[0].effective(n_train) == configs[1].effective(n_train)
+
+
+def differing_base(space: SearchSpace, lever: str, values: Sequence[Any], n_train: int) -> dict[str, Any] | None:
+    """Fields beside which two values of a lever are not the same on so many training rows; None where they always are.
+
+    Args:
+        space: that the other fields are of.
+        lever: field of the config.
+        values: the two.
+        n_train: training rows.
+    """
+    one, other = values
+    for rest in _others(space, lever):
+        if not trains_the_same(space.model, {**rest, lever: one}, {**rest, lever: other}, n_train):
+            return rest
+    return None
+
+
+def _others(space: SearchSpace, field: str) -> list[dict[str, Any]]:
+    """Combinations of all fields but one, each once."""
+
+    def without() -> Iterator[dict[str, Any]]:
+        for config in combinations(space):
+            yield {name: value for name, value in config.items() if name != field}
+
+    return [fields for fields, _ in itertools.groupby(sorted(without(), key=repr))]
