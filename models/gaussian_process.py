@@ -213,7 +213,8 @@ def fit_gaussian_process(
     fixed = _without_use(config.composition)
     fixed |= {k: value for k, value in ((1, config.length_scale), (4, config.noise)) if value != "fitted"}
     kernels = config.kernel, config.composition
-    strengths = likely_strengths(*kernels, points.at(drawn), left_over[drawn], fixed)
+    strengths = likely_strengths(*kernels, points.at(drawn), left_over[drawn], fixed, part.tell)
+    part.tell(f"covariances of {len(train):,} training rows, then predictions")
     if len(train) <= config.exact_up_to:
         found = posterior(*kernels, strengths, points, left_over)
     else:

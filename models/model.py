@@ -72,6 +72,7 @@ class TrainingPart:
         train, val: row positions, int64. What is fitted is fitted on `train`; `val` is for choices.
         kind: regression or classification; the targets of the latter are 0 and 1.
         quantity: what the target is to an energy model.
+        tell: takes a line that says how far a fit has come, for who waits for it.
     """
 
     targets: np.ndarray
@@ -79,6 +80,7 @@ class TrainingPart:
     val: np.ndarray
     kind: Kind
     quantity: Quantity
+    tell: Callable[[str], None] = lambda _line: None
 
     @property
     def metric(self) -> Metric:

@@ -6,7 +6,8 @@ Processes for Machine Learning (2006), algorithm 2.1, sections 5.4 and 8.3.4 (pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -229,7 +230,12 @@ def _blocks(points: Points, n_rows: int) -> list[Points]:
 
 
 def likely_strengths(
-    kernel: Kernel, composition: Composition, points: Points, values: np.ndarray, fixed: Mapping[int, float]
+    kernel: Kernel,
+    composition: Composition,
+    points: Points,
+    values: np.ndarray,
+    fixed: Mapping[int, float],
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> Tensor:
     """Strengths of greatest marginal likelihood.
 
@@ -238,6 +244,7 @@ def likely_strengths(
         points: at most some thousand crystals.
         values: of a mean of about zero, shape (n,).
         fixed: strengths that are given, by position in what `covariance` takes.
+        tell: takes a line before every step.
 
     Returns:
         As `covariance` takes them, float64, shape (5,).
@@ -266,5 +273,19 @@ def likely_strengths(
         assert logarithms.grad is not None
         return value.item(), logarithms.grad.numpy()
 
-    found = minimize(loss, _START[free], jac=True, method="L-BFGS-B", bounds=_BOUNDS[free], options={"maxiter": _STEPS})
+    step = itertools.count(1)
+
+    def tell_step(_x: np.ndarray | None = None) -> None:
+        tell(f"likelihood of {len(points):,} rows, step {next(step)} of at most {_STEPS}")
+
+    tell_step()
+    found = minimize(
+        loss,
+        _START[free],
+        jac=True,
+        method="L-BFGS-B",
+        bounds=_BOUNDS[free],
+        options={"maxiter": _STEPS},
+        callback=tell_step,
+    )
     return strengths_of(torch.from_numpy(found.x)) * units

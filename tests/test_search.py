@@ -54,7 +54,10 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
             ),
             f"{tmp_path}/results/experiment",
             "test",
-            [Tracking(metric, f"{tmp_path}/results/experiment", {}), Terminal("test", 2, metric)],
+            [
+                Tracking(metric, f"{tmp_path}/results/experiment", {}),
+                Terminal("test", 2, metric, f"{tmp_path}/results/experiment"),
+            ],
         )
 
     first = {config["x"]: result for config, result in run()}

@@ -132,8 +132,8 @@ def load_dataset(
     usable[list(quarantine)] = False
     if usable.any() and np.ptp(rows.targets[usable]) == 0:
         raise SweepError(
-            f"all {usable.sum()} usable targets of {task.name} ({task.target}) are {rows.targets[usable][0]:g}: there is "
-            "nothing to learn. Choose another target (--target)"
+            f"all {usable.sum()} usable targets of {task.name} ({task.target}) are {rows.targets[usable][0]:g}: "
+            "there is nothing to learn. Choose another target (--target)"
         )
 
     folds, split_note = _folds(task, rows, known, split_rule)

@@ -113,9 +113,9 @@ def show(plan: Plan) -> None:
     say(f"Plan: {plan.title}, {plan.n_rows:,} crystals", style="bold")
     table = Table("step", "expected", "8 in 10 between", "core-h", "", box=SIMPLE_HEAD, padding=0)
     for step in plan.steps:
-        between = "" if step.low == step.high else f"{duration(step.low)} - {duration(step.high)}"
+        between = spread(step.low, step.high)
         table.add_row(step.name, duration(step.seconds), between, f"{step.core_seconds / 3600:.3g}", step.note)
-    between = f"{duration(plan.low)} - {duration(plan.high)}"
+    between = spread(plan.low, plan.high)
     table.add_row("all", duration(plan.seconds), between, f"{plan.core_hours:.3g}", "", style="bold")
     console.print(table)
     if plan.low < plan.high:
@@ -145,6 +145,14 @@ def show(plan: Plan) -> None:
         f"On {plan.n_sample:,} crystals, in {duration(plan.planning)}, while {plan.load:.1f} processes wanted the "
         f"{plan.cores} cores; a sweep that finds them more or less busy takes longer or shorter."
     )
+
+
+def spread(low: float, high: float) -> str:
+    """Two ends, in seconds; how far they are from their middle where both read alike; nothing where they are one."""
+    if low == high:
+        return ""
+    ends = duration(low), duration(high)
+    return f"{ends[0]} - {ends[1]}" if ends[0] != ends[1] else f"{ends[0]} +- {duration((high - low) / 2)}"
 
 
 def duration(seconds: float) -> str:

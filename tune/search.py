@@ -185,7 +185,7 @@ def _search(
         title,
         [
             Tracking(metric, own_folder, validation_targets(dataset), space),
-            Terminal(title, batch.num_samples, metric),
+            Terminal(title, batch.num_samples, metric, own_folder),
             *watch,
         ],
         retry=number == len(batches) - 1,
@@ -253,7 +253,7 @@ def train_chosen(
         tune_config,
         folder,
         title,
-        [Tracking(metric, folder, validation_targets(dataset)), Terminal(title, len(runs), metric), *watch],
+        [Tracking(metric, folder, validation_targets(dataset)), Terminal(title, len(runs), metric, folder), *watch],
     )
     by_run = {
         json.dumps({"fold": one.fold, "model": one.model, **one.config}, sort_keys=True): one

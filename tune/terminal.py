@@ -20,8 +20,10 @@ from rich.text import Text
 from data.console import console, say
 from models.metrics import Metric
 from models.registry import planned_epochs
+from tune.progress import progress_of
 
 MOST_ROWS = 12  # running trials that the table shows
+ASK_TABLE_S, ASK_LINES_S = 3.0, 30.0  # seconds between two looks at what trials say that have reported nothing
 
 
 def lines_only() -> None:
@@ -34,15 +36,17 @@ class Terminal(Callback):
 
     live: ClassVar[Live | None] = None  # one a process: Ray goes on with a copy of a callback after a restore
 
-    def __init__(self, title: str, n_trials: int, metric: Metric) -> None:
+    def __init__(self, title: str, n_trials: int, metric: Metric, folder: str) -> None:
         """Prepare to tell.
 
         Args:
             title: of the run.
             n_trials: expected.
             metric: that trials are judged by.
+            folder: of the run, path or URI.
         """
-        self.title, self.n_trials, self.metric = title, n_trials, metric
+        self.title, self.n_trials, self.metric, self.folder = title, n_trials, metric, folder
+        self.fitting: dict[str, tuple[Trial, float, str]] = {}  # by trial: when it began, and what it said since
         self.best: float | None = None
         self.best_trial = ""
         self.running: dict[str, tuple[Trial, dict[str, Any]]] = {}  # by trial: its last report
@@ -50,8 +54,9 @@ class Terminal(Callback):
 
     def setup(self, **info: Any) -> None:
         """Start the clock and the table; Ray calls this after a restore too."""
-        self.began = time.monotonic()
+        self.began = self.asked = time.monotonic()
         self.n_done_here = 0
+        self.fitting.clear()  # of a driver that has ended
         if console.is_terminal and console.is_interactive and not os.environ.get("CI"):
             Terminal.live = Live(self, console=console, refresh_per_second=2, transient=True)
             Terminal.live.start()
@@ -63,8 +68,26 @@ class Terminal(Callback):
             Terminal.live.stop()
             Terminal.live = None
 
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Note a trial that has reported nothing yet."""
+        self.fitting[trial.trial_id] = trial, time.monotonic(), ""
+
+    def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        """Ask now and then how far those have come that report nothing for long; without a table, say it."""
+        now = time.monotonic()
+        if now - self.asked < (ASK_TABLE_S if self.live else ASK_LINES_S):
+            return
+        self.asked = now
+        for trial_id, (trial, began, _) in self.fitting.items():
+            if line := progress_of(f"{self.folder}/trial_{trial_id}"):
+                self.fitting[trial_id] = trial, began, line
+                if self.live is None:
+                    fold = trial.config.get("run", trial.config)["fold"]
+                    say(f"  {self.title}: fold {fold} after {_clock(now - began)}: {line}")
+
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         """Note an epoch."""
+        self.fitting.pop(trial.trial_id, None)
         self.running[trial.trial_id] = trial, result
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -99,6 +122,7 @@ class Terminal(Callback):
 
     def _ended(self, trials: list[Trial], trial: Trial) -> None:
         self.running.pop(trial.trial_id, None)
+        self.fitting.pop(trial.trial_id, None)
         self.n_done = sum(one.is_finished() or one is trial for one in trials)
         self.n_done_here += 1
 
@@ -122,6 +146,10 @@ class Terminal(Callback):
                 f"{result[f'kept_val_{name}']:.4f}",
                 f"{result['lr']:.2g}",
             )
+        said = [(trial, began, line) for trial, began, line in list(self.fitting.values()) if line]
+        for trial, began, line in said[: MOST_ROWS - len(self.running)]:
+            fold = trial.config.get("run", trial.config)["fold"]
+            table.add_row(trial.trial_id, str(fold), f"{line}, {_clock(time.monotonic() - began)}", "", "", "")
         if len(self.running) > MOST_ROWS:
             table.caption = f"and {len(self.running) - MOST_ROWS} more"
         return Group(Text(heading, style="bold"), table)

@@ -6,7 +6,7 @@ Ray Tune calls `run_trial`. The models, and the training loop itself, are in `mo
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from models.registry import open_model
 from models.train import NonFiniteLossError
 from models.tta import averaged, judge
 from tune.preemption import load_paused, read_state, watched
+from tune.progress import Progress
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
@@ -99,12 +100,13 @@ def run_trial(
     fields = dict(config.get("run", config))
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
     model = open_model(fields.pop("model"))
-    run = model.start(model.config(**fields), rows, fold.part(task.kind, task.quantity), str(device))
+    own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
+    part = replace(fold.part(task.kind, task.quantity), tell=Progress(own_folder))
+    run = model.start(model.config(**fields), rows, part, str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
     known = saved_state(checkpoint) if checkpoint else None
     done = known["history"][-1]["epoch"] if known else -1
-    own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
     if state := load_paused(own_folder, done) or known:
         run.restore(state)
     if run.history and (run.history[-1].epoch > done or is_gone(checkpoint)):
