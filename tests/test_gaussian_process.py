@@ -1,6 +1,7 @@
 """The Gaussian process: equal to scikit-learn's, better than the reference, honest about what it does not know."""
 
 import io
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -352,3 +353,13 @@ def test_what_does_not_go_together_is_refused():
     assert "undo_mp2020 corrects CHGNet's energies" in unsuited(config(undo_mp2020=True), "regression", "other")
     with pytest.raises(ValidationError, match="r2scan"):
         config(undo_mp2020=True, weights="r2scan")
+
+
+def test_a_fit_says_how_far_it_is():
+    said = []
+    data = sample(40, small=True)
+    part = TrainingPart(data.targets, *thirds(40)[:2], "regression", "energy_per_atom", tell=said.append)
+    fit_gaussian_process(GaussianProcessConfig(features="atoms"), data.rows, part)
+    assert re.fullmatch(r"likelihood of \d+ rows, step 1 of at most 60", said[0])
+    assert [int(re.search(r"step (\d+)", line).group(1)) for line in said[:-1]] == list(range(1, len(said)))
+    assert said[-1].startswith("covariances of ")

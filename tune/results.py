@@ -99,6 +99,8 @@ def collect(
             f"{len(dataset.quarantine)} rows are quarantined (quarantine.csv); {n_fallback} of them are test "
             "crystals without a graph, predicted by the mean of the training labels."
         )
+    if task.kind == "classification":
+        notes += one_class_notes(scores[:n])
     results: dict[str, Any] = {
         "sweep": options.name,
         "options": {
@@ -140,6 +142,23 @@ def collect(
         results["ensemble"] = summary(members)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
     return results
+
+
+def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
+    """Where a ROC-AUC has nothing to rank, of each fold's test and validation part."""
+    notes = []
+    for what, tables, follows in (
+        (
+            "test",
+            {one.fold: one.predictions for one in scores},
+            "counts as 0.5 there, in the mean of every model alike",
+        ),
+        ("validation", {one.fold: one.validation for one in scores}, "is 0.5 there whatever was trained: no choice"),
+    ):
+        if folds := [fold for fold, table in tables.items() if table["y_true"].nunique() < 2]:
+            where = ", ".join(map(str, folds))
+            notes.append(f"The {what} part of fold(s) {where} holds one class alone: ROC-AUC {follows}.")
+    return notes
 
 
 def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
