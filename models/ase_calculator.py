@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from data.crystal import BadCrystalError
 from models.fitted import FittedModel, SeedEnsemble
+from models.metrics import TRUSTED
 
 
 class EnergyCalculator(Calculator):
@@ -18,8 +20,9 @@ class EnergyCalculator(Calculator):
 
     What the energy is of is what the model was trained on: one trained on formation energies gives formation energies
     from the elements, so that energies of two compositions differ by another constant than DFT's total energies do.
-    `results["energy_std"]` is the model's own uncertainty, where it has one. There are no forces: these models are
-    trained on energies of relaxed crystals alone.
+    `results["energy_std"]` is the model's own uncertainty, where it has one, and `results["trust"]` says how near the
+    atoms are to what was trained on; the first energy whose trust is below 0.5 comes with a warning. There are no
+    forces: these models are trained on energies of relaxed crystals alone.
     """
 
     implemented_properties = ["energy"]  # noqa: RUF012 - as ASE declares it
@@ -38,6 +41,7 @@ class EnergyCalculator(Calculator):
                 f"{self.quantity}: no energy, and so no ASE calculator"
             )
         self.model = model
+        self.has_warned = False
 
     def calculate(
         self,
@@ -59,3 +63,15 @@ class EnergyCalculator(Calculator):
         self.results = {"energy": float(found.values[0]) * n_atoms}
         if found.std is not None:
             self.results["energy_std"] = float(found.std[0]) * n_atoms
+        if found.trust is None:
+            return
+        self.results["trust"] = trust = float(found.trust[0])
+        if trust < TRUSTED and not self.has_warned:
+            self.has_warned = True
+            warnings.warn(
+                f"the energy of {self.atoms.get_chemical_formula()} is not to be trusted (trust {trust:.2g}, below "
+                f"{TRUSTED}): its atoms, or the prediction, are far from what the model was trained on. Later ones are "
+                'marked in results["trust"] alone',
+                UserWarning,
+                stacklevel=2,
+            )

@@ -25,12 +25,14 @@ from data.storage import file_names, open_folder, read_whole
 from models.model import Fitted, Model, Prediction, TrainingRows
 from models.network import cutoffs
 from models.registry import ModelError, open_model
+from models.trust import Trust, described, load_trust
 from models.tta import averaged
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-FILE_FORMAT = 3
+FILE_FORMAT = 4
+_WITHOUT_TRUST = 3  # an earlier format, which is read as well
 
 
 class ModelFileError(ValueError):
@@ -45,11 +47,15 @@ class FittedModel:
         model: its entry.
         fitted: what training left.
         about: task, target, unit, where its labels come from and other facts for the reader.
+        trust: judges its predictions; None of a file that an earlier version wrote.
+        device: to describe crystals on.
     """
 
     model: Model
     fitted: Fitted
     about: dict[str, str]
+    trust: Trust | None = None
+    device: str = "cpu"
 
     def predict(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> np.ndarray:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
@@ -65,20 +71,42 @@ class FittedModel:
         return self.predict_with_std(crystals, copies=copies).values
 
     def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
-        """The same with the model's own uncertainty, where it has one.
+        """The same with the model's own uncertainty, where it has one, and with the trust of each.
+
+        Of a sweep with `--untrusted baseline` the values below a trust of 0.5 are the baseline's.
+
+        Raises:
+            BadCrystalError: one that cannot be predicted; the message names its position.
+        """
+        return self.predict_rows(self.rows_of(crystals), copies=copies)
+
+    def rows_of(self, crystals: Sequence[Structure | str]) -> TrainingRows:
+        """New crystals as the model reads them, with what its trust is judged by.
 
         Raises:
             BadCrystalError: one that cannot be predicted; the message names its position.
         """
         if not crystals:
-            return Prediction(np.empty(0))
-        everything = np.arange(len(crystals))
+            return TrainingRows(np.empty((0, 94), np.float32), np.empty(0, np.int32))
         if self.model.reads == "compositions":
-            return self.fitted.predict_rows(_rows_of_compositions(crystals), everything)
+            return _rows_of_compositions(crystals)
         rows = _rows_of_structures(crystals, cutoffs(self.about.get("weights", "0.3.0"))[0])
+        return rows if self.trust is None else described(rows, self.trust.weights, self.device)
+
+    def predict_rows(self, rows: TrainingRows, *, copies: int | None = None) -> Prediction:
+        """Predictions of all of some rows, which `rows_of` has made."""
+        which = np.arange(len(rows.n_atoms))
+        if not len(which):
+            return Prediction(np.empty(0))
         if copies is None:
             copies = int(self.about.get("copies", "0"))
-        return averaged(self.fitted, rows, everything, copies) if copies else self.fitted.predict_rows(rows, everything)
+        if copies and self.model.reads != "compositions":
+            found = averaged(self.fitted, rows, which, copies)
+        else:
+            found = self.fitted.predict_rows(rows, which)
+        if self.trust is None:
+            return found
+        return self.trust.judge(rows, which, found, replace_untrusted=self.about.get("untrusted") == "baseline")
 
     def save(self, path: Path) -> None:
         """Write everything `load_model` needs to one file, tensors and plain values only."""
@@ -88,6 +116,8 @@ class FittedModel:
             "about": self.about,
             "content": self.fitted.content(),
         }
+        if self.trust is not None:
+            content["trust"] = self.trust.content()
         torch.save(content, path)
 
 
@@ -112,9 +142,13 @@ class SeedEnsemble:
         return self.predict_with_std(crystals, copies=copies).values
 
     def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
-        """The mean over the members, and its std (ddof 1) between them."""
-        together = np.stack([member.predict(crystals, copies=copies) for member in self.members])
-        return Prediction(together.mean(axis=0), together.std(axis=0, ddof=1))
+        """The mean over the members, its std (ddof 1) between them, and the least of their trusts."""
+        rows = self.members[0].rows_of(crystals)  # of one model and one training part: the same for all
+        predicted = [member.predict_rows(rows, copies=copies) for member in self.members]
+        together = np.stack([one.values for one in predicted])
+        trusts = [one.trust for one in predicted if one.trust is not None]
+        trust = np.min(trusts, axis=0) if trusts else None
+        return Prediction(together.mean(axis=0), together.std(axis=0, ddof=1), trust)
 
 
 def load_model(
@@ -167,14 +201,17 @@ def _load_file(path: str, device: str, model: str | None) -> FittedModel:
         raise ModelFileError(
             f"{path} is not a matsweep model file, or is damaged: a sweep leaves them as seed_S/model_fold_F.pth"
         ) from None
-    if found != FILE_FORMAT:
-        raise ModelFileError(f"{path} has model format {found!r}; this version reads {FILE_FORMAT}")
+    if found not in (FILE_FORMAT, _WITHOUT_TRUST):
+        raise ModelFileError(
+            f"{path} has model format {found!r}; this version reads {FILE_FORMAT} and, without trust, {_WITHOUT_TRUST}"
+        )
     try:
         name = content["model"]
         if name.endswith(".py") and model is None:
             raise ModelFileError(f"{path} was trained with a model of {name}: give that file as `model`")
         entry = open_model(model or name)
-        return FittedModel(entry, entry.load(content["content"], device), content["about"])
+        trust = load_trust(content["trust"]) if "trust" in content else None
+        return FittedModel(entry, entry.load(content["content"], device), content["about"], trust, device)
     except (KeyError, ValueError, RuntimeError, TypeError) as problem:  # RuntimeError: weights missing or misshapen
         if isinstance(problem, ModelFileError) or (isinstance(problem, ModelError) and model):
             raise

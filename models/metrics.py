@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 Kind = Literal["regression", "classification"]
+TRUSTED = 0.5  # a prediction whose trust is below it is marked (`models/trust.py`)
 
 
 @dataclass(frozen=True)

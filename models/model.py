@@ -20,7 +20,7 @@ from data.graphs import Graphs
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.features import AtomFeatures
-from models.metrics import Kind, Metric, metric_of
+from models.metrics import TRUSTED, Kind, Metric, metric_of
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,18 @@ class TrainingPart:
 class Prediction:
     """Values in the task's unit (probabilities for a classification), finite, float64, shape (n,).
 
-    `std` is the model's own uncertainty of each, same unit and shape, or None where it has none.
+    `std` is the model's own uncertainty of each, same unit and shape, or None where it has none. `trust`, up to 1,
+    says how near each row is to what was trained on (`models/trust.py`), or is None where nothing is known of it.
     """
 
     values: np.ndarray
     std: np.ndarray | None = None
+    trust: np.ndarray | None = None
+
+    @property
+    def trusted(self) -> np.ndarray | None:
+        """Whether each trust is at least `TRUSTED`."""
+        return None if self.trust is None else self.trust >= TRUSTED
 
 
 @dataclass(frozen=True)

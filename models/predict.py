@@ -52,8 +52,8 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
     """Predictions of those crystals that can be read, and the reason for each of the others.
 
     Returns:
-        One row a crystal: `crystal` as given, `formula`, `prediction` in the model's unit, and `std` where the model
-        knows it; and {crystal: reason}.
+        One row a crystal: `crystal` as given, `formula`, `prediction` in the model's unit, `std` where the model knows
+        it, `trust` and `trusted` (`models/trust.py`); and {crystal: reason}.
     """
     rows, reasons = [], {}
     for crystal in crystals:
@@ -66,7 +66,10 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
             continue
         formula = structure if isinstance(structure, str) else structure.composition.reduced_formula
         row = {"crystal": crystal, "formula": formula, "prediction": float(found.values[0])}
-        rows.append(row | ({} if found.std is None else {"std": float(found.std[0])}))
+        row |= {} if found.std is None else {"std": float(found.std[0])}
+        if found.trust is not None and found.trusted is not None:
+            row |= {"trust": float(found.trust[0]), "trusted": bool(found.trusted[0])}
+        rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["crystal", "formula", "prediction"]), reasons
 
 
@@ -99,6 +102,16 @@ def main(
             filesystem, path = open_folder(out)
             write_whole(filesystem, path, text.encode())
             typer.echo(f"{len(table)} predictions in {out}", err=True)
+        if len(table) and "trusted" not in table:
+            typer.echo("Of an earlier version's model file it is not known which predictions to trust", err=True)
+        elif n_doubted := int((~table["trusted"]).sum()) if len(table) else 0:
+            say = "the baseline's is given" if about.get("untrusted") == "baseline" else "marked `trusted` False"
+            typer.secho(
+                f"{n_doubted} of {len(table)} predictions are not to be trusted: these crystals, or what the model "
+                f"says of them, are far from what it was trained on ({say})",
+                fg="yellow",
+                err=True,
+            )
     except (ModelFileError, ModelError, StorageError, OSError) as problem:
         typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
         sys.exit(1)

@@ -40,11 +40,13 @@ from tune.runs import (
     chose_by_validation,
     contribution,
     load_sweep,
+    marked,
     predictions,
     refuse_different,
     split_of,
     weights_of,
 )
+from tune.trusted import trust_facts, trust_sentence
 
 Weights = Literal["equal", "validation"]
 _HOW = {
@@ -61,11 +63,13 @@ class Part:
         rows: fold, id, composition, y_true; n rows.
         members: predictions of each member, shape (members, n).
         mean: their weighted mean, shape (n,).
+        trust: the least of the members', shape (n,); None where one of them, by an earlier version, has none.
     """
 
     rows: pd.DataFrame
     members: np.ndarray
     mean: np.ndarray
+    trust: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +134,7 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
     by_fold = {fold: np.full(len(runs), 1 / len(runs)) for fold in first.folds}
     if weights == "validation":
         assert validation is not None
-        rows, predicted = validation
+        rows, predicted, _ = validation
         for fold in first.folds:
             here = (rows["fold"] == fold).to_numpy()
             mae = np.abs(predicted[:, here] - rows["y_true"].to_numpy()[here]).mean(axis=1)
@@ -145,8 +149,8 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
     )
 
 
-def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.DataFrame, np.ndarray]:
-    """Rows of all folds, and the members' predictions of them, shape (members, n)."""
+def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
+    """Rows of all folds, the members' predictions of them, shape (members, n), and the least of their trusts."""
     tables = [predictions(run, member, on) for run, member in zip(runs, members, strict=True)]
     pair = pair_up(tables[:1], tables[1:])
     for run, table in zip(runs, tables, strict=True):
@@ -156,19 +160,23 @@ def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.Da
                 f"{len(pair.rows)} of them are in all"
                 + ("; split the folds alike (run_sweep.py --seed)" if on == "validation" else "")
             )
-    return pair.rows, np.concatenate([pair.a, pair.b])
+    trust = None
+    if all("trust" in table for table in tables):
+        keys = pd.MultiIndex.from_frame(pair.rows[["fold", "id"]])
+        trust = np.min([table.set_index(["fold", "id"])["trust"].loc[keys].to_numpy() for table in tables], axis=0)
+    return pair.rows, np.concatenate([pair.a, pair.b]), trust
 
 
-def _part(rows: pd.DataFrame, predicted: np.ndarray, weights: dict[int, np.ndarray]) -> Part:
+def _part(rows: pd.DataFrame, predicted: np.ndarray, trust: np.ndarray | None, weights: dict[int, np.ndarray]) -> Part:
     of_rows = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
-    return Part(rows, predicted, (of_rows * predicted).sum(axis=0))
+    return Part(rows, predicted, (of_rows * predicted).sum(axis=0), trust)
 
 
 def tables(part: Part) -> dict[int, pd.DataFrame]:
-    """By fold: id, composition, y_true, y_pred, abs_error and std, the spread (ddof 1) between the members."""
+    """By fold: id, composition, y_true, y_pred, abs_error, std, the spread (ddof 1) between the members, and trust."""
     table = part.rows.assign(y_pred=part.mean, abs_error=np.abs(part.rows["y_true"] - part.mean))
     table["std"] = part.members.std(axis=0, ddof=1)
-    return _by_fold(table)
+    return _by_fold(table if part.trust is None else marked(table.assign(trust=part.trust)))
 
 
 def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
@@ -205,6 +213,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
             "was not: the weights flatter it."
         )
     title = f"mean of {len(runs)} runs"
+    trust = trust_facts(list(tables(found.test).items()), kind)
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
@@ -229,7 +238,11 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "trials": [],
         "cost": {what: sum(spent[what] for spent in costs) for what in first.results["cost"]},
         "inert": [],
-        "ensemble": {"title": title, **scores(found.test, found.test.mean, kind)},
+        "ensemble": {
+            "title": title,
+            **scores(found.test, found.test.mean, kind),
+            **({"trust": trust} if trust else {}),
+        },
         "members": members,
         "by_chance": any(by_chance(run) for run in runs),
         "chose_by_validation": bool(flattered),
@@ -266,6 +279,8 @@ def report(results: dict[str, Any]) -> str:
     for member in results["members"]:
         own = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
         lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in own) + " |")
+    if told := trust_sentence(results["ensemble"], metric):
+        lines += ["", f"Of the mean {told}."]
     record = results["record"]
     lines += ["", f"Code {record['git_commit']}, {record['created']}; data {results['data']['sha256'][:12]}."]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data.storage import read_whole
-from models.metrics import all_scores
+from models.metrics import TRUSTED, all_scores
 from tune.dataset import Dataset
 from tune.search import Outcome
 from tune.trial import MODEL_FILE, PREDICTIONS_FILE
@@ -26,7 +26,7 @@ class FoldScore:
     Attributes:
         fold: its index.
         predictions: id, composition, y_true, y_pred, abs_error (and std of an ensemble, or of a model that tells its
-            uncertainty), one row a test id.
+            uncertainty), trust and trusted (`models/trust.py`), one row a test id.
         validation: the same of the fold's validation part.
         scores: MAE, RMSE and largest error, or ROC-AUC and accuracy.
         n_fallback: test crystals without a graph, scored by the training mean.
@@ -74,11 +74,17 @@ def score_fold(dataset: Dataset, outcome: Outcome) -> FoldScore:
         spread = dataset.labels[np.concatenate([split.train, split.val])].std()
         table["std"] = np.concatenate([predicted["test_std"], np.full(len(fallback), spread)])
         validation["std"] = predicted["val_std"]
+    if "test_trust" in predicted:
+        _mark(table, np.concatenate([predicted["test_trust"], np.zeros(len(fallback))]))
+        _mark(validation, predicted["val_trust"])
     return FoldScore(outcome.fold, table, validation, _scores(dataset, table), len(fallback))
 
 
 def ensemble(dataset: Dataset, members: list[FoldScore]) -> FoldScore:
-    """Mean prediction of several seeds on one fold; `std` is the spread of the members at each id."""
+    """Mean prediction of several seeds on one fold.
+
+    `std` is the spread of the members at each id, `trust` the least of theirs: one wild member spoils a mean.
+    """
     first = members[0]
     tables = []
     for part in ("predictions", "validation"):
@@ -87,6 +93,8 @@ def ensemble(dataset: Dataset, members: list[FoldScore]) -> FoldScore:
         table["y_pred"] = together.mean(axis=0)
         table["abs_error"] = (table["y_true"] - table["y_pred"]).abs()
         table["std"] = together.std(axis=0, ddof=1)
+        if all("trust" in getattr(member, part) for member in members):
+            _mark(table, np.min([getattr(member, part)["trust"].to_numpy() for member in members], axis=0))
         tables.append(table)
     return FoldScore(first.fold, tables[0], tables[1], _scores(dataset, tables[0]), first.n_fallback)
 
@@ -96,6 +104,12 @@ def model_file(outcome: Outcome) -> bytes:
     assert outcome.folder is not None
     filesystem, path = outcome.folder
     return read_whole(filesystem, f"{path}/{MODEL_FILE}")
+
+
+def _mark(table: pd.DataFrame, trust: np.ndarray) -> None:
+    """Add how far each prediction can be trusted; a crystal without a graph, which no model has seen, not at all."""
+    table["trust"] = trust
+    table["trusted"] = trust >= TRUSTED
 
 
 def _table(dataset: Dataset, rows: np.ndarray, y_pred: np.ndarray) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from data.storage import file_names, open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
 from tune.going_on import command_to_go_on
 from tune.space import SearchSpace
-from tune.trial import Copies
+from tune.trial import Copies, Untrusted
 
 LIBRARIES = (
     "torch",
@@ -100,6 +100,7 @@ class Options(BaseModel):
     max_concurrent: int | None
     every_atom: bool
     tta: str
+    untrusted: Untrusted = "keep"
     track: Literal["wandb", "mlflow"] | None = None
     split: SplitRule = DEFAULT_SPLIT
     batches: list[Batch] = []

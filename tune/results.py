@@ -14,7 +14,7 @@ import ray
 
 from data.notes import commonest_notes
 from data.tasks import DEMO
-from models.metrics import metric_of
+from models.metrics import Kind, metric_of
 from models.registry import open_model, planned_epochs
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
@@ -23,6 +23,7 @@ from tune.options import Folder, Options, run_record
 from tune.search import Outcome
 from tune.space import SearchSpace
 from tune.tries import LeverCheck
+from tune.trusted import trust_facts
 
 OVERLAP = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
@@ -67,7 +68,7 @@ def collect(
             }
             for outcome in outcomes
         ]
-        seed_entries.append({"seed": seed, **summary(part), "training": epochs})
+        seed_entries.append({"seed": seed, **summary(part, task.kind), "training": epochs})
         by_seed.append(part)
 
     subset = task.n_official is not None and len(dataset.ids) < task.n_official
@@ -126,7 +127,7 @@ def collect(
         "metric": metric.name,
         "model": model_facts(space.model),
         "by_chance": space.trains and _by_chance(dataset, space, chosen),
-        "reference": {"title": reference, **summary(scores[:n])},
+        "reference": {"title": reference, **summary(scores[:n], task.kind)},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
@@ -139,7 +140,7 @@ def collect(
         for member in members:
             folder.write_csv(f"ensemble/preds_fold_{member.fold}.csv", member.predictions)
             folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
-        results["ensemble"] = summary(members)
+        results["ensemble"] = summary(members, task.kind)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
     return results
 
@@ -198,6 +199,11 @@ def protocol(options: Options, space: SearchSpace) -> str:
         f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
         f"(seed {options.seed}); best epoch and early stopping use it alone; the test part is predicted once"
     )
+    if options.untrusted == "baseline":
+        split += (
+            "; predictions whose trust is below 0.5, by a rule that has seen no test label (models/trust.py), are the "
+            "baseline's"
+        )
     if not space.searched:
         return f"no search, the space fixes every parameter; {split}."
     if options.max_concurrent != 1:
@@ -281,9 +287,11 @@ def write_evaluation(
         folder.write(f"{name}/model_fold_{score.fold}.pth", model_file(outcome))
 
 
-def summary(scores: Sequence[FoldScore]) -> dict[str, Any]:
-    """Scores by fold, their mean, and their standard deviation over folds where there are several."""
-    return over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
+def summary(scores: Sequence[FoldScore], kind: Kind) -> dict[str, Any]:
+    """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
+    found = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
+    facts = trust_facts([(score.fold, score.predictions) for score in scores], kind)
+    return found | ({"trust": facts} if facts else {})
 
 
 def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:

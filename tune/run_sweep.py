@@ -48,6 +48,7 @@ from tune.space import SpaceError, load_space
 from tune.sweep import run
 from tune.terminal import lines_only
 from tune.trackers import Tracker, trackers
+from tune.trial import Untrusted
 
 USER_ERRORS = (
     SweepError,
@@ -143,6 +144,13 @@ def main(
             rich_help_panel=PROTOCOL,
         ),
     ] = "none",
+    untrusted: Annotated[
+        Untrusted,
+        typer.Option(
+            help="Predictions that are not trusted are kept, or are the baseline's; marked both.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = "keep",
     quiet: Annotated[
         bool,
         typer.Option("--quiet", help="Lines instead of tables and bars that move.", rich_help_panel=MACHINE),
@@ -275,6 +283,7 @@ def main(
                 max_concurrent=max_concurrent,
                 every_atom=every_atom,
                 tta=copies(tta),
+                untrusted=untrusted,
                 track=track,
                 split=split_rule(split),
             )

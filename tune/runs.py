@@ -23,7 +23,7 @@ import pandas as pd
 from pyarrow import fs
 
 from data.storage import file_names, open_folder, read_whole
-from models.metrics import Metric, metric_of
+from models.metrics import TRUSTED, Metric, metric_of
 from tune.going_on import STORAGE, command_to_go_on
 
 On = Literal["test", "validation"]
@@ -44,7 +44,8 @@ class Member:
 
     Attributes:
         name: its folder: `seed_0`, `ensemble` or `reference`.
-        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), one row a test crystal.
+        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), trust and trusted (of a sweep
+            of an earlier version neither), one row a test crystal.
         validation: the same of the folds' validation parts, or None where a file is missing.
         history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
         missing: files of the validation parts that are not there, as of an average of runs that split otherwise.
@@ -326,7 +327,7 @@ def _load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
 
 def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
     # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
-    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std"]
+    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std", "trust"]
     try:
         table = pd.read_csv(
             io.BytesIO(read_whole(filesystem, file)),
@@ -335,7 +336,7 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.Dat
             na_values=dict.fromkeys(numeric, ""),
             float_precision="round_trip",
         )
-        numeric = [name for name in numeric if name != "std" or name in table]
+        numeric = [name for name in numeric if name not in ("std", "trust") or name in table]
         numbers = table[numeric].to_numpy()
         table = table[[*text, *numeric]]
     except (ValueError, KeyError) as problem:
@@ -346,4 +347,9 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.Dat
         twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
         raise RunError(f"{file} is damaged: id {twice!r} is there more than once")
     table.insert(0, "fold", fold)
-    return table
+    return marked(table) if "trust" in table else table
+
+
+def marked(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with `trusted`, whether each trust is high enough, as its last column."""
+    return table.assign(trusted=table["trust"] >= TRUSTED)

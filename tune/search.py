@@ -28,7 +28,7 @@ from tune.searcher import DistinctOptuna, Generator, Listed
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, run_trial, saved_state
+from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, Untrusted, run_trial, saved_state
 
 
 @dataclass(frozen=True)
@@ -213,6 +213,7 @@ def train_chosen(
     resources: Resources,
     folder: str,
     copies: Copies | None = None,
+    untrusted: Untrusted = "keep",
     title: str = "training the chosen",
     predict_test: bool = True,
     watch: Sequence[ray.tune.Callback] = (),
@@ -226,6 +227,7 @@ def train_chosen(
         folder: path or URI for Ray's record, to which a hash of what is chosen is added: a record of another
             choice is never continued.
         copies: of each crystal to average over at test time.
+        untrusted: what is predicted where a prediction is not trusted.
         title: for the terminal.
         predict_test: whether to.
         watch: callbacks beside the usual ones.
@@ -248,7 +250,15 @@ def train_chosen(
     _allow_pending(len(runs), resources)
     experiment = partial(
         run_experiment,
-        _trainable(dataset, dataset.trial_folds, resources, folder, predict_test=predict_test, copies=copies),
+        _trainable(
+            dataset,
+            dataset.trial_folds,
+            resources,
+            folder,
+            predict_test=predict_test,
+            copies=copies,
+            untrusted=untrusted,
+        ),
         {},
         tune_config,
         folder,
@@ -276,6 +286,7 @@ def _trainable(
     *,
     predict_test: bool,
     copies: Copies | None = None,
+    untrusted: Untrusted = "keep",
 ) -> Any:
     task = TrialTask(
         kind=dataset.task.kind,
@@ -291,6 +302,7 @@ def _trainable(
         cpus_per_trial=resources.cpus_per_trial,
         folder=folder,
         copies=copies,
+        untrusted=untrusted,
     )
     with_data = ray.tune.with_parameters(
         run_trial, rows=dataset.rows_ref, folds=folds, task=task, predict_test=predict_test

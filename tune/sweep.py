@@ -225,6 +225,7 @@ def train(
         resources=Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent),
         folder=f"{folder.address}/evaluate",
         copies=options.copies(),
+        untrusted=options.untrusted,
         watch=trackers(options.track, options.name),
     )
     refuse_lost(trained, "the final training")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray.tune
@@ -17,18 +17,21 @@ from pyarrow import fs
 
 from data.allocator import keep_freed_memory
 from data.task_table import Quantity
+from models.config import ModelConfig
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
-from models.model import Fitted, Run, TrainingPart, TrainingRows
+from models.model import Fitted, Prediction, Run, TrainingPart, TrainingRows
 from models.registry import open_model
 from models.train import NonFiniteLossError
+from models.trust import Trust, calibration_rows, fit_trust
 from models.tta import averaged, judge
 from tune.preemption import load_paused, read_state, watched
 from tune.progress import Progress
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
+Untrusted = Literal["keep", "baseline"]
 PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in their order
 
 
@@ -71,6 +74,7 @@ class TrialTask:
         cpus_per_trial: threads to use.
         folder: of the Ray Tune run, path or URI; a trial's own is in it.
         copies: of each crystal to average over at test time, or None.
+        untrusted: what is predicted for a row whose prediction is not trusted: it is kept, or the baseline's.
     """
 
     kind: Kind
@@ -80,6 +84,7 @@ class TrialTask:
     cpus_per_trial: int
     folder: str
     copies: Copies | None = None
+    untrusted: Untrusted = "keep"
 
 
 def run_trial(
@@ -101,8 +106,8 @@ def run_trial(
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
     model = open_model(fields.pop("model"))
     own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
-    part = replace(fold.part(task.kind, task.quantity), tell=Progress(own_folder))
-    run = model.start(model.config(**fields), rows, part, str(device))
+    settings, part = model.config(**fields), replace(fold.part(task.kind, task.quantity), tell=Progress(own_folder))
+    run = model.start(settings, rows, part, str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
     known = saved_state(checkpoint) if checkpoint else None
@@ -125,11 +130,13 @@ def run_trial(
     if predict_test:
         with tempfile.TemporaryDirectory() as folder:
             fitted = run.fitted()
-            facts = _predict(fitted, rows, fold, task, Path(folder))
+            trust, facts = _predict(fitted, settings, rows, fold, task, Path(folder))
             about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
             if facts.get("tta", {}).get("used"):
                 about["copies"] = str(facts["tta"]["copies"])
-            FittedModel(model, fitted, about).save(Path(folder) / MODEL_FILE)
+            if task.untrusted != "keep":
+                about["untrusted"] = task.untrusted
+            FittedModel(model, fitted, about, trust).save(Path(folder) / MODEL_FILE)
             reports.send_with(Path(folder), **facts)
 
 
@@ -155,8 +162,10 @@ def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
     return None
 
 
-def _predict(fitted: Fitted, rows: TrainingRows, fold: TrialFold, task: TrialTask, folder: Path) -> dict[str, Any]:
-    """Write predictions of the test and validation rows; what test-time augmentation did, if it was asked for."""
+def _predict(
+    fitted: Fitted, config: ModelConfig, rows: TrainingRows, fold: TrialFold, task: TrialTask, folder: Path
+) -> tuple[Trust, dict[str, Any]]:
+    """Write predictions of the test and validation rows; what judges them, and what test-time augmentation did."""
     facts: dict[str, Any] = {}
     copies = 0
     if task.copies:
@@ -171,14 +180,31 @@ def _predict(fitted: Fitted, rows: TrainingRows, fold: TrialFold, task: TrialTas
         )
         facts["tta"] = asdict(result)
         copies = result.copies if result.used else 0
+
+    def predicted(which: np.ndarray) -> Prediction:
+        return averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
+
+    part = fold.part(task.kind, task.quantity)
+    weights = getattr(config, "weights", "") if rows.features is not None else ""
+    trust = fit_trust(
+        rows,
+        part,
+        predicted(calibration_rows(part)).values,
+        weights="" if weights == "random" else weights,
+        energies=task.kind == "regression" and task.quantity != "other",
+        undo_mp2020=bool(getattr(config, "undo_mp2020", False)),
+    )
     arrays = {}
-    for part, which in (("test", fold.test), ("val", fold.val)):
-        prediction = averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
-        arrays[part] = prediction.values
-        if prediction.std is not None:
-            arrays[f"{part}_std"] = prediction.std
+    for name, which in (("test", fold.test), ("val", fold.val)):
+        prediction = trust.judge(
+            rows, which, predicted(which), of_task=True, replace_untrusted=task.untrusted == "baseline"
+        )
+        arrays[name] = prediction.values
+        for more in ("std", "trust"):
+            if (values := getattr(prediction, more)) is not None:
+                arrays[f"{name}_{more}"] = values
     np.savez(folder / PREDICTIONS_FILE, allow_pickle=False, **arrays)
-    return facts
+    return trust, facts
 
 
 @dataclass(frozen=True)
