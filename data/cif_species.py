@@ -19,7 +19,7 @@ _ISOTOPES = {"D": "deuterium", "T": "tritium"}
 # Atoms of proteins and their relatives have these behind their element: CA is the alpha carbon.
 _GREEK = set("ABGDEZH")
 _TWO_LETTERS = re.compile(r"([A-Z])([A-Z])(?![A-Za-z])")
-_TYPE = re.compile(r"(\d{1,3})?([A-Za-z]+)(?:(\d*\.?\d*[+-])|([+-]\d*\.?\d*))?")
+_TYPE = re.compile(r"(\d{1,3})?([A-Za-z]+)(?:0|\d*\.?\d*[+-]|[+-]\d*\.?\d*)?")
 _LABEL = re.compile(r"([A-Za-z]+)(.*)", re.DOTALL)
 # Names of what is no atom. X, M and Q are no elements either and need no line here.
 _NO_ATOM = {"va", "vac", "wat", "water", "du", "dum", "dummy", "cent", "void", "h2o", "oh2", "nh", "nh4", "cn", "lp"}
@@ -92,7 +92,7 @@ def _numbers_of_type(symbol: str) -> tuple[tuple[int, ...], str]:
     match = _TYPE.fullmatch(symbol)
     if match is None:
         return _numbers_of_label(symbol)[0], _LOOSE
-    mass, letters, *_ = match.groups()
+    mass, letters = match.groups()
     if letters.lower() in _NO_ATOM:
         return (), ""
     if letters in NUMBERS:
@@ -113,8 +113,10 @@ def _numbers_of_label(label: str) -> tuple[tuple[int, ...], str]:
     letters = match[1]
     if letters.lower() in _NO_ATOM or label.lower() in _NO_ATOM:
         return (), ""
-    if letters in _ISOTOPES:
-        return (1,), f"{_ISOTOPES[letters]} is read as hydrogen"
+    if letters == "T":  # tritium, or the tetrahedral site of a zeolite
+        return (1,), _LOOSE
+    if letters == "D":
+        return (1,), "deuterium is read as hydrogen"
     if letters in NUMBERS:
         return (NUMBERS[letters],), ""
     # Letters that follow an element may belong to a name: Na(1)A is no doubt, OW1 is one.
@@ -146,7 +148,7 @@ def _label_against(symbol: str, label: str, number: int, formula: set[int] | Non
     match = _LABEL.fullmatch(label)
     letters = match.group(1) if match else ""
     other = NUMBERS.get(letters)
-    if other is None or other == number or letters in "BC":  # sites B and C are so called whatever is there
+    if other is None or other == number or letters in "BCDT":  # sites are so called whatever is there
         return ""
     if formula is None or number not in formula or other in formula:
         raise BadCrystalError(

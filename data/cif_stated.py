@@ -163,7 +163,7 @@ def _named(tags: Tags, lattice: np.ndarray) -> _Named:
         return _Named(
             tuple(found), frozenset(k for k in kinds if k), f"its Hall symbol {halls[0]!r}", notes=_unknown(unknown)
         )
-    assumed = False
+    assumed, names_settings = False, settings is not None
     source = f"its space-group name {quoted}"
     if settings is None:
         if not numbers:
@@ -175,10 +175,6 @@ def _named(tags: Tags, lattice: np.ndarray) -> _Named:
         number = next(iter(numbers))
         order = list(settings_of_number(number))
         settings = set(order)
-        standard = next(k for k in order if setting(k).is_reference_setting())
-        order = [k for k in order if setting(k).hm == setting(standard).hm]
-        assumed = len(settings) > len(order)
-        settings = set(order)
         source = f"its space-group number {number}"
     codes = tags.texts(*_CODES)
     if codes and (fitting := {k for k in settings if code_of(k, codes[0])}):
@@ -186,8 +182,9 @@ def _named(tags: Tags, lattice: np.ndarray) -> _Named:
     possible = [k for k in order if k in settings]
     numbers_of = frozenset(setting(k).number for k in possible)
     fitting_cell = [k for k in possible if fits_cell(of_table(k), lattice, FIT)] or possible
-    # A short name means its first orientation that the cell can have; origins of that one stay open.
-    chosen = [k for k in fitting_cell if setting(k).hm == setting(fitting_cell[0]).hm]
+    # A short name means its first orientation that the cell can have; the origin stays open. A number says nothing of
+    # the orientation.
+    chosen = [k for k in fitting_cell if not names_settings or setting(k).hm == setting(fitting_cell[0]).hm]
     assumed = assumed or len(chosen) < len(fitting_cell)
     return _Named(tuple(of_table(k) for k in chosen), numbers_of, source, assumed, notes=_unknown(unknown))
 

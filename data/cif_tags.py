@@ -11,6 +11,8 @@ from gemmi import cif
 
 from data.crystal import BadCrystalError
 
+_READ = ("_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemical_formula_", "_exptl_crystal_density_")
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -78,9 +80,10 @@ def read_tags(block: cif.Block) -> Tags:
         for name, cells in columns:
             key = name.lower().replace(".", "_")
             texts = [_plain(cell) for cell in cells]
-            if key in values and values[key] != texts:
+            if key in values and any(texts) and any(values[key]) and values[key] != texts and key.startswith(_READ):
                 raise BadCrystalError(f"{name} is there twice, with different values")
-            values[key], loops[key] = texts, loop
+            if key not in values or any(texts):
+                values[key], loops[key] = texts, loop
     return Tags(block.name, values, loops)
 
 
