@@ -11,6 +11,11 @@ from click.testing import Result
 from test_compare import REPOSITORY, made, make_rows, predict, write_run
 from typer.testing import CliRunner
 
+import tune.compare
+import tune.ensemble
+import tune.leaderboard
+import tune.report
+import tune.submit
 from data.folds import make_folds
 from data.task_table import official_task
 from models.metrics import metric_of
@@ -216,6 +221,19 @@ def test_a_run_is_judged_by_its_ensemble_else_its_seed_else_its_reference(tmp_pa
     assert told["none"]["kind"] == "zero-shot"
 
 
+def test_a_model_that_draws_nothing_has_its_seeds_and_no_noise_of_seeds(tmp_path):
+    """As of two Gaussian processes of which one learns from rows drawn at random."""
+    rows = make_rows(n_folds=2, n=20)
+    y = rows["y_true"].to_numpy()
+    drawing = made(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
+    exact = made(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
+    (section,) = sections([drawing, exact], {})
+    told = {place.entry.name: (place.entry.n_draws, facts(place, section)) for place in section.places}
+    assert [told[name][1]["seeds"] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 1, 0]
+    assert [told[name][0] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 0, 0]
+    assert [told[name][1]["by_chance"] for name in ("drawing", "exact")] == [True, False]
+
+
 def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
@@ -376,3 +394,46 @@ def test_the_command_says_what_it_cannot_do(here, tmp_path):
         assert reason in refused.output
         assert "Traceback" not in refused.output
     assert not (here / "leaderboard.md").exists()
+
+
+def test_a_row_is_a_line_at_160_columns_and_flags_have_a_legend(here):
+    rows = make_rows(n_folds=2, n=20)
+    y = rows["y_true"].to_numpy()
+    flags = ["subset", "pretraining overlap", "search saw other folds", "inert"]
+    for name, error in (("head_finetune_on_all_official_folds", 0.1), ("gaussian_process_atoms", 0.2)):
+        write_run(here / name, rows, {"seed_0": y + error})
+        change(here / name, flags=flags, model={"name": "gaussian_process"})
+    write_run(here / "part", rows[rows["fold"] == 0], {"seed_0": y[rows["fold"] == 0] + 0.3})
+    done = board()
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines()]
+    table = lines[next(at for at, line in enumerate(lines) if line[:2] == ["rank", "name"]) + 2 :]
+    assert [line[1] for line in table[:2]] == ["head_finetune_on_all_official_folds", "gaussian_process_atoms"]
+    assert [line[-4:] for line in table[:2]] == [["1", "2", "3", "4"]] * 2
+    assert table[3][0] == "part"
+    assert table[3][-1] == "5"
+    legend = (
+        "Flags: 1 subset; 2 pretraining overlap; 3 search saw other folds; 4 inert; 5 fold(s) 0 only, 20 ids in common"
+    )
+    assert legend in " ".join(done.output.split())
+
+
+def test_names_are_looked_up_in_the_storage_that_is_given(here, tmp_path):
+    rows = make_rows(n_folds=2, n=20)
+    y = rows["y_true"].to_numpy()
+    for name in ("a", "b"):
+        write_run(tmp_path / "elsewhere" / name, rows, {"seed_0": y + 0.1})
+    storage = f"--storage={tmp_path}/elsewhere"
+    for command, arguments, written in (
+        (tune.leaderboard.app, [], "leaderboard.md"),
+        (tune.compare.app, ["a", "b"], "compare-a-b/compare.md"),
+        (tune.ensemble.app, ["a", "b", "--name=both"], "both/results.json"),
+        (tune.report.app, ["a"], "a/report.html"),
+    ):
+        done = CliRunner().invoke(command, [*arguments, storage])
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / "elsewhere" / written).exists()
+    refused = CliRunner().invoke(tune.submit.app, ["a", storage])
+    assert "made" in refused.output, refused.output  # which is no task of Matbench
+    assert "no run" not in refused.output
+    assert not here.exists()

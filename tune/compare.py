@@ -207,14 +207,15 @@ def main(
     ] = None,
     on: Annotated[On, typer.Option(help="Parts to compare: `test` (to report) or `validation` (to choose).")] = "test",
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: ray_results/compare-A-B.")
+        str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: compare-A-B in --storage.")
     ] = None,
+    storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
     """Compare two finished sweeps on the crystals that both predicted, and say which is better, if any is."""
     try:
-        a, b = load_sweep(run_a), load_sweep(run_b)
-        comparison = compare(a, b, None if noise is None else load_sweep(noise), on)
-        folder = out or f"{STORAGE}/compare-{a.name.replace('/', '-')}-{b.name.replace('/', '-')}"
+        a, b = load_sweep(run_a, storage), load_sweep(run_b, storage)
+        comparison = compare(a, b, None if noise is None else load_sweep(noise, storage), on)
+        folder = out or f"{storage}/compare-{a.name.replace('/', '-')}-{b.name.replace('/', '-')}"
         filesystem, path = open_folder(folder)
         text = report(comparison)
         write_whole(filesystem, f"{path}/differences.csv", differences(comparison).to_csv(index=False).encode())

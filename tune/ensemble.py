@@ -310,16 +310,19 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 @app.command()
 def main(
     runs: Annotated[list[str], typer.Argument(help="Finished sweeps: NAME or a path; NAME/seed_1 for one member.")],
-    name: Annotated[str, typer.Option(help="Of the new run, in ray_results/.")],
+    name: Annotated[str, typer.Option(help="Of the new run, in --storage.")],
     weights: Annotated[
         Weights, typer.Option(help="`equal`, or `validation`: by fold, as 1 / MAE^2 on its validation part.")
     ] = "equal",
+    storage: Annotated[
+        str, typer.Option(help="Where names are looked up and the new run is written: a folder, s3://..., gs://...")
+    ] = STORAGE,
 ) -> None:
     """Average the predictions of finished sweeps into a run of its own."""
     try:
-        refuse_taken("--name", name, STORAGE)
-        folder = Folder(f"{STORAGE}/{name}")
-        loaded = [load_sweep(run) for run in runs]
+        refuse_taken("--name", name, storage)
+        folder = Folder(f"{storage}/{name}")
+        loaded = [load_sweep(run, storage) for run in runs]
         found = average(loaded, weights)
         results = collect(name, loaded, found, weights)
         write(folder, loaded, found, results)
@@ -327,7 +330,7 @@ def main(
         typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
         sys.exit(1)
     typer.echo(report(results))
-    typer.echo(f"Written to {STORAGE}/{name}")
+    typer.echo(f"Written to {storage}/{name}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ class Entry:
         kind: a run of ours; what nothing was trained for; or somebody else's model.
         table: fold, id, composition, y_true, y_pred of its test crystals.
         member: what of the run is judged: `ensemble`, `seed_0` or `reference`; "" of a peer.
-        n_seeds: that it is the mean of; 0 where no seed has a part in it; 1 of a peer, whose seeds nobody knows.
+        n_seeds: that it is the mean of; 0 where nothing was trained; 1 of a peer, whose seeds nobody knows.
         flags: what a reader must know.
         run: that it belongs to; None of a peer.
+        by_chance: whether another seed would have given other predictions.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Entry:
     n_seeds: int
     flags: list[str]
     run: SweepRun | None
+    by_chance: bool = True
+
+    @property
+    def n_draws(self) -> int:
+        """Trainings whose chance is in it."""
+        return self.n_seeds if self.by_chance else 0
 
 
 def load_runs(names: Sequence[str], storage: str) -> tuple[list[SweepRun], dict[str, str]]:
@@ -72,12 +79,12 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         member = contribution(run)
         if member.name == "reference":
             kind: Kind = "zero-shot" if is_zero_shot(run) else "run"
-            entries.append(Entry(run.name, kind, member.test, member.name, 0, run.results["flags"], run))
+            entries.append(Entry(run.name, kind, member.test, member.name, 0, run.results["flags"], run, False))
             references.setdefault(_fingerprint(member.test), []).append(run)
             continue
         n_seeds = max(1, len(run.results["seeds"])) if member.name == "ensemble" else 1
-        n_seeds = n_seeds if by_chance(run) else 0
-        entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, run.results["flags"], run))
+        flags = run.results["flags"]
+        entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, flags, run, by_chance(run)))
         if is_zero_shot(run) and "reference" in run.members:
             references.setdefault(_fingerprint(run.members["reference"].test), []).append(run)
     listed = {entry.run for entry in entries if entry.member == "reference"}
@@ -98,7 +105,7 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         name = f"{name} of {run.name}" if name in taken else name
         taken.add(name)
         flags = [flag for flag in run.results["flags"] if flag in ("subset", "labels of a model", OVERLAP_FLAG)]
-        entries.append(Entry(name, "zero-shot", table, "reference", 0, flags, run))
+        entries.append(Entry(name, "zero-shot", table, "reference", 0, flags, run, False))
     return entries
 
 

@@ -74,7 +74,7 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
     if "members" in results:
         told["members"] = [one["member"] for one in results["members"]]
     else:
-        told |= {"seeds": entry.n_seeds, "model": results["model"]["name"]}
+        told |= {"seeds": entry.n_seeds, "by_chance": entry.by_chance, "model": results["model"]["name"]}
     if len(seed_scores(run)) > 1:
         told["seed_std"] = float(seed_scores(run).std(ddof=1))
     told |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours")}
@@ -104,10 +104,6 @@ def cells(place: Place, section: Section) -> dict[str, str]:
         behind = f"{found.value:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
     elif place.rank == 1:
         behind = "best"
-    flags = list(told["flags"])
-    if place.rank is None:
-        folds = ", ".join(map(str, told["folds"]))
-        flags.append(f"fold(s) {folds} only, {place.n_common} ids in common with the best")
     rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
     others = {name: f"{told[name]:.{digits}f}" for name in ("rmse", "max_error", "accuracy") if name in told}
     return {
@@ -122,9 +118,17 @@ def cells(place: Place, section: Section) -> dict[str, str]:
         "GPU h": _hours(told.get("gpu_hours")),
         "CPU h": _hours(told.get("cpu_hours")),
         "protocol": told.get("protocol", ""),
-        "flags": ", ".join(flags),
+        "flags": ", ".join(flags_of(place)),
         "date": told.get("created", "")[:10],
     }
+
+
+def flags_of(place: Place) -> list[str]:
+    """What a reader must know of an entry, and where it has no rank, why."""
+    if place.rank is not None:
+        return place.entry.flags
+    folds = ", ".join(map(str, sorted(place.by_fold)))
+    return [*place.entry.flags, f"fold(s) {folds} only, {place.n_common} ids in common with the best"]
 
 
 def _hours(hours: float | None) -> str:
@@ -247,14 +251,21 @@ def show(found: Sequence[Section], console: Console) -> None:
         for sentence in caption(section):
             console.print(sentence, style="dim", markup=False, highlight=False)
         lines = [cells(place, section) for place in section.places]
-        kept = ("rank", "name", "what", section.metric.name.upper(), f"{section.metric.name.upper()} behind the best")
+        # A flag is a number in the table, for its words would take several lines of each row.
+        flags = list(dict.fromkeys(flag for place in section.places for flag in flags_of(place)))
+        score = section.metric.name.upper()
+        shown = ("rank", "name", "what", score, f"{score} behind the best", "seeds", "flags")
         table = Table(box=SIMPLE_HEAD, show_edge=False)
-        for name in (*kept, "seeds", "flags"):
-            table.add_column(name, no_wrap=name in kept, overflow="ellipsis")
+        for name in shown:
+            table.add_column(name, no_wrap=name != "name", overflow="fold")
         for place, line in zip(section.places, lines, strict=True):
             style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.kind]
-            table.add_row(*(line[name] for name in (*kept, "seeds", "flags")), style=style)
+            line["flags"] = " ".join(str(number) for number, flag in enumerate(flags, 1) if flag in flags_of(place))
+            table.add_row(*(line[name] for name in shown), style=style)
         console.print(table)
+        if flags:
+            legend = "; ".join(f"{number} {flag}" for number, flag in enumerate(flags, 1))
+            console.print(f"Flags: {legend}", markup=False, highlight=False)
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -264,7 +275,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exce
 def main(
     runs: Annotated[
         list[str] | None,
-        typer.Argument(help="Finished sweeps: NAME, a path, or NAME/seed_1. Default: all of ray_results."),
+        typer.Argument(help="Finished sweeps: NAME, a path, or NAME/seed_1. Default: all of --storage."),
     ] = None,
     peers: Annotated[
         list[str] | None,
@@ -282,17 +293,18 @@ def main(
             "a folder of CIF and POSCAR files. Splits the errors into seen and unseen.",
         ),
     ] = None,
-    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where to write.")] = STORAGE,
+    storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: --storage.")] = None,
 ) -> None:
     """Rank finished sweeps, and other people's models on exactly the same crystals."""
     begun = time.monotonic()
     created = datetime.now(UTC).isoformat(timespec="seconds")
     console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
     try:
-        loaded, skipped = load_runs(runs or [], STORAGE)
+        loaded, skipped = load_runs(runs or [], storage)
         found = sections(loaded, {file: read_peers(file) for file in peers or []})
         exposed = exposures(found, read_seen(contamination)) if contamination else []
-        folder = Folder(out)
+        folder = Folder(out or storage)
         folder.write(FILES[0], markdown(found, exposed, skipped, created))
         folder.write_csv(FILES[1], as_table(found))
         folder.write_json(FILES[2], as_json(found, exposed, skipped, created))
@@ -304,7 +316,7 @@ def main(
         typer.echo(f"\n{exposure_report(one, decimals(one.section))}")
     for name, reason in skipped.items():
         console.print(f"Left out: {name}: {reason}", style="yellow", markup=False)
-    typer.echo(f"\nWritten to {out}: {', '.join(FILES)} ({time.monotonic() - begun:.0f} s)")
+    typer.echo(f"\nWritten to {out or storage}: {', '.join(FILES)} ({time.monotonic() - begun:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
             value = sign * float(values[one].mean() - values[first].mean())
             low, high = interval(sign * (resampled[:, one] - resampled[:, first]))
             found = Difference(value, low, high, None, n_compositions)
-            tied = is_noise(found, spread, entry.n_seeds, best.n_seeds)
+            tied = is_noise(found, spread, entry.n_draws, best.n_draws)
         by_fold = dict(zip(names, values[one].tolist(), strict=True))
         placed = 1 if tied else position
         places.append(Place(entry, mean_scores(entry.table, kind), by_fold, placed, tied, found, most))

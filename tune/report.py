@@ -31,7 +31,7 @@ from data.storage import StorageError, open_folder, write_whole
 from tune import crystal_facts, error_sections, report_sections, search_sections
 from tune.crystal_facts import FactsError
 from tune.report_sections import Section, Shown
-from tune.runs import RunError, SweepRun, contribution, load_sweep
+from tune.runs import STORAGE, RunError, SweepRun, contribution, load_sweep
 
 _TEMPLATES = Path(__file__).parent
 
@@ -135,13 +135,14 @@ def main(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="Where to write. Default: report.html in the sweep's folder.")
     ] = None,
+    storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
     """Write a page that shows a finished sweep: one file, to be opened anywhere, that needs no network."""
     try:
         if out is not None and len(sweeps) > 1:
             raise RunError(f"--out names one file, and there are {len(sweeps)} sweeps: leave it out, or give one sweep")
         for sweep in sweeps:
-            typer.echo(f"Written to {write_report(load_sweep(sweep), out)}")
+            typer.echo(f"Written to {write_report(load_sweep(sweep, storage), out)}")
     except (RunError, StorageError, OSError) as problem:
         typer.secho(f"{type(problem).__name__}: {problem}", fg="red", err=True)
         sys.exit(1)

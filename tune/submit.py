@@ -234,12 +234,13 @@ def main(
     ] = None,
     bibtex: Annotated[Path | None, typer.Option(metavar="FILE", help="References in BibTeX, besides CHGNet's.")] = None,
     out: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Default: ray_results/matbench_v0.1_ALGORITHM.")
+        str | None, typer.Option(metavar="FOLDER", help="Default: matbench_v0.1_ALGORITHM in --storage.")
     ] = None,
+    storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
     """Write a finished sweep as a submission to Matbench's leaderboard."""
     try:
-        run = load_sweep(sweep)
+        run = load_sweep(sweep, storage)
         algorithm = run.name if algorithm is None else algorithm
         for option, text in (("--authors", authors), ("--algorithm", algorithm)):
             if not _slug(text):
@@ -250,7 +251,7 @@ def main(
         except IncompleteError as problem:
             Folder(run.address).write_csv(MISSING, problem.missing)
             raise RunError(f"{problem}\nAll {len(problem.missing):,} missing ids: {run.address}/{MISSING}") from None
-        address = out or f"{STORAGE}/matbench_v0.1_{_slug(algorithm)}"
+        address = out or f"{storage}/matbench_v0.1_{_slug(algorithm)}"
         folder = Folder(address)
         for name, content in files.items():
             folder.write(name, content)
