@@ -49,7 +49,7 @@ def by_ase(content: bytes) -> Crystal:
 
 
 def by_gemmi(content: bytes) -> Crystal:
-    """gemmi's reading of a small structure."""
+    """Gemmi's reading of a small structure."""
     import gemmi
 
     document = gemmi.cif.read_string(content.decode("latin-1"), check_level=0)
@@ -148,7 +148,7 @@ def farthest(ours: Crystal, other: Crystal) -> float:
 
 
 def matches(ours: Crystal, other: Crystal) -> bool:
-    """pymatgen's StructureMatcher on both, without a change of volume."""
+    """Pymatgen's StructureMatcher on both, without a change of volume."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
 
