@@ -26,7 +26,12 @@ from data.crystal import BadCrystalError, Crystal, ReadCrystal
 NOTED_MISFIT, MAX_MISFIT = 1e-3, 1e-2
 # Real contacts in parts of the sum of the covalent radii: 0.7 for X-ray's short O-H, 0.9 and more for others.
 SENSIBLE_CONTACT, IMPOSSIBLE_CONTACT = 0.7, 0.5
+# An item whose value is several words without quotes, which no CIF file may have: `_name F m -3 m`.
+_UNQUOTED = re.compile(
+    r"^([ \t]*_\S+)[ \t]+([^\s'\"_;#\[\]$][^\s'\"#]*(?:[ \t]+[^\s'\"_#][^\s'\"#]*)+)[ \t]*(?=#|\r?$)", re.M
+)
 _MAX_BYTES = 200_000_000
+_POSITIONS = ("fract_x", "cartn_x", "label", "type_symbol")
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
 
@@ -41,7 +46,8 @@ def read_cif(content: bytes) -> ReadCrystal:
             contradicts itself, or leaves open which crystal it means.
     """
     text, notes = _decode(content)
-    tags = _structure_block(text)
+    tags, more = _structure_block(text)
+    notes += more
     _refuse_modulated(tags)
     lattice, cell_notes = _read_lattice(tags)
     facts = read_content(tags)
@@ -77,16 +83,24 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
         return content.decode("latin-1"), ["the file is not in UTF-8 and is read as Latin-1"]
 
 
-def _structure_block(text: str) -> Tags:
-    """The block with the atoms."""
+def _structure_block(text: str) -> tuple[Tags, list[str]]:
+    """The block with the atoms, and notes."""
+    notes = []
     try:
-        document = gemmi.cif.read_string(text, check_level=0)  # items that are there twice: `read_tags` looks at them
+        document = _parse(text)
     except (ValueError, RuntimeError) as error:
-        raise BadCrystalError(f"not a valid CIF file: {_syntax_error(str(error))}") from None
+        quoted, n_values = _UNQUOTED.subn(r"\1 '\2'", text)
+        try:
+            if not n_values:
+                raise
+            document = _parse(quoted)
+        except (ValueError, RuntimeError):
+            raise BadCrystalError(f"not a valid CIF file: {_syntax_error(str(error), text)}") from None
+        notes.append(f"values with blanks and without quotes are read as if quoted ({n_values})")
     blocks = [read_tags(block) for block in document]
     if not blocks:
         raise BadCrystalError("the file has no data")
-    with_atoms = [tags for tags in blocks if any(name.startswith("_atom_site_") for name in tags.values)]
+    with_atoms = [tags for tags in blocks if any(f"_atom_site_{name}" in tags.values for name in _POSITIONS)]
     structures = [tags for tags in with_atoms if _CELL[0] in tags.values]
     if len(structures) > 1:
         names = ", ".join(tags.name for tags in structures[:5])
@@ -98,16 +112,21 @@ def _structure_block(text: str) -> Tags:
         if with_atoms:
             raise BadCrystalError(f"block {with_atoms[0].name} has atoms and no cell (_cell_length_a)")
         raise BadCrystalError("no atoms in it (_atom_site_fract_x)")
-    return structures[0]
+    return structures[0], notes
 
 
-def _syntax_error(message: str) -> str:
+def _parse(text: str) -> gemmi.cif.Document:
+    return gemmi.cif.read_string(text, check_level=0)  # items that are there twice: `read_tags` looks at them
+
+
+def _syntax_error(message: str, text: str) -> str:
     """The parser's message with its position in words: `data:3:0(15): ...`, `data:3 in data_a: ...`."""
     match = re.match(r"\w+:(\d+)(?::(\d+)\(\d+\))?(?: in (\S+))?: *(.*)", message, re.DOTALL)
     if match is None:
         return message.removeprefix("data: ")
     line, _, block, reason = match.groups()
-    return f"line {line}{f' of {block}' if block else ''}: {' '.join(reason.split())}"
+    at = (text.splitlines() or [""])[min(int(line), len(text.splitlines())) - 1].strip()
+    return f"line {line}{f' of {block}' if block else ''}: {' '.join(reason.split())} at {at[:60]!r}"
 
 
 def _refuse_modulated(tags: Tags) -> None:
@@ -168,7 +187,7 @@ def _decide(stated: Stated, sites: Sites, facts: Content, lattice: np.ndarray) -
         contacts = [closest_contact(one.cell, lattice, RADII) for one in distinct]
         possible = [k for k, contact in enumerate(contacts) if contact >= IMPOSSIBLE_CONTACT]
         if not possible:
-            raise BadCrystalError(f"in each setting that {stated.source} can mean, atoms are too near one another")
+            raise BadCrystalError(f"atoms are too near one another in every setting that {stated.source} can mean")
         if len(possible) == 1 and contacts[possible[0]] >= SENSIBLE_CONTACT:
             distinct = [distinct[possible[0]]]
     if not distinct:
@@ -199,6 +218,8 @@ def _read(symmetry: Symmetry, stated: Stated, sites: Sites, facts: Content, latt
         orders = len(symmetry) / np.maximum(cell.multiplicities, 1)
         compared = (cell.multiplicities > 0) & (given > 0)
         fits = (given == cell.multiplicities)[compared].all() or (given == orders)[compared].all()
+        if stated.is_magnetic:
+            fits = fits or np.ptp((given / np.maximum(cell.multiplicities, 1))[compared]) < 1e-6
         if not fits and not verdict.confirmed:
             k = int(np.flatnonzero(compared & (given != cell.multiplicities))[0])
             verdict.against.append(
@@ -218,27 +239,21 @@ def _compare_with_rivals(reading: _Reading, stated: Stated, sites: Sites, facts:
 
     They are kept where the named group gives the same crystal, or the file's content says that they are right.
     """
-    rivals: list[_Reading] = []
-    for symmetry in stated.rivals:
+    possible = [symmetry for symmetry in stated.rivals if misfit(symmetry, lattice) <= MAX_MISFIT]
+    for symmetry in possible:
         try:
             rival = _read(symmetry, stated, sites, facts, lattice)
-        except BadCrystalError:
+        except BadCrystalError as error:
+            if not reading.verdict.confirmed:
+                raise BadCrystalError(f"{stated.contradiction}, with which {error}") from None
             continue
-        if same_atoms(reading.cell, rival.cell, lattice):
-            rivals = []
-            break
-        rivals.append(rival)
-    if not stated.rivals:
-        return
-    if not rivals and reading.verdict.confirmed:
-        return
-    if rivals or not reading.verdict.confirmed:
-        names = rivals[0] if rivals else None
-        raise BadCrystalError(
-            f"{stated.contradiction}: with the operators the cell has "
-            f"{format_amounts(_counts(reading.cell))}"
-            + (f", with the name {format_amounts(_counts(names.cell))}" if names else "")
-        )
+        if not same_atoms(reading.cell, rival.cell, lattice):
+            raise BadCrystalError(
+                f"{stated.contradiction}: with the operators the cell has {format_amounts(_counts(reading.cell))}, "
+                f"with {symmetry.name} {format_amounts(_counts(rival.cell))}"
+            )
+    if stated.rivals:
+        reading.verdict.notes.append(f"{stated.contradiction}; the atoms are those of the operators")
 
 
 def _counts(cell: Cell) -> dict[int, float]:

@@ -61,6 +61,7 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
         for name in ("type_symbol", "label", "occupancy", "disorder_group", "calc_flag", "attached_hydrogens")
     }
     labels: list[str] = []
+    vacant = np.zeros(n_sites, dtype=bool)
     notes: list[str] = []
     numbers = np.empty(n_sites, dtype=np.uint8)
     frac_coords = np.empty((n_sites, 3))
@@ -68,7 +69,9 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
         symbol, label = columns["type_symbol"][k], columns["label"][k]
         name = label or f"{symbol or 'without a name'} (row {k + 1})"
         labels.append(name)
-        _refuse_part_of_atom(name, {key: column[k] for key, column in columns.items()}, notes)
+        vacant[k] = _is_vacant(name, {key: column[k] for key, column in columns.items()}, notes)
+        if vacant[k] and formula is None:
+            raise BadCrystalError(f"site {name} has the occupancy 0, and no formula says that it is empty")
         species = species_of(symbol, label, formula)
         numbers[k] = species.number
         if species.note:
@@ -79,6 +82,12 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
                 raise BadCrystalError(f"site {name} has no position along {'xyz'[axis]}: {text or '?'!r}")
             frac_coords[k, axis] = number
     _refuse_two_disorder_groups(labels, columns["disorder_group"])
+    if vacant.any():
+        notes.append(f"{vacant.sum()} sites of occupancy 0 are left out, such as {labels[int(np.argmax(vacant))]}")
+        labels = [label for label, empty in zip(labels, vacant, strict=True) if not empty]
+        numbers, frac_coords = numbers[~vacant], frac_coords[~vacant]
+        if not labels:
+            raise BadCrystalError("all sites have the occupancy 0")
     if (
         formula is None
         and 1 not in numbers
@@ -88,21 +97,25 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
             f"site {water[0]} is called water or hydroxyl, and the file has neither hydrogens nor a formula to say "
             "that none are missing"
         )
-    return Sites(labels, numbers, frac_coords, _multiplicities(tags, n_sites), tuple(dict.fromkeys(notes)))
+    multiplicities = _multiplicities(tags, n_sites)
+    multiplicities = None if multiplicities is None else multiplicities[~vacant]
+    return Sites(labels, numbers, frac_coords, multiplicities, tuple(dict.fromkeys(notes)))
 
 
 def _is_water(name: str, numbers: np.ndarray, labels: list[str]) -> bool:
     return numbers[labels.index(name)] == 8 and _WATER.match(name) is not None
 
 
-def _refuse_part_of_atom(name: str, site: dict[str, str | None], notes: list[str]) -> None:
-    """Refuse a site that is not one whole atom."""
+def _is_vacant(name: str, site: dict[str, str | None], notes: list[str]) -> bool:
+    """Whether a site has the occupancy 0; one that is a part of an atom is refused."""
     if (text := site["occupancy"]) is not None:
         occupancy = number_of(text)
         if occupancy is None:
             raise BadCrystalError(f"site {name} has the occupancy {text!r}, not a number")
         if occupancy > 1 + _OCCUPANCY_ROUNDING:
             raise BadCrystalError(f"site {name} has an occupancy above 1: {text}")
+        if occupancy == 0:
+            return True
         if occupancy < 1 - _OCCUPANCY_ROUNDING:
             raise BadCrystalError(f"disordered structure: site {name} has the occupancy {text}")
         if occupancy != 1:
@@ -112,6 +125,7 @@ def _refuse_part_of_atom(name: str, site: dict[str, str | None], notes: list[str
     attached = number_of(site["attached_hydrogens"])
     if attached:
         raise BadCrystalError(f"{attached:g} hydrogens attached to site {name} have no positions")
+    return False
 
 
 def _refuse_two_disorder_groups(labels: list[str], groups: list[str | None]) -> None:

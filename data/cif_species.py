@@ -16,9 +16,8 @@ from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError
 SYMBOLS = tuple(gemmi.Element(z).name for z in range(119))
 NUMBERS = {symbol: z for z, symbol in enumerate(SYMBOLS) if z} | {"D": 1, "T": 1}
 _ISOTOPES = {"D": "deuterium", "T": "tritium"}
-# Atoms of proteins and their relatives have these behind their element: CA is the alpha carbon.
-_GREEK = set("ABGDEZH")
-_TWO_LETTERS = re.compile(r"([A-Z])([A-Z])(?![A-Za-z])")
+# Atoms of molecules are named after their place, a Greek letter, or the atom they are bound to: CA, HO1, CN2.
+_NAMED_AFTER_OTHERS, _OTHERS = set("CHNOPS"), set("ABGDEZH" + "BCFHINOPS")
 _TYPE = re.compile(r"(\d{1,3})?([A-Za-z]+)(?:0|\d*\.?\d*[+-]|[+-]\d*\.?\d*)?")
 _LABEL = re.compile(r"([A-Za-z]+)(.*)", re.DOTALL)
 # Names of what is no atom. X, M and Q are no elements either and need no line here.
@@ -133,11 +132,10 @@ def _numbers_of_letters(letters: str) -> tuple[tuple[int, ...], str]:
         candidates.append(NUMBERS[first])
     candidates = list(dict.fromkeys(candidates))
     symbol = first + second
-    if len(letters) == 2 and symbol in NUMBERS:
-        # FE can only be iron: there is no element E, and Greek letters go behind C, N, O and S.
-        ambiguous = first in NUMBERS and (letters[1].upper() in NUMBERS or (first in "CNOS" and letters[1] in _GREEK))
-        if not ambiguous:
-            return (NUMBERS[symbol],), f"{letters!r} is read as {symbol}"
+    # FE can only be iron, but CO and CA may be carbons.
+    may_be_two = first in _NAMED_AFTER_OTHERS and second.upper() in _OTHERS
+    if len(letters) == 2 and symbol in NUMBERS and not may_be_two:
+        return (NUMBERS[symbol],), f"{letters!r} is read as {symbol}"
     if len(letters) == 1 and candidates:
         return tuple(candidates), f"{letters!r} is read as {SYMBOLS[candidates[0]]}"
     return tuple(candidates), _LOOSE
@@ -155,7 +153,7 @@ def _label_against(symbol: str, label: str, number: int, formula: set[int] | Non
             f"site {label}: its type symbol {symbol!r} is {SYMBOLS[number]}, its label says {letters}, and no formula "
             "of the file decides"
         )
-    return f"site {label} is {SYMBOLS[number]} by its type symbol and by the formula"
+    return f"sites called {letters} are {SYMBOLS[number]} by type symbol and formula"
 
 
 _TOKEN = re.compile(r"\s*(?:([A-Z][a-z]?)|(\d+\.?\d*|\.\d+)|([(\[{])|([)\]}])|([,.*·•∙⋅;])|(n(?![a-z])))")

@@ -25,13 +25,7 @@ from data.crystal import BadCrystalError
 _OPERATORS = (
     "_space_group_symop_operation_xyz",
     "_symmetry_equiv_pos_as_xyz",
-    "_symmetry_equiv_pos_site_id_as_xyz",
 )
-_MAGNETIC_OPERATORS = (
-    "_space_group_symop_magn_operation_xyz",
-    "_space_group_symop_magn_operation_xyz_",
-)
-_MAGNETIC_CENTRINGS = ("_space_group_symop_magn_centering_xyz",)
 _NAMES = (
     "_symmetry_space_group_name_H-M",
     "_space_group_name_H-M_alt",
@@ -55,6 +49,7 @@ class Stated:
         source: what says so, for messages.
         is_given: False where the file says nothing and P 1 is tried.
         is_assumed: whether a convention chose the setting, so that distances must be sensible.
+        is_magnetic: whether the operators are of a magnetic group; multiplicities may be those of another cell then.
         rivals: groups that the file names beside its operators and that are not theirs.
         contradiction: how operators and name disagree.
         notes: of what was left aside.
@@ -64,6 +59,7 @@ class Stated:
     source: str
     is_given: bool = True
     is_assumed: bool = False
+    is_magnetic: bool = False
     rivals: tuple[Symmetry, ...] = ()
     contradiction: str = ""
     notes: tuple[str, ...] = ()
@@ -76,8 +72,11 @@ def stated_symmetry(tags: Tags, lattice: np.ndarray) -> Stated:
         BadCrystalError: its operators are no group, its name is unknown, or it contradicts itself.
     """
     named = _named(tags, lattice)
-    if (operators := _operators(tags)) is not None:
-        return _with_operators(operators, named, lattice)
+    if (operators := _magnetic_operators(tags)) is not None:
+        # Names beside them are those of the group without magnetism, often in another cell.
+        return Stated((operators,), "its magnetic operators", is_magnetic=True)
+    if texts := next((cells for name in _OPERATORS if (cells := tags.texts(name))), None):
+        return _with_operators(read_operators(tuple(texts)), named, lattice)
     if named.problem:
         raise BadCrystalError(named.problem)
     if not named.source:
@@ -88,13 +87,12 @@ def stated_symmetry(tags: Tags, lattice: np.ndarray) -> Stated:
     return Stated(named.candidates, named.source, is_assumed=named.is_assumed, notes=named.notes)
 
 
-def _operators(tags: Tags) -> Symmetry | None:
-    texts = next((cells for name in _MAGNETIC_OPERATORS if (cells := tags.texts(name))), None)
-    if texts:
-        centrings = [text for name in _MAGNETIC_CENTRINGS for text in tags.texts(name)]
-        return read_operators(tuple(map(_without_time, texts)), tuple(map(_without_time, centrings)))
-    texts = next((cells for name in _OPERATORS if (cells := tags.texts(name))), None)
-    return read_operators(tuple(texts)) if texts else None
+def _magnetic_operators(tags: Tags) -> Symmetry | None:
+    texts = tags.texts("_space_group_symop_magn_operation_xyz")
+    centrings = tags.texts("_space_group_symop_magn_centering_xyz")
+    if not texts:
+        return None
+    return read_operators(tuple(map(_without_time, texts)), tuple(map(_without_time, centrings)))
 
 
 def _without_time(text: str) -> str:
@@ -197,7 +195,7 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
     """The operators rule; what else the file says is held against them."""
     if not named.source:
         return Stated((operators,), "its operators", notes=named.notes)
-    if named.problem and not named.numbers:
+    if named.problem:
         return Stated((operators,), "its operators", notes=(f"{named.problem}; its operators are used",))
     number = group_number(operators, lattice)
     same_setting = any(_same_operators(operators, one) for one in named.candidates)
@@ -205,8 +203,8 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
         return Stated((operators,), "its operators", notes=named.notes)
     contradiction = f"its operators are those of group number {number}, not of {named.source}"
     if number in named.numbers:
-        # Another setting of the same group: the operators say which.
-        return Stated((operators,), "its operators", is_assumed=False, notes=named.notes)
+        # Another setting of the same group: the operators say which, if distances do not say otherwise.
+        return Stated((operators,), "its operators", is_assumed=True, notes=named.notes)
     return Stated(
         (operators,), "its operators", rivals=named.candidates, contradiction=contradiction, notes=named.notes
     )
@@ -215,9 +213,4 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
 def _same_operators(one: Symmetry, other: Symmetry) -> bool:
     if len(one) != len(other):
         return False
-
-    def keys(symmetry: Symmetry) -> set[tuple[bytes, bytes]]:
-        shifts = np.rint(symmetry.translations * 5040).astype(np.int64) % 5040
-        return {(r.tobytes(), s.tobytes()) for r, s in zip(symmetry.rotations, shifts, strict=True)}
-
-    return keys(one) == keys(other)
+    return set(one.codes.tolist()) == set(other.codes.tolist())

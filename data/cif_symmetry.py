@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 
 import gemmi
 import numpy as np
@@ -39,6 +39,11 @@ class Symmetry:
     def __len__(self) -> int:
         """Number of operators, centring included."""
         return len(self.rotations)
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """See `operator_codes`."""
+        return operator_codes(self.rotations, self.translations)
 
 
 IDENTITY = Symmetry("P 1", np.eye(3, dtype=np.int64)[None], np.zeros((1, 3)), 1)
@@ -93,7 +98,7 @@ def read_operators(texts: tuple[str, ...], centrings: tuple[str, ...] = ()) -> S
     """
     if len(texts) * max(1, len(centrings)) > MAX_OPERATORS:
         raise BadCrystalError(f"it has {len(texts)} symmetry operators; no crystal that can be used has so many")
-    parsed = {}
+    parsed: dict[tuple[tuple[int, ...], tuple[Fraction, Fraction, Fraction]], str] = {}
     for text in texts:
         operator = _parse_operator(text)
         if operator is None:
@@ -120,17 +125,25 @@ def _check_group(rotations: np.ndarray, translations: np.ndarray, texts: Sequenc
     """Refuse operators whose products are not all among them."""
     if wrong := [texts[k] for k in range(len(texts)) if round(np.linalg.det(rotations[k])) not in (1, -1)]:
         raise BadCrystalError(f"{wrong[0]!r} is no symmetry operator: it does not keep volumes")
-    shifts = np.rint(translations * 5040).astype(np.int64) % 5040
-    members = {(r.tobytes(), s.tobytes()) for r, s in zip(rotations, shifts, strict=True)}
-    for k in range(len(rotations)):
-        products = rotations[k] @ rotations
-        moved = np.rint((translations @ rotations[k].T + translations[k]) * 5040).astype(np.int64) % 5040
-        for j in range(len(rotations)):
-            if (products[j].tobytes(), moved[j].tobytes()) not in members:
-                raise BadCrystalError(
-                    f"its {len(texts)} symmetry operators are not a group: {texts[k]!r} times {texts[j]!r} is not "
-                    "among them"
-                )
+    members = operator_codes(rotations, translations)
+    for k, text in enumerate(texts):
+        products = operator_codes(rotations[k] @ rotations, translations @ rotations[k].T + translations[k])
+        missing = ~np.isin(products, members)
+        if missing.any():
+            raise BadCrystalError(
+                f"its {len(texts)} symmetry operators are not a group: {text!r} times "
+                f"{texts[int(np.argmax(missing))]!r} is not among them"
+            )
+
+
+def operator_codes(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
+    """A number for each operator, uint64, the same for operators that differ by whole translations."""
+    shifts = np.rint(translations * 5040).astype(np.int64) % 5040  # a multiple of every denominator that occurs
+    codes = np.zeros(len(rotations), dtype=np.uint64)
+    for column in np.concatenate([rotations.reshape(-1, 9), shifts], axis=1).T:
+        codes = codes * np.uint64(0x9E3779B97F4A7C15) + column.astype(np.uint64)
+        codes ^= codes >> np.uint64(29)
+    return codes
 
 
 def _table_entry(symmetry: Symmetry) -> gemmi.SpaceGroup | None:
