@@ -179,23 +179,20 @@ def _decide(stated: Stated, sites: Sites, facts: Content, lattice: np.ndarray) -
             readings.append(_read(symmetry, stated, sites, facts, lattice))
         except BadCrystalError as error:
             reasons.append(str(error))
-    distinct: list[_Reading] = []
-    for reading in readings:
-        if not any(same_atoms(reading.cell, other.cell, lattice) for other in distinct):
-            distinct.append(reading)
-    if len(distinct) > 1 or (stated.is_assumed and distinct):
-        contacts = [closest_contact(one.cell, lattice, RADII) for one in distinct]
-        possible = [k for k, contact in enumerate(contacts) if contact >= IMPOSSIBLE_CONTACT]
-        if not possible:
-            raise BadCrystalError(f"atoms are too near one another in every setting that {stated.source} can mean")
-        if len(possible) == 1 and contacts[possible[0]] >= SENSIBLE_CONTACT:
-            distinct = [distinct[possible[0]]]
-    if not distinct:
+    if not readings:
         raise BadCrystalError(reasons[0])
-    if len(distinct) > 1:
-        settings = " or ".join(f"{one.symmetry.name} ({len(one.cell.numbers)} atoms)" for one in distinct[:3])
-        raise BadCrystalError(f"{stated.source} can mean {settings}, and nothing in the file decides")
-    reading = distinct[0]
+    if len(readings) > 1 or stated.is_assumed:
+        contacts = [closest_contact(one.cell, lattice, RADII) for one in readings]
+        if max(contacts) < IMPOSSIBLE_CONTACT:
+            raise BadCrystalError(f"atoms are too near one another in every setting that {stated.source} can mean")
+        if max(contacts) >= SENSIBLE_CONTACT:
+            pairs = zip(readings, contacts, strict=True)
+            readings = [one for one, contact in pairs if contact >= IMPOSSIBLE_CONTACT]
+    reading = readings[0]
+    for other in readings[1:]:
+        if not same_atoms(reading.cell, other.cell, lattice):
+            settings = [f"{one.symmetry.name} ({len(one.cell.numbers)} atoms)" for one in (reading, other)]
+            raise BadCrystalError(f"{stated.source} can mean {' or '.join(settings)}, and nothing in the file decides")
     if len(stated.candidates) > 1:
         reading.verdict.notes.append(f"{stated.source} is read as {reading.symmetry.name}, the one that fits the file")
     _compare_with_rivals(reading, stated, sites, facts, lattice)

@@ -205,12 +205,13 @@ def same_atoms(one: Cell, other: Cell, lattice: np.ndarray) -> bool:
     start = one.frac_coords[one.numbers == rarest][0]
     origins = other.frac_coords[other.numbers == rarest]
     origins = origins[np.argsort(_lengths(origins - start, lattice))]
-    return any(_coincide(one, other, start - origin, lattice) for origin in [start, *origins[:64]])
+    return any(_coincide(one, other, start - origin, lattice) for origin in [start, *origins[:48]])
 
 
 def _coincide(one: Cell, other: Cell, shift: np.ndarray, lattice: np.ndarray) -> bool:
     tolerance = SPECIAL_POSITION_ANGSTROM
-    for number in np.unique(one.numbers):
+    kinds, counts = np.unique(one.numbers, return_counts=True)
+    for number in kinds[np.argsort(counts)]:
         a = one.frac_coords[one.numbers == number]
         b = (other.frac_coords[other.numbers == number] + shift) % 1.0
         b[b >= 1.0] = 0.0

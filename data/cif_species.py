@@ -157,7 +157,7 @@ def _label_against(symbol: str, label: str, number: int, formula: set[int] | Non
 
 
 _TOKEN = re.compile(r"\s*(?:([A-Z][a-z]?)|(\d+\.?\d*|\.\d+)|([(\[{])|([)\]}])|([,.*·•∙⋅;])|(n(?![a-z])))")
-_CHARGE = re.compile(r"(?<=[\s)])(?:\d*[+-]|[+-]\d*)(?=[\s,;]|$)")
+_CHARGE = re.compile(r"(?<=[\s)])(?:\d*[+-]|[+-]\d*)(?=[\s,;)\]]|$)")
 _MARKUP = re.compile(r"\^[^^]*\^|~|['\"]")
 
 
