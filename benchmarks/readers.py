@@ -156,7 +156,7 @@ def matches(ours: Crystal, other: Crystal) -> bool:
     return StructureMatcher(primitive_cell=False, scale=False, ltol=0.01, stol=0.05, angle_tol=0.5).fit(*pair)
 
 
-def cif_files(folder: Path) -> list[Path]:
+def structure_files(folder: Path) -> list[Path]:
     """All CIF files below a folder."""
     endings = (".cif", ".mcif", ".cif.gz")
     return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
@@ -166,7 +166,7 @@ def main() -> None:
     """Print the table and the list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    comparisons = [compare(path) for folder in parser.parse_args().folders for path in cif_files(folder)]
+    comparisons = [compare(path) for folder in parser.parse_args().folders for path in structure_files(folder)]
     read = [one for one in comparisons if not one.reason]
     print(
         f"{len(comparisons)} files: {len(read)} read here ({sum(bool(one.notes) for one in read)} of them with notes), "

@@ -21,12 +21,10 @@ class Tags:
     Attributes:
         name: of the block.
         values: of each item; text that is not given (`?`, `.`, empty) is None.
-        loops: for each item, the number of its loop in the file, or -1 for a single one.
     """
 
     name: str
     values: dict[str, list[str | None]]
-    loops: dict[str, int]
 
     def text(self, *names: str) -> str | None:
         """The first value given under one of these names."""
@@ -65,30 +63,29 @@ def read_tags(block: cif.Block) -> Tags:
         BadCrystalError: one name has several values that differ.
     """
     values: dict[str, list[str | None]] = {}
-    loops: dict[str, int] = {}
     items: Iterable[Any] = block  # of type cif.Item; gemmi's stubs say object
-    for index, item in enumerate(items):
+    for item in items:
         if item.pair is not None:
             columns = [(item.pair[0], [item.pair[1]])]
-            loop = -1
         elif item.loop is not None:
             names, cells = item.loop.tags, item.loop.values
             columns = [(name, cells[k :: len(names)]) for k, name in enumerate(names)]
-            loop = index
         else:
             continue
         for name, cells in columns:
             key = name.lower().replace(".", "_")
+            if "" in cells and key.startswith(_READ):
+                raise BadCrystalError(f"{name} has no value")
             texts = [_plain(cell) for cell in cells]
             if key in values and any(texts) and any(values[key]) and values[key] != texts and key.startswith(_READ):
                 raise BadCrystalError(f"{name} is there twice, with different values")
             if key not in values or any(texts):
-                values[key], loops[key] = texts, loop
-    return Tags(block.name, values, loops)
+                values[key] = texts
+    return Tags(block.name, values)
 
 
 def _plain(cell: str) -> str | None:
     if cell in ("?", "."):
         return None
-    text = cif.as_string(cell).strip() if cell[0] in "'\";" else cell
+    text = cif.as_string(cell).strip() if cell[:1] in "'\";" else cell
     return None if text in ("", "?", ".") else text
