@@ -30,7 +30,7 @@ SENSIBLE_CONTACT, IMPOSSIBLE_CONTACT = 0.7, 0.5
 _UNQUOTED = re.compile(
     r"^([ \t]*_\S+)[ \t]+([^\s'\"_;#\[\]$][^\s'\"#]*(?:[ \t]+[^\s'\"_#][^\s'\"#]*)+)[ \t]*(?=#|\r?$)", re.M
 )
-_MAX_BYTES = 200_000_000
+_MAX_BYTES = 100_000_000
 _POSITIONS = ("fract_x", "cartn_x", "label", "type_symbol")
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
@@ -203,7 +203,7 @@ def _read(symmetry: Symmetry, stated: Stated, sites: Sites, facts: Content, latt
     """The crystal with this symmetry; BadCrystalError where it is none, or not the one that the file describes."""
     off = misfit(symmetry, lattice)
     if off > MAX_MISFIT:
-        raise BadCrystalError(f"the cell's lengths and angles cannot have {symmetry.name} (they miss it by {off:.2g})")
+        raise BadCrystalError(f"a cell with {_cell_text(lattice)} cannot have {symmetry.name}")
     cell = expand(sites.labels, sites.numbers, sites.frac_coords, symmetry, lattice)
     verdict = compare(facts, cell.numbers, lattice, stated.is_given)
     if off > NOTED_MISFIT:
@@ -251,6 +251,13 @@ def _compare_with_rivals(reading: _Reading, stated: Stated, sites: Sites, facts:
             )
     if stated.rivals:
         reading.verdict.notes.append(f"{stated.contradiction}; the atoms are those of the operators")
+
+
+def _cell_text(lattice: np.ndarray) -> str:
+    lengths = np.sqrt((lattice * lattice).sum(1))
+    cos = [lattice[i] @ lattice[j] / (lengths[i] * lengths[j]) for i, j in ((1, 2), (0, 2), (0, 1))]
+    angles = np.degrees(np.arccos(cos))
+    return f"lengths {', '.join(f'{x:.5g}' for x in lengths)} and angles {', '.join(f'{x:.5g}' for x in angles)}"
 
 
 def _counts(cell: Cell) -> dict[int, float]:

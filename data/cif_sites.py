@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data.cif_orbits import MAX_ATOMS
 from data.cif_species import species_of
 from data.cif_tags import Tags, number_of
 from data.crystal import BadCrystalError
@@ -56,6 +57,8 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
     if not x or not len(x) == len(y) == len(z):
         raise BadCrystalError(f"it has {len(x)}, {len(y)} and {len(z)} coordinates along the axes")
     n_sites = len(x)
+    if n_sites > MAX_ATOMS:
+        raise BadCrystalError(f"it lists {n_sites} sites; at most {MAX_ATOMS} atoms are read")
     columns = {
         name: tags.column(f"_atom_site_{name}", n_sites) or [None] * n_sites
         for name in ("type_symbol", "label", "occupancy", "disorder_group", "calc_flag", "attached_hydrogens")

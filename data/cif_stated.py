@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,81 +111,106 @@ class _Named:
     source: str = ""
     is_assumed: bool = False
     problem: str = ""
+    is_number_only: bool = False
     notes: tuple[str, ...] = ()
 
 
 def _named(tags: Tags, lattice: np.ndarray) -> _Named:
-    names, halls = tags.texts(*_NAMES), tags.texts(*_HALL)
-    numbers: set[int] = set()
+    """Hold names and number of the group against one another, then against the Hall symbol."""
     unknown: list[str] = []
+    numbers = _numbers(tags, unknown)
+    settings, quoted = _settings(tags, unknown)
+    if len(numbers) > 1:
+        return _Named(problem=f"it has the space-group numbers {sorted(numbers)}", source="its numbers")
+    of_number = f" and the number {next(iter(numbers))}" if numbers else ""
+    if settings is not None and numbers:
+        settings = [k for k in settings if setting(k).number in numbers]
+    if settings is not None and not settings:
+        return _Named(problem=f"its space-group names {quoted}{of_number} contradict each other", source=quoted)
+    halls = tags.texts(*_HALL) or [name for name in tags.texts(*_NAMES) if name.startswith("-")]
+    hall = next((symmetry for text in halls if (symmetry := from_hall(text)) is not None), None)
+    if hall is not None:
+        allowed = {setting(k).number for k in settings} if settings is not None else numbers
+        if allowed and group_number(hall, lattice) not in allowed:
+            return _Named(problem=f"{hall.name} contradicts {quoted or 'its number'}{of_number}", source=hall.name)
+        return _by_hall(hall, settings or [], quoted, lattice, unknown)
+    unknown += [f"the Hall symbol {text!r}" for text in halls]
+    if settings is not None:
+        return _by_settings(settings, f"its space-group name {quoted}", tags, lattice, unknown)
+    if numbers:
+        number = next(iter(numbers))
+        source = f"its space-group number {number}"
+        return _by_settings(settings_of_number(number), source, tags, lattice, unknown, is_number_only=True)
+    if unknown:
+        return _Named(problem=f"{unknown[0]} is unknown, and nothing else gives the symmetry", source=unknown[0])
+    return _Named()
+
+
+def _numbers(tags: Tags, unknown: list[str]) -> set[int]:
+    """The space-group numbers that a file gives; what is none goes to `unknown`."""
+    numbers = set()
     for text in tags.texts(*_NUMBERS):
         number = number_of(text)
         if number is not None and number in range(1, 231):
             numbers.add(int(number))
         else:
             unknown.append(f"the space-group number {text!r}")
-    if len(numbers) > 1:
-        return _Named(problem=f"it has the space-group numbers {sorted(numbers)}", source="its numbers")
-    settings: set[int] | None = None
-    order: list[int] = []
-    resolved = []
-    for name in names:
+    return numbers
+
+
+def _settings(tags: Tags, unknown: list[str]) -> tuple[list[int] | None, str]:
+    """Positions of the settings that all names allow, and the names; None where no name is known."""
+    settings: list[int] | None = None
+    names = []
+    for name in tags.texts(*_NAMES):
         meanings = settings_of_name(name)
         if not meanings:
-            hall = from_hall(name)
             unknown.append(f"the space-group name {name!r}")
-            if hall is not None and not halls and not name.strip().upper().startswith("P 1"):
-                unknown.pop()
-                halls = [name]
             continue
-        resolved.append(name)
-        order = order or list(meanings)
-        settings = set(meanings) if settings is None else settings & set(meanings)
-    if settings is not None and numbers:
-        settings = {k for k in settings if setting(k).number in numbers}
-    quoted = " and ".join(repr(name) for name in resolved)
-    of_number = f" and the number {next(iter(numbers))}" if numbers else ""
-    if settings is not None and not settings:
-        return _Named(problem=f"its space-group names {quoted}{of_number} contradict each other", source=quoted)
-    symmetries = [(text, from_hall(text)) for text in halls]
-    unknown += [f"the Hall symbol {text!r}" for text, symmetry in symmetries if symmetry is None]
-    found = [symmetry for _, symmetry in symmetries if symmetry is not None]
-    if found:
-        kinds = {group_number(symmetry, lattice) for symmetry in found}
-        allowed = {setting(k).number for k in settings} if settings is not None else numbers
-        if len(kinds) > 1 or (allowed and not kinds <= allowed):
-            return _Named(
-                problem=f"its Hall symbol {halls[0]!r} contradicts {quoted or 'its number'}{of_number}",
-                source=f"its Hall symbol {halls[0]!r}",
-                numbers=frozenset(allowed),
-            )
-        return _Named(
-            tuple(found), frozenset(k for k in kinds if k), f"its Hall symbol {halls[0]!r}", notes=_unknown(unknown)
-        )
-    assumed, names_settings = False, settings is not None
-    source = f"its space-group name {quoted}"
-    if settings is None:
-        if not numbers:
-            if unknown:
-                return _Named(
-                    problem=f"{unknown[0]} is unknown, and nothing else gives the symmetry", source=unknown[0]
-                )
-            return _Named()
-        number = next(iter(numbers))
-        order = list(settings_of_number(number))
-        settings = set(order)
-        source = f"its space-group number {number}"
-    codes = tags.texts(*_CODES)
-    if codes and (fitting := {k for k in settings if code_of(k, codes[0])}):
-        settings = fitting
-    possible = [k for k in order if k in settings]
-    numbers_of = frozenset(setting(k).number for k in possible)
-    fitting_cell = [k for k in possible if fits_cell(of_table(k), lattice, FIT)] or possible
-    # A short name means its first orientation that the cell can have; the origin stays open. A number says nothing of
-    # the orientation.
-    chosen = [k for k in fitting_cell if not names_settings or setting(k).hm == setting(fitting_cell[0]).hm]
-    assumed = assumed or len(chosen) < len(fitting_cell)
-    return _Named(tuple(of_table(k) for k in chosen), numbers_of, source, assumed, notes=_unknown(unknown))
+        names.append(repr(name))
+        settings = [k for k in meanings if settings is None or k in settings]
+    return settings, " and ".join(names)
+
+
+def _by_hall(hall: Symmetry, settings: list[int], quoted: str, lattice: np.ndarray, unknown: list[str]) -> _Named:
+    """The group of a Hall symbol; a name of another setting is a second opinion, and the rest of the file decides."""
+    candidates = [hall]
+    named = [of_table(k) for k in settings]
+    if not any(_same_operators(hall, other) for other in named):
+        candidates += [other for other in named if fits_cell(other, lattice, FIT)]
+    source = hall.name + (f" and its name {quoted}" if len(candidates) > 1 else "")
+    number = group_number(hall, lattice)
+    numbers = frozenset() if number is None else frozenset({number})
+    return _Named(tuple(candidates), numbers, source, notes=_unknown(unknown))
+
+
+def _by_settings(
+    settings: Sequence[int],
+    source: str,
+    tags: Tags,
+    lattice: np.ndarray,
+    unknown: list[str],
+    is_number_only: bool = False,
+) -> _Named:
+    """The settings that the cell can have.
+
+    A short name means its first orientation that the cell can have; the origin stays open. A number says nothing of
+    the orientation.
+    """
+    if (code := tags.text(*_CODES)) is not None:
+        coded = [k for k in settings if code_of(k, code)]
+        unknown += [] if coded else [f"the setting {code!r}"]
+        settings = coded or settings
+    possible = [k for k in settings if fits_cell(of_table(k), lattice, FIT)] or settings
+    chosen = [k for k in possible if is_number_only or setting(k).hm == setting(possible[0]).hm]
+    return _Named(
+        candidates=tuple(of_table(k) for k in chosen),
+        numbers=frozenset(setting(k).number for k in settings),
+        source=source,
+        is_assumed=len(chosen) < len(possible),
+        is_number_only=is_number_only,
+        notes=_unknown(unknown),
+    )
 
 
 def _unknown(texts: list[str]) -> tuple[str, ...]:
@@ -204,7 +230,9 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
     contradiction = f"its operators are those of group number {number}, not of {named.source}"
     if number in named.numbers:
         # Another setting of the same group: the operators say which, if distances do not say otherwise.
-        return Stated((operators,), "its operators", is_assumed=True, notes=named.notes)
+        note = f"its operators are those of another setting than {named.source}, and are used"
+        notes = named.notes if named.is_number_only else (*named.notes, note)
+        return Stated((operators,), "its operators", is_assumed=True, notes=notes)
     return Stated(
         (operators,), "its operators", rivals=named.candidates, contradiction=contradiction, notes=named.notes
     )

@@ -244,18 +244,39 @@ def _names() -> dict[str, list[int]]:
         if entry.number in (39, 41, 64, 67, 68):  # renamed in 1992: C m c e for C m c a
             axis = "ABC".index(words[0]) + 1
             spellings.append(" ".join([*words[:axis], "e", *words[axis + 1 :]]))
-        if entry.ext in ("H", "R") and entry.ext == "H":
+        if entry.ext == "H":
             spellings.append("H" + entry.hm[1:])
         for spelling in spellings:
             others.setdefault(_key(spelling), []).append(position)
     return others | full
 
 
+@cache
+def _full_names() -> dict[str, list[int]]:
+    """As `_names`, of the full names, such as `P 21/n 21/m 21/a`; spglib has them."""
+    import spglib
+
+    positions = {(entry.number, entry.hall): k for k, entry in reversed(list(enumerate(_table())))}
+    names: dict[str, list[int]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of how it is going to report errors
+        kinds = [spglib.get_spacegroup_type(k) for k in range(1, 531)]
+    for kind in kinds:
+        if kind is None:
+            continue
+        entry = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(kind.hall_symbol))
+        if entry is not None:
+            names.setdefault(_key(kind.international_full), []).append(positions[entry.number, entry.hall])
+    return names
+
+
 @lru_cache(1024)
 def settings_of_name(name: str) -> tuple[int, ...]:
     """Positions of the settings that a Hermann-Mauguin name can mean, () for a name that is none."""
-    key = _key(name)
-    names = _names()
+    return _settings_in(_names(), _key(name)) or _settings_in(_full_names(), _key(name))
+
+
+def _settings_in(names: dict[str, list[int]], key: str) -> tuple[int, ...]:
     if key in names:
         return tuple(names[key])
     if (match := _SUFFIX.search(key)) is not None:

@@ -57,7 +57,7 @@ def number_of(text: str | None) -> float | None:
 
 
 def read_tags(block: cif.Block) -> Tags:
-    """The items of a block.
+    """The items of a block that this reader reads.
 
     Raises:
         BadCrystalError: one name has several values that differ.
@@ -65,19 +65,16 @@ def read_tags(block: cif.Block) -> Tags:
     values: dict[str, list[str | None]] = {}
     items: Iterable[Any] = block  # of type cif.Item; gemmi's stubs say object
     for item in items:
-        if item.pair is not None:
-            columns = [(item.pair[0], [item.pair[1]])]
-        elif item.loop is not None:
-            names, cells = item.loop.tags, item.loop.values
-            columns = [(name, cells[k :: len(names)]) for k, name in enumerate(names)]
-        else:
-            continue
-        for name, cells in columns:
-            key = name.lower().replace(".", "_")
-            if "" in cells and key.startswith(_READ):
+        names = item.loop.tags if item.loop is not None else [item.pair[0]] if item.pair is not None else []
+        keys = [name.lower().replace(".", "_") for name in names]
+        if not any(key.startswith(_READ) for key in keys):
+            continue  # reflections, by the million
+        cells = item.loop.values if item.loop is not None else [item.pair[1]]
+        for k, (name, key) in enumerate(zip(names, keys, strict=True)):
+            texts = [_plain(cell) for cell in cells[k :: len(names)]]
+            if "" in cells[k :: len(names)]:
                 raise BadCrystalError(f"{name} has no value")
-            texts = [_plain(cell) for cell in cells]
-            if key in values and any(texts) and any(values[key]) and values[key] != texts and key.startswith(_READ):
+            if key in values and any(texts) and any(values[key]) and values[key] != texts:
                 raise BadCrystalError(f"{name} is there twice, with different values")
             if key not in values or any(texts):
                 values[key] = texts

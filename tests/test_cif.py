@@ -59,7 +59,9 @@ def operators(group):
         "_space_group_name_H-M_alt 'f m -3 m'",
         "_space_group.name_H-M_alt 'F_m_-3_m'",
         "_symmetry_space_group_name_H-M F m -3 m",
+        "_space_group_name_H-M_full 'F 4/m -3 2/m'",
         "_space_group_name_Hall '-F 4 2 3'",
+        "_symmetry_space_group_name_H-M '-F 4 2 3'",
         "_space_group_IT_number 225",
         "_symmetry_Int_Tables_number 225\n_symmetry_space_group_name_H-M ?",
         "_symmetry_Int_Tables_number 225\n_symmetry_space_group_name_H-M 'F m 3 barm'",
@@ -82,6 +84,14 @@ def test_rhombohedral_axes_of_a_rhombohedral_group(name):
     cell = (5.128, 5.128, 5.128, 55.28, 55.28, 55.28)
     corundum = cif(cell, symmetry, ["Al1 Al 0.3523 0.3523 0.3523", "O1 O 0.5564 0.9436 0.25"])
     assert content(read_cif(corundum)) == "O6 Al4"
+
+
+def test_full_names():
+    symmetry = ["_space_group_name_H-M_full 'P 21/b 21/n 21/m'"]
+    perovskite = ["Gd Gd .984 .061 .25", "Fe Fe 0 .5 0", "O1 O .101 .467 .25", "O2 O .696 .301 .051"]
+    formula = ["_chemical_formula_sum 'Gd Fe O3'", "_cell_formula_units_Z 4"]
+    read = read_cif(cif((5.35, 5.61, 7.67, 90, 90, 90), symmetry, perovskite, formula))
+    assert content(read) == "O12 Fe4 Gd4"
 
 
 def test_axes_that_the_cell_cannot_have():
@@ -128,6 +138,11 @@ def test_names_that_are_unknown_or_contradict_each_other():
     assert "contradict each other" in reason(cif(**SALT | {"symmetry": two}))
     hall = ["_symmetry_space_group_name_H-M 'F m -3 m'", "_symmetry_space_group_name_Hall '-P 4 2 3'"]
     assert "contradicts" in reason(cif(**SALT | {"symmetry": hall}))
+    origins = ["_symmetry_space_group_name_H-M 'F d -3 m :1'", "_symmetry_space_group_name_Hall '-F 4vw 2vw 3'"]
+    diamond = {"cell": (5, 5, 5, 90, 90, 90), "sites": ["C1 C 0.125 0.125 0.125"], "symmetry": origins}
+    assert "can mean" in reason(cif(**diamond))
+    formula = ["_chemical_formula_sum C", "_cell_formula_units_Z 8"]
+    assert content(read_cif(cif(**diamond, extra=formula))) == "C8"
 
 
 def test_operators_that_are_not_those_of_the_named_group():
@@ -458,7 +473,7 @@ CROWD = [f"C C {i / 28:.4f} {j / 28:.4f} {k / 28:.4f}" for i in range(28) for j 
         (cif() + cif().replace(b"data_x", b"data_y"), "2 structures (x, y)"),
         (cif(extra=["_cell_modulation_dimension 1"]), "modulated"),
         (cif(extra=["_space_group_ssg_name 'X'"]), "modulated"),
-        (cif((99, 99, 99, 90, 90, 90), sites=CROWD), "the cell has 21952 atoms; at most 20000"),
+        (cif((99, 99, 99, 90, 90, 90), sites=CROWD), "it lists 21952 sites; at most 20000"),
     ],
 )
 def test_broken_files(file, words):
