@@ -69,8 +69,8 @@ def not_periodic(pbc: Sequence[bool]) -> str:
     Args:
         pbc: whether it is periodic along each lattice vector.
     """
-    directions = ", ".join(vector for vector, periodic in zip("abc", pbc, strict=True) if periodic) or "no vector"
-    return f"no crystal: it is periodic along {directions} only; expected a structure periodic along a, b and c"
+    directions = " and ".join(vector for vector, periodic in zip("abc", pbc, strict=True) if not periodic)
+    return f"no crystal: it is not periodic along {directions} (pbc); expected a structure periodic along a, b and c"
 
 
 def crystal_from_structure(structure: Structure) -> Crystal:

@@ -8,14 +8,16 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from data.csv_files import MISSING, read_cells, typed_columns
-from data.rows import structure_file_format
 from data.source import GROUP_COLUMN, Source, content_of, joined, some_of
+from data.structure_files import structure_file_format
 from data.tables import id_column
 from data.task_table import TaskError
 from data.vasp_runs import read_vasp_runs, vasp_runs
 
 CGCNN_TABLE = "id_prop.csv"
-_ENDING = re.compile(r"(?:\.(?:cif|mcif|vasp|poscar|contcar|res|json|xyz|extxyz|xsf|cssr))?(?:\.gz)?$", re.IGNORECASE)
+_ENDING = re.compile(
+    r"(?:\.(?:cif|mcif|vasp|poscar|contcar|res|json|xyz|extxyz|xsf|cssr))?(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE
+)
 _EXPECTED = (
     "Expected names such as abc.cif, abc.vasp, abc/POSCAR or POSCAR_abc, the name without .cif/.vasp, or the name of "
     "the folder that a structure file is in"

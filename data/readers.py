@@ -22,8 +22,9 @@ from data.json_files import has_records_in_lines, read_json_table
 from data.json_spans import decompressed, object_members
 from data.matbench_files import GZIP, MEMBERS, read_matbench_file
 from data.parquet_files import read_parquet_table
-from data.rows import pack_crystal, structure_file_format
+from data.rows import pack_crystal
 from data.source import GROUP_COLUMN, Source, content_of, joined
+from data.structure_files import structure_file_format
 from data.tables import ID_COLUMNS, TEXT_COLUMNS, source_of
 from data.task_table import LAYOUTS, TaskError
 

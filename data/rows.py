@@ -9,30 +9,20 @@ from __future__ import annotations
 
 import gzip
 import os
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from data.atoms_records import read_atoms_record
-from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
-from data.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
-from data.json_spans import parse_json
+from data.crystal import BadCrystalError, Crystal, ReadCrystal
+from data.structure_files import read_structure_file
+from data.structure_json import read_structure_json
 from data.task_table import TaskError
 
 Format = Literal["matbench_json", "atoms_json", "structure_file", "packed", "composition"]
-
-_STRUCTURE_FILES = (
-    ("*.cif", "cif"),
-    ("*.vasp", "poscar"),
-    ("*.poscar", "poscar"),
-    ("*poscar*", "poscar"),
-    ("*contcar*", "poscar"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +35,7 @@ class RawChunk:
         names: one a row, what messages call it: its id, or its file (whose ending tells the format).
         payloads: one a row, the bytes of its structure or formula.
         format: what the bytes are: a structure as pymatgen's JSON (of a Matbench file) or JARVIS's
-            (`data/atoms_records.py`), a CIF or POSCAR file, `pack_crystal`'s layout, or a formula as UTF-8 text.
+            (`data/atoms_records.py`), a structure file, `pack_crystal`'s layout, or a formula as UTF-8 text.
     """
 
     start: int
@@ -71,13 +61,13 @@ class RawChunk:
         for name, payload in zip(self.names, self.payloads, strict=True):
             try:
                 if self.format == "matbench_json":
-                    yield ReadCrystal(_crystal_from_json(payload))
+                    yield read_structure_json(payload)
                 elif self.format == "atoms_json":
                     yield read_atoms_record(payload)
                 elif self.format == "packed":
                     yield ReadCrystal(_unpack_crystal(payload))
                 else:
-                    yield ReadCrystal(_crystal_from_file(name, payload))
+                    yield read_structure_file(name, payload)
             except BadCrystalError as error:
                 yield error
 
@@ -155,12 +145,6 @@ class Rows:
         )
 
 
-def structure_file_format(name: str) -> str | None:
-    """The format a file name tells, "cif" or "poscar"; None when it tells neither."""
-    lower = name.rsplit("/", 1)[-1].lower()
-    return next((kind for pattern, kind in _STRUCTURE_FILES if fnmatchcase(lower, pattern)), None)
-
-
 def pack_crystal(crystal: Crystal) -> bytes:
     """Lattice, coordinates and atomic numbers as little-endian bytes, 72 + 25 n_atoms in all."""
     return (
@@ -180,59 +164,3 @@ def _unpack_crystal(payload: bytes) -> Crystal:
         frac_coords=np.frombuffer(payload, "<f8", 3 * n_atoms, 72).reshape(-1, 3).copy(),
         lattice=np.frombuffer(payload, "<f8", 9).reshape(3, 3).copy(),
     )
-
-
-def _crystal_from_json(payload: bytes) -> Crystal:
-    """Read the dict of a pymatgen `Structure` without building the `Structure`."""
-    numbers = bytearray()
-    try:
-        record = parse_json(payload)
-        sites = record["sites"]  # type: ignore[index]
-        for k, site in enumerate(sites):
-            species = site["species"]
-            if len(species) != 1 or abs(species[0]["occu"] - 1.0) > 1e-8:
-                content = ", ".join(f"{one['element']} {one['occu']}" for one in species)
-                raise BadCrystalError(f"disordered structure: site {k} is {content or 'vacant'!r}")
-            number = ATOMIC_NUMBERS.get(species[0]["element"])
-            if number is None:
-                raise BadCrystalError(
-                    f"unknown element {species[0]['element']} at site {k}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}"
-                )
-            numbers.append(number)
-        frac_coords = np.array([site["abc"] for site in sites], dtype=np.float64)
-        lattice = np.array(record["lattice"]["matrix"], dtype=np.float64)  # type: ignore[index]
-    except BadCrystalError:
-        raise
-    except KeyError as error:
-        raise BadCrystalError(f"no key {error}; expected a pymatgen Structure as JSON") from None
-    except (TypeError, ValueError) as error:
-        raise BadCrystalError(f"not a pymatgen Structure as JSON: {error}") from None
-    if not numbers:
-        raise BadCrystalError("empty structure: it has no atoms")
-    if frac_coords.shape != (len(numbers), 3) or lattice.shape != (3, 3):
-        raise BadCrystalError(
-            f"coordinates of shape {frac_coords.shape} and lattice of shape {lattice.shape}; "
-            f"expected ({len(numbers)}, 3) and (3, 3)"
-        )
-    return Crystal(np.frombuffer(numbers, dtype=np.uint8), frac_coords, lattice)
-
-
-def _crystal_from_file(name: str, payload: bytes) -> Crystal:
-    # Imported here: half a second that the other formats need not pay.
-    from pymatgen.core import Structure
-    from pymatgen.io.vasp.inputs import BadPoscarWarning
-
-    kind = structure_file_format(name)
-    if kind is None:
-        raise BadCrystalError(f"{name}: neither a CIF nor a POSCAR by its name")
-    try:
-        with warnings.catch_warnings():
-            # The parser's warnings are notes on rounding and formatting, except this one: it says
-            # that the elements were made up.
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", category=BadPoscarWarning)
-            structure = Structure.from_str(payload.decode(), fmt=kind)  # type: ignore[arg-type]
-    except Exception as error:  # pymatgen's parsers raise of every kind
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadCrystalError(f"{name}: not readable as {kind.upper()}: {reason}") from error
-    return crystal_from_structure(structure)

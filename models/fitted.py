@@ -18,7 +18,8 @@ import torch
 from pyarrow import fs
 
 from data.compositions import parse_formulas
-from data.crystal import BadCrystalError, crystal_from_structure
+from data.convert import cell_formula
+from data.crystal import BadCrystalError, Crystal, crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
 from data.storage import file_names, open_folder, read_whole
@@ -57,11 +58,12 @@ class FittedModel:
     trust: Trust | None = None
     device: str = "cpu"
 
-    def predict(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> np.ndarray:
+    def predict(self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None) -> np.ndarray:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
 
         Args:
-            crystals: pymatgen structures; for a model that reads compositions also formulas such as "Fe2O3".
+            crystals: pymatgen structures, or what `data.structure_files` reads; for a model that reads compositions
+                also formulas such as "Fe2O3".
             copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little; 0: none.
                 By default as many as the predictions that the model was scored by.
 
@@ -70,7 +72,9 @@ class FittedModel:
         """
         return self.predict_with_std(crystals, copies=copies).values
 
-    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
+    def predict_with_std(
+        self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None
+    ) -> Prediction:
         """The same with the model's own uncertainty, where it has one, and with the trust of each.
 
         Of a sweep with `--untrusted baseline` the values below a trust of 0.5 are the baseline's.
@@ -80,7 +84,7 @@ class FittedModel:
         """
         return self.predict_rows(self.rows_of(crystals), copies=copies)
 
-    def rows_of(self, crystals: Sequence[Structure | str]) -> TrainingRows:
+    def rows_of(self, crystals: Sequence[Structure | Crystal | str]) -> TrainingRows:
         """New crystals as the model reads them, with what its trust is judged by.
 
         Raises:
@@ -137,11 +141,13 @@ class SeedEnsemble:
         """Task, target, unit and other facts, the same for all members."""
         return self.members[0].about
 
-    def predict(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> np.ndarray:
+    def predict(self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None) -> np.ndarray:
         """As `FittedModel.predict`."""
         return self.predict_with_std(crystals, copies=copies).values
 
-    def predict_with_std(self, crystals: Sequence[Structure | str], *, copies: int | None = None) -> Prediction:
+    def predict_with_std(
+        self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None
+    ) -> Prediction:
         """The mean over the members, its std (ddof 1) between them, and the least of their trusts."""
         rows = self.members[0].rows_of(crystals)  # of one model and one training part: the same for all
         predicted = [member.predict_rows(rows, copies=copies) for member in self.members]
@@ -218,13 +224,13 @@ def _load_file(path: str, device: str, model: str | None) -> FittedModel:
         raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem
 
 
-def _rows_of_structures(crystals: Sequence[Structure | str], cutoff: float) -> TrainingRows:
+def _rows_of_structures(crystals: Sequence[Structure | Crystal | str], cutoff: float) -> TrainingRows:
     graphs = []
     for position, structure in enumerate(crystals):
         if isinstance(structure, str):
             raise BadCrystalError(f"structure {position}: {structure!r} is a formula; this model reads structures")
         try:
-            crystal = crystal_from_structure(structure)
+            crystal = structure if isinstance(structure, Crystal) else crystal_from_structure(structure)
             check_crystal(crystal)
             graphs.append(convert(crystal, cutoff))
         except BadCrystalError as problem:
@@ -233,9 +239,14 @@ def _rows_of_structures(crystals: Sequence[Structure | str], cutoff: float) -> T
     return TrainingRows(element_fractions(together), together.atoms_per_graph, together)
 
 
-def _rows_of_compositions(crystals: Sequence[Structure | str]) -> TrainingRows:
-    formulas = [one if isinstance(one, str) else one.composition.formula.replace(" ", "") for one in crystals]
-    read = parse_formulas(formulas)
+def _formula(crystal: Structure | Crystal | str) -> str:
+    if isinstance(crystal, Crystal):
+        return cell_formula(crystal)
+    return crystal if isinstance(crystal, str) else crystal.composition.formula.replace(" ", "")
+
+
+def _rows_of_compositions(crystals: Sequence[Structure | Crystal | str]) -> TrainingRows:
+    read = parse_formulas([_formula(one) for one in crystals])
     for position, reason in enumerate(read.reasons):
         if reason is not None:
             raise BadCrystalError(f"composition {position}: {reason}")

@@ -16,36 +16,37 @@ if __name__ == "__main__":  # before anything of the user's could be imported by
 
     own_first()
 
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import typer
-from pymatgen.core import Structure
 
-from data.crystal import BadCrystalError
+from data.compositions import parse_formulas
+from data.convert import reduced_formula
+from data.crystal import BadCrystalError, ReadCrystal
 from data.storage import StorageError, open_folder, write_whole
+from data.structure_files import read_structure_file, structure_file_format
 from models.fitted import FittedModel, ModelFileError, SeedEnsemble, load_model
 from models.registry import ModelError
 
 
-def read(crystal: str, reads: str) -> Structure | str:
-    """A structure from its file; for a model that reads compositions also a formula as it is.
+def read(crystal: str, reads: str) -> ReadCrystal | str:
+    """A crystal from its file; for a model that reads compositions also a formula as it is.
 
     Raises:
-        BadCrystalError: no such file, or one that pymatgen cannot read.
+        BadCrystalError: no such file, or one that is not one whole, ordered crystal.
     """
-    if not Path(crystal).exists():
-        if reads == "compositions":
-            return crystal
+    path = Path(crystal)
+    if reads == "compositions" and not (path.is_file() and structure_file_format(path.name)):
+        return crystal
+    if not path.exists():
         raise BadCrystalError("no such file; this model reads structures, from files")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pymatgen says much about a CIF that is read all the same
-            return Structure.from_file(crystal)
-    except Exception as problem:  # its parsers raise whatever they meet
-        raise BadCrystalError(f"pymatgen cannot read it: {problem}") from problem
+        content = path.read_bytes()
+    except OSError as problem:
+        raise BadCrystalError(f"it cannot be read: {problem.strerror}; expected a structure file") from None
+    return read_structure_file(path.name, content)
 
 
 def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -53,24 +54,27 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
 
     Returns:
         One row a crystal: `crystal` as given, `formula`, `prediction` in the model's unit, `std` where the model knows
-        it, `trust` and `trusted` (`models/trust.py`); and {crystal: reason}.
+        it, `trust` and `trusted` (`models/trust.py`), and `note` if the reader noted anything of any; and {crystal:
+        reason}.
     """
-    rows, reasons = [], {}
+    rows, notes, reasons = [], [], {}
     for crystal in crystals:
         try:
-            structure = read(crystal, model.model.reads)
-            found = model.predict_with_std([structure])
+            known = read(crystal, model.model.reads)
+            found = model.predict_with_std([known if isinstance(known, str) else known.crystal])
         except BadCrystalError as problem:
             # one crystal at a time: its position, which the message begins with, says nothing here
             reasons[crystal] = str(problem).split(" 0: ", 1)[-1]
             continue
-        formula = structure if isinstance(structure, str) else structure.composition.reduced_formula
+        formula = known if isinstance(known, str) else reduced_formula(known.crystal)
         row = {"crystal": crystal, "formula": formula, "prediction": float(found.values[0])}
         row |= {} if found.std is None else {"std": float(found.std[0])}
         if found.trust is not None and found.trusted is not None:
             row |= {"trust": float(found.trust[0]), "trusted": bool(found.trusted[0])}
         rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["crystal", "formula", "prediction"]), reasons
+        notes.append("; ".join(parse_formulas([known]).notes[0] if isinstance(known, str) else known.notes))
+    table = pd.DataFrame(rows, columns=None if rows else ["crystal", "formula", "prediction"])
+    return table.assign(note=notes) if any(notes) else table, reasons
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
@@ -95,6 +99,9 @@ def main(
         about = loaded.about
         unit = about["unit"] or "no unit"
         typer.echo(f"{about['target']} ({unit}) as of {about['task']}. Trained on: {about['labels']}", err=True)
+        if "note" in table:
+            for crystal, note in zip(table["crystal"], table["note"], strict=True):
+                typer.echo(f"{crystal}: {note}", err=True) if note else None
         text = table.to_csv(index=False)
         if out is None:
             typer.echo(text, nl=False)

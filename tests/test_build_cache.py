@@ -139,6 +139,7 @@ def test_bad_rows_are_rejected_with_reasons_and_good_rows_stay(tmp_path):
         "isolated": Structure(Lattice.cubic(9), ["Ar"], [[0, 0, 0]]).as_dict(),
         "lost": Structure(Lattice.cubic(900), ["Ar"], [[0, 0, 0]]).as_dict(),
         "good-2": salt.as_dict(),
+        "heavy": Structure(Lattice.cubic(3), ["D", "Al"], pair).as_dict(),
     }
     table = {
         "index": list(structures),
@@ -148,12 +149,14 @@ def test_bad_rows_are_rejected_with_reasons_and_good_rows_stay(tmp_path):
     file = tmp_path / "mixed.json.gz"
     file.write_bytes(gzip.compress(json.dumps(table).encode()))
     output = run_command(file, tmp_path / "cache")
-    assert "mixed: 3 graphs, 5 rows rejected, 1 with a raised cutoff" in output
+    assert "mixed: 4 graphs, 5 rows rejected, 1 with a raised cutoff" in output
+    assert "1 rows were read with notes" in output
+    assert "  1 x deuterium and tritium are read as hydrogen" in output
     reasons = dict(re.findall(r"^  (\w+): (.*)$", output, flags=re.MULTILINE))
     expected = {
         "disordered": "disordered structure: site 0",
         "overlapping": "overlapping atoms: sites 0 .* 0.030 Angstrom",
-        "unknown": "unknown element Cm at site 0",
+        "unknown": "site 0: unknown element Cm",
         "nan": "not a pymatgen Structure|not finite",
         "lost": "site 0 has no neighbour within 50 Angstrom",
     }

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Element, Lattice, Structure
+from pymatgen.core import DummySpecies, Element, Lattice, Structure
 
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
 from data.folders import read_folder
@@ -169,6 +169,31 @@ def test_oxidation_states_isotopes_and_every_element_read_as_pymatgen_does():
         assert_same(parse(structure.as_dict()), crystal_from_structure(structure))
 
 
+def test_what_a_row_leaves_out_is_noted():
+    heavy = Structure(Lattice.cubic(4), ["D", "Li"], [[0, 0, 0], [0.5, 0.5, 0.5]], charge=1)
+    payloads = [json.dumps(one.as_dict()).encode() for one in (heavy, NACL)]
+    noted, plain = RawChunk(0, ["a", "b"], ["a", "b"], payloads, "matbench_json").read()
+    assert noted.crystal.numbers.tolist() == [1, 3]
+    assert noted.notes == (
+        "deuterium and tritium are read as hydrogen",
+        "the charge of the structure is left out: 1",
+    )
+    assert plain.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("structure", "reason"),
+    [
+        (Structure(Lattice.cubic(3), [DummySpecies("Q")], [[0, 0, 0]]), "site 0: 'Q' is no element but a dummy atom"),
+        (Structure(Lattice.cubic(3), ["Na", "Cf"], [[0, 0, 0], [0.5] * 3]), "site 1: unknown element Cf"),
+        (Structure(Lattice(np.eye(3), (False,) * 3), ["Na"], [[0, 0, 0]]), "not periodic along a and b and c"),
+    ],
+)
+def test_structures_as_objects_are_held_to_the_same(structure, reason):
+    with pytest.raises(BadCrystalError, match=reason):
+        crystal_from_structure(structure)
+
+
 def broken(**changes: object) -> dict:
     return json.loads(json.dumps(NACL.as_dict())) | changes
 
@@ -181,7 +206,19 @@ def broken(**changes: object) -> dict:
             "disordered.*Na 0.5, K 0.5",
         ),
         (Structure(Lattice.cubic(3), [{"Na": 0.5}], [[0, 0, 0]]).as_dict(), "disordered.*site 0"),
-        (Structure(Lattice.cubic(3), ["Am"], [[0, 0, 0]]).as_dict(), "unknown element Am at site 0"),
+        (Structure(Lattice.cubic(3), ["Am"], [[0, 0, 0]]).as_dict(), "site 0: unknown element Am: CHGNet knows"),
+        (
+            Structure(Lattice.cubic(3), [DummySpecies("X")], [[0, 0, 0]]).as_dict(),
+            "site 0: 'X' is no element but a dummy",
+        ),
+        (
+            broken(sites=[{"species": [{"element": "Vac", "occu": 1}], "abc": [0, 0, 0]}]),
+            "'Vac' is no element but a vac",
+        ),
+        (
+            Structure(Lattice(np.eye(3) * 3, (True, True, False)), ["Na"], [[0, 0, 0]]).as_dict(),
+            "no crystal: it is not periodic along c",
+        ),
         (broken(sites=[]), "empty structure"),
         (broken(lattice={}), "no key 'matrix'"),
         (broken(lattice={"matrix": [[1, 0], [0, 1]]}), r"lattice of shape \(2, 2\)"),

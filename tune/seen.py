@@ -14,7 +14,8 @@ from data.convert import reduced_formula
 from data.crystal import BadCrystalError, Crystal
 from data.matbench_files import read_matbench_file
 from data.places import expanded
-from data.rows import RawChunk, Rows, structure_file_format
+from data.rows import RawChunk, Rows
+from data.structure_files import structure_file_format
 from data.tasks import TaskError, read_ids
 from tune.crystal_facts import FactsError, predicted_rows
 from tune.ranking import Section

@@ -1,0 +1,189 @@
+"""SHELX's .res and .ins, which AIRSS writes too -> crystals.
+
+The file is put into the words of a CIF, whose reader expands the symmetry and holds UNIT, LATT, SYMM and the sites'
+occupancies against one another. The format is that of https://shelx.uni-goettingen.de/shelxl_html.php.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import gemmi
+
+from data.cif import read_cif
+from data.crystal import BadCrystalError, ReadCrystal
+from data.text_files import number, text_lines
+
+_CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
+# Translations that each number of LATT stands for.
+_CENTRINGS = {
+    1: [],
+    2: ["x+1/2,y+1/2,z+1/2"],
+    3: ["x+2/3,y+1/3,z+1/3", "x+1/3,y+2/3,z+2/3"],
+    4: ["x,y+1/2,z+1/2", "x+1/2,y,z+1/2", "x+1/2,y+1/2,z"],
+    5: ["x,y+1/2,z+1/2"],
+    6: ["x+1/2,y,z+1/2"],
+    7: ["x+1/2,y+1/2,z"],
+}
+# Instructions that say nothing of where atoms are. Of others a file may have, all are refused that are no atoms.
+_PASSED_OVER = set(
+    "TITL ZERR DISP REM ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CGLS CHIV CONF CONN DAMP DANG DEFS DELU "
+    "DFIX DISP EADP EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE GRID HKLF HOPE HTAB ISOR L.S. LAUE LIST MERG MORE MPLA "
+    "MUST NCSY NEUT OMIT PLAN PRIG REM RESI RIGU RTAB SADI SAME SHEL SIMU SIZE SPEC STIR SUMP SWAT TEMP TIME TWIN TWST "
+    "WGHT WIGL WPDB XNPD".split()
+)
+
+
+@dataclass
+class _Stated:
+    """What the instructions before the atoms say."""
+
+    cell: list[float] = field(default_factory=list)
+    lattice: int = 0
+    operators: list[gemmi.Op] = field(default_factory=lambda: [gemmi.Op("x,y,z")])
+    elements: list[str] = field(default_factory=list)
+    amounts: list[float] = field(default_factory=list)
+    free_variables: list[float] = field(default_factory=list)
+
+
+def read_res(content: bytes) -> ReadCrystal:
+    """Read a .res file, with any symmetry.
+
+    Args:
+        content: of the file, not packed.
+
+    Raises:
+        BadCrystalError: an instruction that places atoms is not understood or missing, or the crystal is one that
+            `data.cif.read_cif` refuses, such as a disordered one.
+    """
+    stated = _Stated()
+    atoms: list[list[str]] = []
+    for line in _instructions(content):
+        words = line.split()
+        word = words[0].upper().split("_")[0]
+        if word == "END" or (word == "HKLF" and atoms):
+            break
+        if word == "PART" and words[1:2] != ["0"]:
+            raise BadCrystalError(f"disordered structure: {line!r}")
+        if not _state(stated, word, words) and word not in _PASSED_OVER and word != "PART":
+            atoms.append(words)
+    if len(stated.cell) != 6 or not stated.elements or not stated.lattice:
+        raise BadCrystalError("no CELL, no SFAC or no LATT, which say what the cell, the elements and the symmetry are")
+    operators = _all_operators(stated)
+    text = ["data_res", *(f"{name} {value!r}" for name, value in zip(_CELL, stated.cell, strict=True))]
+    if stated.amounts:
+        if len(stated.amounts) != len(stated.elements):
+            raise BadCrystalError(f"UNIT has {len(stated.amounts)} amounts for {len(stated.elements)} elements of SFAC")
+        amounts = " ".join(f"{e}{n:g}" for e, n in zip(stated.elements, stated.amounts, strict=True) if n)
+        text += [f"_chemical_formula_sum '{amounts}'", "_cell_formula_units_Z 1"]
+    text += ["loop_", "_space_group_symop_operation_xyz", *(f"'{one.triplet()}'" for one in operators), "loop_"]
+    text += [f"_atom_site_{one}" for one in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy")]
+    text += ["_atom_site_symmetry_multiplicity"]
+    text += [_site(words, stated, len(operators)) for words in atoms]
+    read = read_cif("\n".join([*text, ""]).encode())
+    n_atoms = round(sum(_share(words, stated) for words in atoms) * len(operators))
+    if n_atoms != len(read.crystal.numbers):
+        raise BadCrystalError(
+            f"disordered structure: by the occupancies of its sites the cell has {n_atoms} atoms, by its symmetry "
+            f"{len(read.crystal.numbers)}"
+        )
+    return read
+
+
+def _instructions(content: bytes) -> list[str]:
+    """Lines with text, with those that follow a `=` at the end of the line before; comments are left out."""
+    lines: list[str] = []
+    goes_on = False
+    for line in text_lines(content):
+        text = line.split("!", 1)[0].strip()
+        if goes_on:
+            lines[-1] += " " + text
+        elif text and not text.upper().startswith("REM"):
+            lines.append(text)
+        else:
+            continue
+        goes_on = lines[-1].endswith("=") and not lines[-1].upper().startswith("TITL")
+        lines[-1] = lines[-1].rstrip("=") if goes_on else lines[-1]
+    return lines
+
+
+def _state(stated: _Stated, word: str, words: list[str]) -> bool:
+    """Take up an instruction that places atoms; False for any other line."""
+    values = [value for value in map(number, words[1:]) if value is not None]
+    if word == "CELL":
+        stated.cell = values[1:7]  # behind the wavelength
+    elif word == "LATT":
+        if len(values) != 1 or abs(values[0]) not in _CENTRINGS:
+            raise BadCrystalError(f"{' '.join(words)!r}: LATT is a number from 1 to 7, negative without inversion")
+        stated.lattice = int(values[0])
+    elif word == "SYMM":
+        try:
+            stated.operators.append(gemmi.Op("".join(words[1:]).lower()))
+        except (RuntimeError, ValueError):
+            raise BadCrystalError(f"{' '.join(words)!r} is no symmetry operator") from None
+    elif word == "SFAC":
+        # Scattering factors may follow an element; otherwise several elements stand in a line.
+        stated.elements += words[1:2] if values else words[1:]
+    elif word == "UNIT":
+        stated.amounts = values
+    elif word == "FVAR":
+        stated.free_variables += values
+    elif word in ("MOVE", "+", "REAP") or word.startswith("+"):
+        raise BadCrystalError(f"{' '.join(words)!r}: atoms are moved or stand in another file")
+    else:
+        return False
+    return True
+
+
+def _all_operators(stated: _Stated) -> list[gemmi.Op]:
+    """Every operator of the cell: those of SYMM, with inversion and centring as LATT has it."""
+    inversions = [gemmi.Op("x,y,z")] + ([gemmi.Op("-x,-y,-z")] if stated.lattice > 0 else [])
+    centrings = [gemmi.Op(one) for one in ("x,y,z", *_CENTRINGS[abs(stated.lattice)])]
+    operators = {
+        (centring * operator * inversion).wrap().triplet(): None
+        for centring in centrings
+        for inversion in inversions
+        for operator in stated.operators
+    }
+    return [gemmi.Op(triplet) for triplet in operators]
+
+
+def _site(words: list[str], stated: _Stated, n_operators: int) -> str:
+    """The line of a CIF that an atom's line means: name, element, position, occupancy and multiplicity."""
+    line = " ".join(words)
+    values = [number(word) for word in words[1:6]]
+    if len(values) < 4 or None in values[:4]:
+        raise BadCrystalError(f"{line[:100]!r} is neither an atom nor an instruction that is known")
+    index, *coords = (value for value in values[:4] if value is not None)
+    if not 1 <= index <= len(stated.elements) or index != int(index):
+        raise BadCrystalError(f"{line[:100]!r}: SFAC has {len(stated.elements)} elements, and no number {index:g}")
+    for k, value in enumerate(coords):
+        if 5 <= value < 15:  # 10 is added to what a refinement keeps as it is
+            coords[k] = value - 10
+        elif not -5 < value < 5:
+            raise BadCrystalError(f"{line[:100]!r}: a coordinate follows a free variable; write its value")
+    share = _share(words, stated)
+    multiplicity = max(1, round(share * n_operators))  # SHELX counts an atom on a mirror plane by one half
+    label = re.sub(r"[^\w]", "", words[0])
+    element = stated.elements[int(index) - 1]
+    element = element.capitalize() if element.upper() == element else element
+    numbers = [*coords, share * n_operators / multiplicity]
+    return f"{element}_{label} {element} {' '.join(f'{v:.12g}' for v in numbers)} {multiplicity}"
+
+
+def _share(words: list[str], stated: _Stated) -> float:
+    """The occupancy of an atom, over the number of operators that leave it where it is.
+
+    10 added keeps a value in a refinement; 10 m refers to the free variable m, and -10 m to one minus it.
+    """
+    value = number(words[5]) if len(words) > 5 else None
+    if value is None:
+        return 1.0
+    which = round(value / 10)
+    if which in (0, 1):
+        return value - 10 * which
+    if not 2 <= abs(which) <= len(stated.free_variables):
+        raise BadCrystalError(f"{' '.join(words)!r}: {value:g} refers to a free variable that FVAR does not have")
+    variable = stated.free_variables[abs(which) - 1]
+    return (value - 10 * which) * (variable if which > 0 else variable - 1)
