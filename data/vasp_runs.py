@@ -31,7 +31,7 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
 
     The target `energy_per_atom` (eV/atom) is the last step's energy, extrapolated to no smearing as VASP writes it
     (`e_0_energy`), over the number of atoms. A run that is cut, or whose last electronic or ionic loop ended at its
-    limit, is a bad row.
+    limit, or under a pressure (PSTRESS), is a bad row.
 
     Args:
         folder: that the ids are relative to.
@@ -76,9 +76,12 @@ def _last_step(file: Path) -> tuple[float | None, bytes]:
             str(file), parse_dos=False, parse_eigen=False, parse_potcar_file=False, exception_on_bad_xml=True
         )
         structure, energy = run.final_structure, float(run.final_energy) / len(run.final_structure)
+        pressure = float(run.parameters.get("PSTRESS") or 0)
         loops = [name for name in ("electronic", "ionic") if not getattr(run, f"converged_{name}")]
     if loops:
         return None, unusable_record(f"the last {' and the last '.join(loops)} loop ended at its limit: not converged")
+    if pressure:
+        return None, unusable_record(f"PSTRESS is {pressure:g} kbar: the last energy is an enthalpy")
     if not math.isfinite(energy):
         return None, unusable_record(f"its last energy is {energy}")
     symbols = [site.specie.symbol for site in structure]
