@@ -61,10 +61,10 @@ def _read_table(folder: Path, table: Path) -> Source:
     known = _known_by(files)
     header = cells.lines[0] if cells.lines else []
     notes = list(cells.notes)
-    if header and _names_a_structure(header, known):
+    if header and _is_a_row(header, known):
         targets = [f"target_{k}" for k in range(1, len(header))] if len(header) > 2 else ["target"]
         cells.lines.insert(0, ["id", *targets[: len(header) - 1]])
-        notes.append(f"{table.name} has no line of column names; its targets are {', '.join(targets)}.")
+        notes.append(f"{table.name} has no line of column names: they are taken as {', '.join(cells.lines[0])}.")
     columns = cells.columns(table)
     by_lower = {name.lower(): name for name in reversed(columns)}
     ids = id_column(list(columns))
@@ -154,12 +154,13 @@ def _without_ending(name: str) -> str:
     return _ENDING.sub("", name)
 
 
-def _names_a_structure(first_line: list[str], known: dict[str, list[str]]) -> bool:
-    """Whether a first line is a row: it names a structure, and the rest are numbers, booleans or empty."""
-    words = {*MISSING, "true", "false"}
-    return first_line[0] in known and all(
-        cell.lower() in words or re.fullmatch(r"[-+]?[0-9.,]+(?:[eE][-+]?[0-9]+)?", cell) for cell in first_line[1:]
+def _is_a_row(first_line: list[str], known: dict[str, list[str]]) -> bool:
+    """Whether a first line is a row: what follows its id are targets, or nothing behind the name of a structure."""
+    targets = [cell.lower() for cell in first_line[1:]]
+    plain = all(
+        cell in (*MISSING, "true", "false") or re.fullmatch(r"[-+]?[0-9.,]+(?:e[-+]?[0-9]+)?", cell) for cell in targets
     )
+    return plain and (first_line[0] in known or any(cell not in MISSING for cell in targets))
 
 
 def _chosen_files(table: Path, keys: list[str], known: dict[str, list[str]]) -> tuple[list[str], set[str], str]:

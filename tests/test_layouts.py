@@ -71,8 +71,11 @@ def test_a_folder_of_cgcnn(folder):
     task, rows = opened(folder)
     assert_salts(rows, ids=["00000", "00001", "00002"])
     assert task.target == "target"
-    assert "no line of column names" in task.notes
+    assert "no line of column names: they are taken as id, target" in task.notes
     assert "have no row" not in task.notes
+    (folder / "id_prop.csv").write_text("gone,1\n00001,2\n")
+    with pytest.raises(TaskError, match=r"1 of 2 rows name no structure file .*: gone"):
+        opened(folder)
     (folder / "id_prop.csv").write_text("id,e\n" + "".join(f"{k:05d},{e}\n" for k, e in enumerate(E)))
     assert opened(folder)[0].target == "e"
 
