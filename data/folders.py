@@ -18,6 +18,7 @@ CGCNN_TABLE = "id_prop.csv"
 _ENDING = re.compile(
     r"(?:\.(?:cif|mcif|vasp|poscar|contcar|res|json|xyz|extxyz|xsf|cssr))?(?:\.(?:gz|bz2|xz))?$", re.IGNORECASE
 )
+_OF_VASP = ("CONTCAR", "vasprun.xml", "POSCAR")  # of one run, the last structure first
 _EXPECTED = (
     "Expected names such as abc.cif, abc.vasp, abc/POSCAR or POSCAR_abc, the name without .cif/.vasp, or the name of "
     "the folder that a structure file is in"
@@ -167,11 +168,13 @@ def _chosen_files(table: Path, keys: list[str], known: dict[str, list[str]]) -> 
     """The structure file that each key means, all that they fit, and a note where VASP's own names left a choice."""
     matches = [known.get(key, []) for key in keys]
     considered = {name for match in matches for name in match}
-    relaxed = 0
+    chosen: Counter[str] = Counter()
     for k, match in enumerate(matches):
-        last = [name for name in match if _is_named(name, "CONTCAR")]
-        if len(match) == 2 and len(last) == 1 and any(_is_named(name, "POSCAR") for name in match):
-            matches[k], relaxed = last, relaxed + 1
+        names = [_bare_name(name) for name in match]
+        if len(names) > 1 and set(names) <= set(_OF_VASP) and len(set(names)) == len(names):
+            best = min(names, key=_OF_VASP.index)
+            matches[k] = [match[names.index(best)]]
+            chosen[best] += 1
     if missing := [key for key, match in zip(keys, matches, strict=True) if not match]:
         raise TaskError(
             f"{table}: {len(missing)} of {len(keys)} rows name no structure file of {table.parent}: "
@@ -189,16 +192,16 @@ def _chosen_files(table: Path, keys: list[str], known: dict[str, list[str]]) -> 
             raise TaskError(
                 f"{table}: {some_of(sorted(repeated_keys))} mean the same file {repeated[0]}; name each once"
             )
-    note = ""
-    if relaxed:
-        note = (
-            f"Of the folders that hold POSCAR and CONTCAR, {relaxed}, CONTCAR is read, the positions VASP ended with."
-        )
+    note = " ".join(
+        f"In {n} folders with several structures of a VASP run its last one is read, {name}."
+        for name, n in chosen.items()
+    )
     return [match[0] for match in matches], considered, note
 
 
-def _is_named(name: str, what: str) -> bool:
-    return _without_ending(PurePosixPath(name).name).upper() == what
+def _bare_name(name: str) -> str:
+    name = _without_ending(PurePosixPath(name).name)
+    return name.lower() if name.lower().startswith("vasprun") else name.upper()
 
 
 def _refuse_links_out_of(folder: Path, files: list[Path]) -> None:

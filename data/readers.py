@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import io
@@ -25,7 +26,7 @@ from data.parquet_files import read_parquet_table
 from data.rows import pack_crystal
 from data.source import GROUP_COLUMN, Source, content_of, joined
 from data.structure_files import structure_file_format
-from data.tables import ID_COLUMNS, TEXT_COLUMNS, source_of
+from data.tables import ID_COLUMNS, TEXT_COLUMNS, Table, id_column, source_of
 from data.task_table import LAYOUTS, TaskError
 
 _ZIP = b"PK\x03\x04"
@@ -112,8 +113,17 @@ def _read_csv(path: Path, content: bytes) -> Source:
     """A table of formulas or structures; else of targets for structure files that lie beside it."""
     table = read_csv_table(path, content)
     has_inputs = {name.lower() for name in table.columns} & (TEXT_COLUMNS - {*ID_COLUMNS, "file", GROUP_COLUMN})
-    has_files = any(structure_file_format(one.name) or one.is_dir() for one in path.parent.iterdir())
-    return read_folder(path.parent, path) if has_files and not has_inputs else source_of(path, table)
+    if not has_inputs and len(table) and _names_what_lies_beside(path, table):
+        return read_folder(path.parent, path)
+    return source_of(path, table)
+
+
+def _names_what_lies_beside(path: Path, table: Table) -> bool:
+    """Whether its first row names a file or folder there; to look for all of them could take minutes."""
+    names = list(table.columns)
+    column = next((name for name in names if name.lower() == "file"), id_column(names) or names[0])
+    first = str(table.columns[column][0]).lstrip("/")
+    return bool(first) and any(True for _ in path.parent.glob(f"{glob.escape(first)}*"))
 
 
 def _read_json(path: Path, text: bytes | bytearray) -> Source:

@@ -107,7 +107,7 @@ def test_folders_of_vasp_inputs_are_named_by_their_folder(tmp_path):
         structure.to(str(tmp_path / "deep" / row_id / "CONTCAR"), fmt="poscar")
     task, rows = opened(tmp_path)
     assert_salts(rows)
-    assert "hold POSCAR and CONTCAR, 3, CONTCAR is read" in task.notes
+    assert "In 3 folders with several structures of a VASP run its last one is read, CONTCAR." in task.notes
     table.write_text("file,e\ndeep/mp-1/POSCAR,1\n")
     assert abs(np.linalg.det(read(opened(tmp_path)[1])[0].lattice)) == pytest.approx(99)
 
