@@ -14,15 +14,6 @@ from data.console import say
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(KeyboardInterrupt):
-    """The command was told to end by a signal."""
-
-    def __init__(self, number: int) -> None:
-        """Remember the number of the signal."""
-        super().__init__(number)
-        self.exit_code = 128 + number
-
-
 @contextmanager
 def interruptible(otherwise: str) -> Iterator[None]:
     """Let a signal end the body, and with it the command: with a sentence, and what it has started is ended, too.
@@ -34,24 +25,22 @@ def interruptible(otherwise: str) -> Iterator[None]:
         yield
         return
     before = {one: signal.getsignal(one) for one in _SIGNALS}
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
+        if not received:  # a second one would cut the end short, and leave tracebacks and processes
+            received.append(number)
+            raise KeyboardInterrupt
+
     for one in _SIGNALS:
         if before[one] != signal.SIG_IGN:  # as in the background
-            signal.signal(one, _interrupt)
+            signal.signal(one, interrupt)
     try:
         yield
     except KeyboardInterrupt as end:
-        for one in _SIGNALS:
-            signal.signal(one, signal.SIG_IGN)
         say(f"interrupted: {' '.join(getattr(end, '__notes__', [])) or otherwise}")
-        sys.exit(end.exit_code if isinstance(end, Interrupted) else 130)
+        sys.exit(128 + (received or [signal.SIGINT])[0])
     finally:
-        if signal.getsignal(signal.SIGTERM) is _interrupt:
+        if not received:
             for one, handler in before.items():
                 signal.signal(one, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
-    """Raise Interrupted, once: a second signal would cut the end short, and leave tracebacks and processes."""
-    for one in _SIGNALS:
-        signal.signal(one, signal.SIG_IGN)
-    raise Interrupted(number)
