@@ -70,7 +70,11 @@ class Converter:
 
 
 def graphs_of(
-    rows: Rows, cutoffs: tuple[float, float], cache_folder: str, rows_per_shard: int = ROWS_PER_SHARD
+    rows: Rows,
+    cutoffs: tuple[float, float],
+    cache_folder: str,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    at_once: int | None = None,
 ) -> tuple[StoredGraphs, str]:
     """The graphs of some rows: read from the cache, after building what is missing or damaged.
 
@@ -79,6 +83,7 @@ def graphs_of(
         cutoffs: atom-graph and bond-graph cutoff of the model's weights, Angstrom.
         cache_folder: path or URI that holds all caches, one folder each.
         rows_per_shard: rows in each shard but the last.
+        at_once: actors that convert; None: as many as there are CPUs.
 
     Returns:
         The graphs, and the key of their cache.
@@ -98,7 +103,7 @@ def graphs_of(
             try:
                 return read_cache(filesystem, path, spec), spec.key
             except StaleCacheError:
-                _build_missing(rows, spec, folder)
+                _build_missing(rows, spec, folder, at_once)
                 return read_cache(filesystem, path, spec), spec.key
         except DamagedShardError as problem:
             say(f"damaged, will be rebuilt: {', '.join(problem.names)}", style="yellow")
@@ -119,7 +124,7 @@ def cache_spec(rows: Rows, cutoffs: tuple[float, float], rows_per_shard: int = R
     )
 
 
-def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
+def _build_missing(rows: Rows, spec: CacheSpec, folder: str, at_once: int | None) -> None:
     """Write every shard that is not there yet, then the manifest."""
     filesystem, path = open_folder(folder)
     try:
@@ -146,7 +151,7 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     )
     with progress:
         bar = progress.add_task("graphs", total=len(rows), completed=done, rate="")
-        for n_rows in _converted(rows, spec, folder, missing):
+        for n_rows in _converted(rows, spec, folder, missing, at_once):
             progress.advance(bar, n_rows)
             speed = progress.tasks[0].speed
             progress.update(bar, rate=f"{speed:,.0f}/s" if speed else "")
@@ -157,12 +162,12 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str) -> None:
     write_manifest(filesystem, path, spec)
 
 
-def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int]) -> Iterator[int]:
+def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int], at_once: int | None) -> Iterator[int]:
     """Have actors write the missing shards, two chunks ahead of each so that none waits for the driver."""
     if not missing:
         return
     connect()
-    n_actors = max(1, min(len(missing), int(ray.cluster_resources().get("CPU", 1))))
+    n_actors = max(1, min(len(missing), at_once or len(missing), int(ray.cluster_resources().get("CPU", 1))))
     # Restarted by Ray, and its chunk converted again, when its process dies.
     remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Converter)
     actors = [remote.remote(folder, spec.atom_graph_cutoff) for _ in range(n_actors)]

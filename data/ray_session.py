@@ -11,11 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
 from ray.exceptions import RaySystemError
 from ray.job_config import JobConfig
 
+from data.console import say
 from data.import_path import environment_of_workers
+from data.store_faults import StorageError
+
+_LONGEST_SOCKET = 107  # bytes in the path of one, on Linux
 
 
 def connect(address: str | None = None) -> None:
@@ -55,6 +60,7 @@ def connect(address: str | None = None) -> None:
                 include_dashboard=False if address is None else None,
                 logging_level="warning",
                 log_to_driver=False,
+                _temp_dir=_temporary_folder() if address is None else None,
             )
     except ValueError as problem:
         raise ConnectionError(f"--address {address}: {problem}") from problem
@@ -80,6 +86,25 @@ def _have_a_token() -> None:
         usable = False
     if not usable:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _temporary_folder() -> str | None:
+    """Where Ray keeps logs and sockets; None for where it would by itself.
+
+    Raises:
+        StorageError: that is too long for sockets, and /tmp cannot be written to.
+    """
+    folder = get_default_ray_temp_dir()
+    socket = f"{folder}/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
+        return None
+    if not os.access("/tmp", os.W_OK):
+        raise StorageError(
+            f"the path of the temporary folder {folder} is too long for the sockets of Ray, and /tmp cannot be written "
+            "to. Set RAY_TMPDIR to a folder whose path has 30 letters or fewer"
+        )
+    say(f"Ray's sockets cannot be in {folder}, whose path is too long: its logs and sockets go to /tmp/ray")
+    return "/tmp/ray"
 
 
 class _NoFolders(list[str]):

@@ -264,7 +264,10 @@ def test_the_command_says_where_everything_is_and_that_labels_are_a_models(whole
 
 def test_a_taken_name_is_refused(whole, folder):
     output = run_here(folder, *new(folder, "whole"), expect=1)
-    assert "--resume it, or choose another --name" in output
+    assert (
+        f"choose another --name, or go on with it by `python tune/run_sweep.py --resume whole --storage {folder}"
+        in output
+    )
     assert "Traceback" not in output
     (folder / "results/average").mkdir()
     (folder / "results/average/results.json").write_text("{}")
@@ -279,10 +282,10 @@ def bucket():
 
 
 @pytest.mark.parametrize(
-    ("stop", "in_bucket"), [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGKILL, True)]
+    ("stop", "in_bucket"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)]
 )
 def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, monkeypatch, stop, in_bucket):
-    """kill -9, or Ctrl-C, in the middle of the search; then --resume gives what the whole sweep gave."""
+    """kill -9, or SIGTERM, in the middle of the search; then --resume gives what the whole sweep gave."""
     for key, value in bucket.items():
         monkeypatch.setenv(key, value)
     name = f"stopped-by-{stop.name}"
@@ -297,12 +300,16 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, monkeypatch
         time.sleep(0.05)
     time.sleep(1.2)  # one snapshot of Ray's
     os.kill(driver.pid, stop)
+    if stop == signal.SIGTERM:  # a second one does not cut the end short
+        os.kill(driver.pid, stop)
     code = driver.wait(timeout=120)
     filesystem, path = open_folder(f"{storage}/{name}")
     assert "RESULTS.md" not in file_names(filesystem, path)
-    if stop == signal.SIGINT:
-        assert code == 130
-        assert f"--resume {name}" in log.read_text()
+    if stop == signal.SIGTERM:
+        assert code == 143
+        *_, last = log.read_text().splitlines()
+        assert last == f"interrupted: go on with `python tune/run_sweep.py --resume {name} --storage {storage}`"
+        assert "SIGTERM" not in log.read_text()  # as in a stack trace of Ray's in C++
     output = run(folder, f"--resume={name}", places[0])
     after = read_whole(filesystem, f"{path}/results.json")
     assert outcome(after) == outcome((whole[0] / "results.json").read_text())

@@ -13,13 +13,14 @@ from data.storage import open_folder
 from tune.parts import ROWS_PER_PART, Parts, joined_parts, rows_of_part, write_part
 
 
-def corrections_of(graphs_ref: ray.ObjectRef, n_rows: int, cache_folder: str) -> np.ndarray:
+def corrections_of(graphs_ref: ray.ObjectRef, n_rows: int, cache_folder: str, at_once: int | None = None) -> np.ndarray:
     """`mp2020_minus_legacy` of all rows, from the cache where it is there and whole.
 
     Args:
         graphs_ref: `Graphs` of all rows, in the object store.
         n_rows: how many.
         cache_folder: path or URI of the graphs' own cache.
+        at_once: tasks at once; None: as many as fit.
 
     Returns:
         eV/atom, float64, shape (n_rows,); NaN for rows without a graph.
@@ -37,7 +38,7 @@ def corrections_of(graphs_ref: ray.ObjectRef, n_rows: int, cache_folder: str) ->
     def compute(number: int) -> ray.ObjectRef:
         return _compute_part.remote(graphs_ref, n_rows, number, cache_folder)
 
-    return joined_parts("energy corrections", corrections_prefix(), n_rows, cache_folder, compute, join)
+    return joined_parts("energy corrections", corrections_prefix(), n_rows, cache_folder, compute, join, at_once)
 
 
 def corrections_prefix() -> str:

@@ -96,6 +96,7 @@ def load_dataset(
     gpus_per_task: float,
     collapse: bool = True,
     split_rule: SplitRule = DEFAULT_SPLIT,
+    at_once: int | None = None,
 ) -> Dataset:
     """Build or read everything trials share, and put it where they can read it without a copy.
 
@@ -109,6 +110,7 @@ def load_dataset(
         gpus_per_task: share of a GPU for computing features; 0 for the CPU.
         collapse: whether equivalent atoms of a crystal are computed once.
         split_rule: how the folds are made.
+        at_once: processes that compute; None: as many as fit.
 
     Raises:
         SweepError: a model that reads structures or a split by them, and a task that has none; or targets that are all
@@ -116,7 +118,7 @@ def load_dataset(
         SplitError: too few rows to split.
         TargetScaleError: an energy target that is not on the declared scale.
     """
-    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule)
+    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
     quarantine = {k: reason for k, reason in enumerate(known.reasons) if reason} | bad_labels
     if quarantine:
@@ -219,6 +221,7 @@ def _read(
     gpus_per_task: float,
     collapse: bool,
     split_rule: SplitRule,
+    at_once: int | None,
 ) -> _Known:
     model = open_model(space.model)
     if task.inputs == "compositions":
@@ -235,16 +238,16 @@ def _read(
         read = read_compositions(rows)
         rows_ref = ray.put(TrainingRows(read.fractions, read.n_atoms))
         return _Known(read.formulas, read.reasons, read.notes, 0, "none", rows_ref)
-    stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder)
+    stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder, at_once=at_once)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
     graphs_ref = ray.put(stored.graphs)
     stored = replace(stored, graphs=ray.get(graphs_ref))
     cache = f"{cache_folder.rstrip('/')}/{key}"
     features = outputs = corrections = None
     if model.reads != "compositions" and space.weights != "random":
-        features, outputs = pretrained_outputs(graphs_ref, space.weights, cache, gpus_per_task, collapse)
+        features, outputs = pretrained_outputs(graphs_ref, space.weights, cache, gpus_per_task, collapse, at_once)
     if space.undoes_corrections:
-        corrections = corrections_of(graphs_ref, len(rows), cache)
+        corrections = corrections_of(graphs_ref, len(rows), cache, at_once)
     graphs = None if model.reads == "compositions" else stored.graphs
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
     rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))

@@ -25,7 +25,12 @@ FORWARD_VERSION = 3
 
 
 def pretrained_outputs(
-    graphs_ref: ray.ObjectRef, weights: str, cache_folder: str, gpus_per_task: float, collapse: bool
+    graphs_ref: ray.ObjectRef,
+    weights: str,
+    cache_folder: str,
+    gpus_per_task: float,
+    collapse: bool,
+    at_once: int | None = None,
 ) -> tuple[AtomFeatures, np.ndarray]:
     """Backbone features and outputs of pretrained weights, from the cache where they are there and whole.
 
@@ -35,6 +40,7 @@ def pretrained_outputs(
         cache_folder: path or URI of the graphs' own cache.
         gpus_per_task: share of a GPU a task may use; 0 computes on the CPU.
         collapse: whether equivalent atoms are computed once, and share a row of the features.
+        at_once: tasks at once; None: as many as fit.
 
     Returns:
         Features, and network outputs, float64, shape (n_rows,), NaN for rows without a graph.
@@ -51,6 +57,7 @@ def pretrained_outputs(
         cache_folder,
         compute=lambda number: task.remote(graphs_ref, weights, collapse, number, cache_folder, gpus_per_task),
         join=lambda parts: _joined(parts, graphs),
+        at_once=at_once,
     )
     inputs = FeatureInputs(features, graphs.atoms_per_graph, torch.device("cpu"))
     good = np.flatnonzero(graphs.atoms_per_graph > 0)

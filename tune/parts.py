@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ def joined_parts(
     cache_folder: str,
     compute: Callable[[int], ray.ObjectRef],
     join: Callable[[Parts], T],
+    at_once: int | None = None,
 ) -> T:
     """All parts as one, those that are missing or damaged computed first.
 
@@ -47,13 +49,14 @@ def joined_parts(
         cache_folder: path or URI of the graphs' own cache.
         compute: starts the Ray task that computes a part, given its number, and writes it with `write_part`.
         join: makes one of all parts, each its rows and arrays, in order.
+        at_once: parts that are computed at once; None: as many as fit.
 
     Raises:
         StorageError: parts of the cache are damaged again and again.
     """
     filesystem, path = open_folder(cache_folder)
     for _ in range(_REPAIRS):
-        _compute(what, missing_parts(filesystem, path, prefix, n_rows), n_rows, compute)
+        _compute(what, missing_parts(filesystem, path, prefix, n_rows), n_rows, compute, at_once)
         joined = join(_read(filesystem, path, prefix, n_rows))
         if not missing_parts(filesystem, path, prefix, n_rows):  # a damaged one was deleted as it was read
             return joined
@@ -90,11 +93,14 @@ def _present(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[int, s
     return {int(match[1]): match[0] for match in filter(None, map(pattern.fullmatch, file_names(filesystem, folder)))}
 
 
-def _compute(what: str, missing: list[int], n_rows: int, compute: Callable[[int], ray.ObjectRef]) -> None:
+def _compute(
+    what: str, missing: list[int], n_rows: int, compute: Callable[[int], ray.ObjectRef], at_once: int | None
+) -> None:
     """Write the missing parts."""
     if not missing:
         return
-    running: dict[Any, int] = {compute(number): number for number in missing}
+    waiting = iter(missing)
+    running: dict[Any, int] = {compute(number): number for number in islice(waiting, at_once)}
     progress = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     with progress:
         to_do = sum(len(rows_of_part(n_rows, number)) for number in missing)
@@ -103,6 +109,7 @@ def _compute(what: str, missing: list[int], n_rows: int, compute: Callable[[int]
             (finished,), _ = ray.wait(list(running))
             ray.get(finished)
             progress.advance(bar, len(rows_of_part(n_rows, running.pop(finished))))
+            running |= {compute(number): number for number in islice(waiting, 1)}
 
 
 def _read(filesystem: fs.FileSystem, folder: str, prefix: str, n_rows: int) -> Parts:

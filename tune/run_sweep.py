@@ -216,7 +216,11 @@ def main(
     cpus_per_trial: Annotated[int, typer.Option(min=1, help="Threads of a trial.", rich_help_panel=MACHINE)] = 1,
     max_concurrent: Annotated[
         int | None,
-        typer.Option(min=1, help="Trials at once. Default: as many as fit.", rich_help_panel=MACHINE),
+        typer.Option(
+            min=1,
+            help="Trials, and processes that prepare for them, at once. Default: as many as fit.",
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     every_atom: Annotated[
         bool,

@@ -151,6 +151,7 @@ def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -
         gpus_per_task=options.gpus_per_trial,
         collapse=not options.every_atom,
         split_rule=options.split,
+        at_once=options.max_concurrent,
     )
 
 

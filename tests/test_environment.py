@@ -1,0 +1,187 @@
+"""Commands do the same from any folder and in any environment, and what ends them does so in one sentence."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+from typer.testing import CliRunner
+
+from data import build_cache
+from data.places import expanded
+from data.storage import StorageError, open_folder
+from models.registry import open_model
+from tune import run_queue, run_sweep
+from tune.going_on import command_to_go_on
+from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+# Modules of the user's named like ours, like Python's, and like packages that are imported or would be if they were here.
+NAMES = (
+    *("data/__init__", "models/__init__", "tune/__init__", "data/download", "models/model", "tune/runs", "train"),
+    *("statistics", "queue", "random", "html", "secrets", "csv", "json", "logging", "uuid"),
+    *("ray", "yaml", "torch/__init__", "numpy", "google", "rich", "typer", "tensorflow", "wandb", "usercustomize"),
+)
+NOWHERE = "/proc/nowhere"  # nobody, not even root, can make a folder there
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Somebody's project, each module of which leaves a mark when it is imported."""
+    folder = tmp_path / "project"
+    for name in NAMES:
+        module = folder / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(f"open({str(tmp_path / 'mark')!r}, 'a').write(__file__ + chr(10))\n")
+    return folder
+
+
+def run(script: str, *arguments: str, cwd: Path, expect: int = 0, **environment: str) -> str:
+    """Run a command and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *arguments],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    assert "Traceback" not in done.stdout
+    return done.stdout
+
+
+def test_driver_and_workers_import_nothing_of_a_project_and_mind_no_environment(project, tmp_path):
+    long = tmp_path / ("long" * 20)
+    long.mkdir()
+    ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"].iloc[::200]
+    (tmp_path / "ids.txt").write_text("\n".join(ids))
+    dead = "http://127.0.0.1:9"
+    output = run(
+        "data/build_cache.py",
+        f"--ids={tmp_path}/ids.txt",
+        f"--cache={tmp_path}/graphs",
+        cwd=project,
+        PYTHONPATH=f":{project}",
+        PYTHONOPTIMIZE="1",
+        PYTHONIOENCODING="ascii",
+        LC_ALL="C",
+        HOME=NOWHERE,
+        TMPDIR=str(long),
+        CUDA_VISIBLE_DEVICES="",
+        RAY_ADDRESS="127.0.0.1:9",
+        **dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY"), dead),
+    )
+    assert f"demo: {len(ids)} graphs, 0 rows rejected" in output
+    assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
+
+
+@pytest.mark.parametrize("script", ["tune/compare.py", "tune/run_queue.py", "models/predict.py", "tune/spot_watch.py"])
+def test_a_command_imports_nothing_of_a_project(project, tmp_path, script):
+    assert "Usage" in run(script, "--help", cwd=project, PYTHONPATH=f"{project}:{project}/models")
+    assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
+
+
+def test_a_model_of_ones_own_finds_what_PYTHONPATH_names(project, tmp_path, monkeypatch):  # noqa: N802
+    (project / "layers_of_mine.py").write_text("SIZE = 3\n")
+    (project / "my_model.py").write_text(
+        "import json\nfrom layers_of_mine import SIZE\nfrom models.linear import RIDGE as MODEL\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(project))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert open_model(str(project / "my_model.py")).name == str(project / "my_model.py")
+    assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
+
+
+@pytest.mark.parametrize("cache", [NOWHERE, "a folder"])
+def test_kernels_are_compiled_where_nothing_can_be_written(tmp_path, cache):
+    cache = str(tmp_path) if cache == "a folder" else cache
+    program = "import numpy as np; from data.compiled import longer; print(longer(np.ones((1, 2)), 3).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**os.environ, "NUMBA_CACHE_DIR": NOWHERE, "MATSWEEP_CACHE": cache},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "(3, 2)\n"
+    if cache == NOWHERE:
+        assert done.stderr.count("\n") == 1
+        assert "Set MATSWEEP_CACHE to a folder" in done.stderr
+    else:
+        assert done.stderr == ""
+        assert list(tmp_path.glob("kernels/*/*.nbi"))
+
+
+@pytest.mark.parametrize("command", [build_cache, run_sweep, run_queue], ids=lambda module: module.__name__)
+def test_a_home_that_is_not_known_is_said_to_be(command):
+    done = CliRunner().invoke(command.app, ["--task=~nobody-of-this-name/x"])
+    assert done.exit_code == 1, done.output
+    assert "StorageError: ~nobody-of-this-name/x: this system knows no home of ~nobody-of-this-name." in done.output
+    with pytest.raises(StorageError, match="knows no home"):
+        open_folder("~nobody-of-this-name/x")
+    assert expanded("./~x") == Path("~x")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
+    output = run("data/build_cache.py", cwd=tmp_path, expect=1, MATSWEEP_CACHE=NOWHERE)
+    assert f"StorageError: no graphs can be kept in {NOWHERE}/graphs" in output
+    assert "by --cache or in MATSWEEP_CACHE" in output
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_in_a_sentence_and_a_second_one_changes_nothing(number, code):
+    program = (
+        "import time; from data.interruption import interruptible\n"
+        "with interruptible('the same command goes on'):\n"
+        "    try: print('ready', flush=True); time.sleep(100)\n"
+        "    finally: print('ending', flush=True); time.sleep(1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
+    with process:
+        for line in ("ready\n", "ending\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(number)
+        assert process.stdout.read() == "interrupted: the same command goes on\n"
+    assert process.returncode == code
+
+
+def test_the_command_to_go_on_has_all_that_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_to_go_on("ray_results", "x") == "python tune/run_sweep.py --resume x"
+    assert command_to_go_on(f"{tmp_path}/ray_results", "x") == "python tune/run_sweep.py --resume x"
+    assert command_to_go_on("s3://b/r", "a b", "auto").endswith("--resume 'a b' --storage s3://b/r --address auto")
+
+
+def test_no_more_parts_are_computed_at_once_than_trials_run(ray_session, tmp_path):
+    n_rows = 4 * ROWS_PER_PART
+
+    @ray.remote(num_cpus=0)
+    def part(number):
+        began = time.monotonic()
+        time.sleep(0.1)
+        write_part(*open_folder(tmp_path), "times", number, {"times": np.array([began, time.monotonic()])})
+
+    def times_of(parts):
+        return np.concatenate([arrays["times"] for _, arrays in parts])
+
+    times = joined_parts("times", "times", n_rows, str(tmp_path), part.remote, times_of, at_once=1)
+    assert len(times) == 2 * len({tuple(rows_of_part(n_rows, k)) for k in range(4)})
+    np.testing.assert_array_equal(times, np.sort(times))
