@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 
 console = Console(stderr=True)
@@ -19,5 +21,7 @@ def say_problem(problem: BaseException) -> None:
     if isinstance(cause, Exception) and not type(cause).__module__.startswith("ray."):
         problem = cause
     say(f"{type(problem).__name__}: {problem}", style="red")
+    if isinstance(problem, FileNotFoundError) and problem.filename is None and not os.path.exists("."):  # noqa: PTH110
+        say("The folder that this command was given in no longer exists: change to another one, and give it again")
     for note in notes:
         say(note[0].upper() + note[1:])

@@ -44,6 +44,7 @@ def connect(address: str | None = None) -> None:
         runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
     else:
         _have_a_token()
+        _mind_no_proxy()
     # Ray would have its workers look for modules in the working directory and in the script's folder first of all.
     job = JobConfig()
     job._py_driver_sys_path = _NoFolders()
@@ -86,6 +87,13 @@ def _have_a_token() -> None:
         usable = False
     if not usable:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _mind_no_proxy() -> None:
+    """Let Ray's processes on this machine speak to one another past a proxy that the user's other programs need."""
+    if any(name.lower().endswith("_proxy") for name in os.environ):
+        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (spared, "127.0.0.1", "localhost")))
 
 
 def _temporary_folder() -> str | None:

@@ -24,7 +24,7 @@ from tune.going_on import command_to_go_on
 from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Modules of the user's named like ours, like Python's, and like packages that are imported or would be if they were here.
+# Modules of the user's named like ours, like Python's, and like packages that are imported, or would be if they could.
 NAMES = (
     *("data/__init__", "models/__init__", "tune/__init__", "data/download", "models/model", "tune/runs", "train"),
     *("statistics", "queue", "random", "html", "secrets", "csv", "json", "logging", "uuid"),
@@ -120,7 +120,7 @@ def test_kernels_are_compiled_where_nothing_can_be_written(tmp_path, cache):
         assert "Set MATSWEEP_CACHE to a folder" in done.stderr
     else:
         assert done.stderr == ""
-        assert list(tmp_path.glob("kernels/*/*.nbi"))
+        assert list(tmp_path.glob("kernels/**/*.nbi"))
 
 
 @pytest.mark.parametrize("command", [build_cache, run_sweep, run_queue], ids=lambda module: module.__name__)
