@@ -40,9 +40,10 @@ from data.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
 from models.features import AtomFeatures
 from models.network import cutoffs
+from tune.code_record import run_record
 from tune.dataset import Dataset, load_dataset
 from tune.features import feature_prefix
-from tune.options import Batch, run_record
+from tune.options import Batch
 from tune.parts import ROWS_PER_PART, write_part
 from tune.search import Resources, search_fold
 from tune.space import load_space

@@ -28,7 +28,7 @@ from benchmarks.work import WORK
 from data.allocator import keep_freed_memory
 from data.storage import write_whole
 from models.device import device_name
-from tune.options import run_record
+from tune.code_record import run_record
 
 RESULTS = Path(__file__).parent / "results.json"
 console = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -24,7 +24,7 @@ from tune.going_on import command_to_go_on
 from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-# Modules of the user's named like ours, like Python's, and like packages that are imported, or would be if they could.
+# Modules of the user's with names like ours, like Python's, and of packages that are imported where they are installed.
 NAMES = (
     *("data/__init__", "models/__init__", "tune/__init__", "data/download", "models/model", "tune/runs", "train"),
     *("statistics", "queue", "random", "html", "secrets", "csv", "json", "logging", "uuid"),

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from sweeps import REPOSITORY, new, prepare, run_here
 
+from tune.code_record import TRAINING
 from tune.extend import changes, outside
-from tune.options import TRAINING, Batch, Folder, SweepError, check_record, load_options
+from tune.options import Batch, Folder, SweepError, check_record, load_options
 from tune.runs import load_sweep
 from tune.space import SearchSpace, load_space
 

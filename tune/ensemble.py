@@ -27,7 +27,8 @@ import typer
 
 from data.storage import StorageError
 from models.metrics import Kind, all_scores
-from tune.options import Folder, SweepError, refuse_taken, run_record
+from tune.code_record import run_record
+from tune.options import Folder, SweepError, refuse_taken
 from tune.paired import pair_up
 from tune.results import over_folds
 from tune.runs import (

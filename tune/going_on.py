@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from data.storage import open_folder, read_whole
 
 if TYPE_CHECKING:
     from tune.options import Options
@@ -31,6 +34,15 @@ def command_to_go_on(storage: str, name: str, address: str | None = None) -> str
     if address is not None:
         options += ["--address", address]
     return f"python tune/run_sweep.py {shlex.join(options)}"
+
+
+def how_to_go_on(folder: str) -> str:
+    """How a sweep that is not finished goes on."""
+    above, _, name = folder.rpartition("/")
+    filesystem, path = open_folder(folder)
+    if "gate" in json.loads(read_whole(filesystem, f"{path}/sweep.json")):
+        return "it belongs to a queue, whose command (tune/run_queue.py) goes on with it"
+    return f"go on with `{command_to_go_on(above, name)}`"
 
 
 @contextmanager

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import platform
 import re
-import subprocess
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,26 +15,11 @@ from data.left_out import DEFAULT_SPLIT, SplitRule
 from data.rows import Rows
 from data.storage import file_names, open_folder, read_whole, write_whole
 from data.tasks import Task, open_task
+from tune.code_record import code_sha256, run_record
 from tune.going_on import command_to_go_on
 from tune.space import SearchSpace
 from tune.trial import Copies, Untrusted
 
-LIBRARIES = (
-    "torch",
-    "ray",
-    "chgnet",
-    "pymatgen",
-    "matbench",
-    "optuna",
-    "pandas",
-    "pyarrow",
-    "numpy",
-    "numba",
-)
-
-
-# Modules here that make what a trial is given, or are the trial.
-TRAINING = ("corrections", "dataset", "features", "parts", "scheduler", "search", "searcher", "trial")
 RECORD = "sweep.json"
 AUTO_COPIES = 8  # of each crystal with `--tta auto`
 # Files that are read again, and what each holds; of levers.json each entry.
@@ -299,45 +279,6 @@ def refuse_name(option: str, name: str, storage: str) -> None:
             f"{option} {name!r}: expected the name of a folder in {storage}: letters, digits, `_`, `-`, `.`, `+`, `=` "
             "and spaces, a letter, a digit or `_` first"
         )
-
-
-def run_record(model: str = "") -> dict[str, Any]:
-    """Code version, library versions and machine, for the record of a run of a model."""
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "code_sha256": code_sha256(model),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in LIBRARIES},
-    }
-
-
-def code_sha256(model: str = "") -> str:
-    """Hash of the code that decides what a trial computes: two trainings with the same one can be compared.
-
-    Args:
-        model: of the registry; or the file of one's own, which counts too.
-    """
-    root = Path(__file__).resolve().parent.parent
-    files = [*root.glob("data/*.py"), *root.glob("models/*.py"), *(root / f"tune/{name}.py" for name in TRAINING)]
-    content = [f"{file.relative_to(root)}\n".encode() + file.read_bytes() for file in sorted(files)]
-    if model.endswith(".py"):
-        content.append(Path(model).read_bytes())
-    return hashlib.sha256(b"\n".join(content)).hexdigest()
-
-
-def git_commit() -> str:
-    """Commit of the code, marked when there are changes on top; says so where git cannot tell."""
-    here = Path(__file__).resolve().parent
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown: not a git checkout"
-    return run.stdout.strip()
 
 
 def _refuse_null(value: Any, where: str) -> None:

@@ -16,10 +16,11 @@ from data.notes import commonest_notes
 from data.tasks import DEMO
 from models.metrics import Kind, metric_of
 from models.registry import open_model, planned_epochs
+from tune.code_record import run_record
 from tune.dataset import VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.levers import inert_pairs
-from tune.options import Folder, Options, run_record
+from tune.options import Folder, Options
 from tune.search import Outcome
 from tune.space import SearchSpace
 from tune.tries import LeverCheck

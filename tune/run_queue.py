@@ -36,10 +36,11 @@ from models.metrics import metric_of
 from models.reference import TargetScaleError
 from tune.arguments import anywhere, copies, gpu_share, own_name, parse_folds
 from tune.claim import claimed
+from tune.code_record import run_record
 from tune.comparison import compare
 from tune.dataset import Dataset
 from tune.levers import change_pairs, lever_pairs
-from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, refuse_taken, run_record
+from tune.options import RECORD, Folder, Options, SweepError, refuse_other_code, refuse_taken
 from tune.packing import share_of_gpu
 from tune.paired import fold_scores, pair_up
 from tune.queue_file import BASELINE, Experiment, Queue, load_queue

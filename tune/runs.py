@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from data.storage import file_names, open_folder, read_whole
 from models.metrics import TRUSTED, Metric, metric_of
-from tune.going_on import STORAGE, command_to_go_on
+from tune.going_on import STORAGE, how_to_go_on
 
 On = Literal["test", "validation"]
 _PREFIX = {"test": "preds", "validation": "val"}
@@ -283,19 +283,10 @@ def _find(address: str, storage: str) -> tuple[str, str | None]:
             if "results.json" in files:
                 return candidate, member
             if "sweep.json" in files:
-                raise RunError(f"{candidate} is not finished (no results.json): {_go_on(candidate)}")
+                raise RunError(f"{candidate} is not finished (no results.json): {how_to_go_on(candidate)}")
     there = finished_runs(storage)
     listed = ", ".join(there[:_LISTED]) + (f" and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
     raise RunError(f"no run {address!r}. Finished runs in {storage}: {listed or 'none'}")
-
-
-def _go_on(folder: str) -> str:
-    """How a sweep that is not finished goes on."""
-    above, _, name = folder.rpartition("/")
-    filesystem, path = open_folder(folder)
-    if "gate" in json.loads(read_whole(filesystem, f"{path}/sweep.json")):
-        return "it belongs to a queue, whose command (tune/run_queue.py) goes on with it"
-    return f"go on with `{command_to_go_on(above, name)}`"
 
 
 def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
