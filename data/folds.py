@@ -132,8 +132,9 @@ def split_fold(
             f"the {len(training)} usable training rows of fold {fold.index} all share compositions or "
             "groups, so none can be held out for validation; give the task more compositions"
         )
+    least = min(2, max(1, len(training) // 4))  # one row alone would choose by chance
     order = np.random.default_rng([seed, fold.index]).permutation(len(sizes))
-    chosen = order[_subset_nearest(sizes[order].tolist(), max(1, round(val_fraction * len(training))))]
+    chosen = order[_subset_nearest(sizes[order].tolist(), max(least, round(val_fraction * len(training))))]
     is_val = np.isin(cluster_of_row, chosen)
     return Split(fold.index, train=training[~is_val], val=training[is_val], test=test)
 

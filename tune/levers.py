@@ -27,9 +27,11 @@ from tune.merged import differing_base, trains_the_same
 from tune.options import SweepError
 from tune.search import Outcome
 from tune.space import SearchSpace, combinations
+from tune.stand_in import stand_in
 from tune.trial import TrialFold
-from tune.tries import ALIKE, ONE_LABEL, LeverCheck, Tries, value_of
+from tune.tries import ALIKE, ONE_LABEL, ONLY_ELSEWHERE, InertError, LeverCheck, Tries, value_of
 
+FEW = 64  # training rows below which it may be for them that a lever shows nothing
 NOT_COMPARED = ("weights",)  # one value a sweep: other graphs and features belong to another
 
 Pair = tuple[str, dict[str, Any], dict[str, Any]]  # what is tried, and fields of two configs that differ in it alone
@@ -133,7 +135,17 @@ def _shown(tries: Tries, space: SearchSpace, lever: str, one: dict[str, Any], ot
         if base is None:
             return LeverCheck(lever, values, ALIKE, n_train)
         one, other = ({**base, lever: value} for value in values)
-    return tries.compare(lever, one, other)
+    try:
+        return tries.compare(lever, one, other)
+    except InertError:
+        if n_train >= FEW:
+            raise
+    elsewhere = Tries(tries.model, *stand_in(space.weights, tries.part.kind, tries.part.quantity))
+    try:
+        elsewhere.compare(lever, one, other)
+    finally:
+        tries.read |= elsewhere.read
+    return LeverCheck(lever, values, ONLY_ELSEWHERE, n_train)
 
 
 def read_nowhere(model: Model, read: set[str]) -> list[str]:

@@ -28,6 +28,11 @@ IDENTICAL = 1e-6  # relative to the spread of the predictions: above the roundin
 ALIKE = "the same model"
 ONE_LABEL = "nothing to learn from one label"
 BEST_WAS_LAST = "the best epoch was the last"
+ONLY_ELSEWHERE = "it acts on the demo's crystals, and makes no difference"
+
+
+class InertError(SweepError):
+    """A lever of which two values give identical predictions."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ class Tries:
         """Run both on more and more rows until they differ.
 
         Raises:
-            SweepError: they do not.
+            InertError: they do not.
+            SweepError: the loss of both is not finite.
         """
         fields = self.model.config.model_fields
         sizes = ROWS_WITH_EPOCHS if "epochs" in fields else ROWS_AT_ONCE
@@ -83,7 +89,7 @@ class Tries:
                 return LeverCheck(lever, values, difference, len(part.train))
         if lever == "keep" and issubclass(self.model.config, GradientConfig):  # that of more rows may be another one
             return LeverCheck(lever, values, BEST_WAS_LAST, len(part.train))
-        raise SweepError(
+        raise InertError(
             f"lever {lever} does nothing: trained on {len(part.train)} rows with {values[0]!r} and with {values[1]!r}, "
             "all else equal, models give identical predictions. Leave it out, or choose values that differ in effect"
         )

@@ -1,0 +1,57 @@
+"""Crystals of the embedded demo, on which a lever is tried that a task of few rows cannot show.
+
+Where a few rows leave nothing to learn, a model gives the same predictions whatever its config: a linear model of the
+composition already fits them, say. A lever that does something elsewhere is no mistake then; one that does nothing
+here either is refused.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.convert import convert_chunk
+from data.graphs import Graph, element_fractions, stack
+from data.task_table import DEMO, Quantity
+from data.tasks import open_task
+from models.features import FeatureInputs, GraphInputs, backbone_features, predict
+from models.metrics import Kind
+from models.model import TrainingPart, TrainingRows
+from models.network import CHGNetwork, Weights, cutoffs
+
+N_TRAIN, N_VAL = 80, 20
+
+
+@cache
+def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[TrainingRows, TrainingPart]:
+    """The demo's smallest crystals as rows of a task of some kind.
+
+    Args:
+        weights: whose features, outputs and cutoffs the rows have.
+        kind: the targets of a classification say whether an energy is above the median.
+        quantity: what the targets are said to be.
+    """
+    n = N_TRAIN + N_VAL
+    _, rows = open_task(DEMO.name, download_dir=Path())
+    rows = rows.select(np.argsort(np.diff(rows.spans).ravel(), kind="stable")[:n].tolist(), "")
+    _, converted, _ = convert_chunk(rows.chunk(0, n), cutoffs(weights)[0])
+    graphs = stack([graph for graph in converted if isinstance(graph, Graph)])
+    assert len(graphs) == n, "every crystal of the demo has a graph"
+    features = outputs = None
+    if weights != "random":
+        network, cpu = CHGNetwork(weights), torch.device("cpu")
+        everything = np.arange(n)
+        features = backbone_features(network, GraphInputs(graphs, network.bond_graph_cutoff, cpu, True), everything)
+        outputs = predict(network, FeatureInputs(features, graphs.atoms_per_graph, cpu), everything)
+    n_atoms = graphs.atoms_per_graph.astype(np.int32)
+    targets = rows.targets * n_atoms if quantity == "energy_per_cell" else rows.targets
+    if kind == "classification":
+        targets = (targets > np.median(targets)).astype(np.float64)
+    order = np.random.default_rng(0).permutation(n)
+    return (
+        TrainingRows(element_fractions(graphs), n_atoms, graphs, features, outputs),
+        TrainingPart(targets, order[:N_TRAIN], order[N_TRAIN:], kind, quantity),
+    )
