@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,12 +43,14 @@ class Split:
         train: int64, shape (n_train,), ascending row positions.
         val: int64, shape (n_val,), ascending row positions.
         test: int64, shape (n_test,), ascending row positions.
+        by_row: whether near-duplicates may be on both sides of validation: all training rows have one composition.
     """
 
     fold: int
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    by_row: bool = False
 
 
 def make_folds(task: Task, ids: list[str], groups: list[str] | None) -> list[Fold]:
@@ -96,8 +99,9 @@ def split_fold(
     """Set a validation part aside from a fold's training part.
 
     Rows that share a composition, or a group, go to the same side, so that near-duplicates do not
-    leak. Of the divisions this allows, one as near to `val_fraction` as possible is drawn, the same
-    one for the same seed, fold and rows.
+    leak; where there is one composition alone, rows go by group, or each by itself. Of the divisions
+    this allows, one as near to `val_fraction` as possible is drawn, the same one for the same seed,
+    fold and rows.
 
     Args:
         fold: the fold.
@@ -122,21 +126,22 @@ def split_fold(
     for part, name in ((training, "training"), (test, "test")):
         if len(part) == 0:
             raise SplitError(f"fold {fold.index} has no usable {name} rows; give the task more rows")
-    labels = [[compositions[row] for row in training.tolist()]]
-    if groups is not None:
-        labels.append([groups[row] for row in training.tolist()])
+    labels = [[labelling[row] for row in training.tolist()] for labelling in (compositions, groups) if labelling]
+    by_row = len(set(labels[0])) == 1
+    if by_row:  # it tells no rows apart
+        labels = labels[1:] or [training.tolist()]
     cluster_of_row = _clusters(labels)
     sizes = np.bincount(cluster_of_row)
     if len(sizes) < 2:
-        raise SplitError(
-            f"the {len(training)} usable training rows of fold {fold.index} all share compositions or "
-            "groups, so none can be held out for validation; give the task more compositions"
-        )
+        what = f"{len(training)} usable training rows of fold {fold.index} all share a group"
+        if len(training) == 1:
+            what = f"fold {fold.index} has one usable training row"
+        raise SplitError(f"{what}, so none can be held out for validation; give the task more rows or groups")
     least = min(2, max(1, len(training) // 4))  # one row alone would choose by chance
     order = np.random.default_rng([seed, fold.index]).permutation(len(sizes))
     chosen = order[_subset_nearest(sizes[order].tolist(), max(least, round(val_fraction * len(training))))]
     is_val = np.isin(cluster_of_row, chosen)
-    return Split(fold.index, train=training[~is_val], val=training[is_val], test=test)
+    return Split(fold.index, train=training[~is_val], val=training[is_val], test=test, by_row=by_row and groups is None)
 
 
 def _official_folds(task_name: str, ids: list[str]) -> list[Fold]:
@@ -158,7 +163,7 @@ def _official_folds(task_name: str, ids: list[str]) -> list[Fold]:
     return folds
 
 
-def _clusters(labels: list[list[str]]) -> np.ndarray:
+def _clusters(labels: Sequence[Sequence[str | int]]) -> np.ndarray:
     """Cluster of each row: rows are joined where any of the labellings agrees, however indirectly.
 
     Returns:
@@ -173,7 +178,7 @@ def _clusters(labels: list[list[str]]) -> np.ndarray:
         return row
 
     for labelling in labels:
-        first: dict[str, int] = {}
+        first: dict[str | int, int] = {}
         for row, label in enumerate(labelling):
             parent[root(row)] = root(first.setdefault(label, row))
     number: dict[int, int] = {}

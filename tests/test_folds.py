@@ -164,13 +164,30 @@ def test_every_training_row_is_validated_on_under_some_seed():
     assert seen == set(range(20))
 
 
+def test_rows_of_one_composition_are_held_out_one_by_one_or_by_group_and_it_is_told():
+    fold, ids, usable = one_fold(10)
+    same, groups = ["SiO2"] * 12, ["a"] * 5 + ["b"] * 7
+    split = split_fold(fold, ids, usable, same, seed=0)
+    assert (len(split.train), len(split.val), split.by_row) == (8, 2, True)
+    split = split_fold(fold, ids, usable, same, groups=groups, seed=0)
+    assert {groups[row] for row in split.train}.isdisjoint(groups[row] for row in split.val)
+    assert not split.by_row
+    assert not split_fold(fold, ids, usable, ids, seed=0).by_row
+
+
+@pytest.mark.parametrize(("n_rows", "n_val"), [(4, 1), (8, 2), (14, 2), (30, 3)])
+def test_two_rows_or_more_validate_where_there_are_enough(n_rows, n_val):
+    fold, ids, usable = one_fold(n_rows)
+    assert len(split_fold(fold, ids, usable, ids, seed=0).val) == n_val
+
+
 def test_what_cannot_be_split_is_refused():
     fold, ids, usable = one_fold(10)
     same = ["NaCl"] * 12
-    with pytest.raises(SplitError, match="10 usable training rows of fold 0 all share"):
-        split_fold(fold, ids, usable, same, seed=0)
-    with pytest.raises(SplitError, match="all share"):
+    with pytest.raises(SplitError, match="10 usable training rows of fold 0 all share a group"):
         split_fold(fold, ids, usable, ids, groups=same, seed=0)
+    with pytest.raises(SplitError, match="fold 0 has one usable training row, so none can be held out"):
+        split_fold(fold, ids, usable & ((np.arange(12) == 0) | (np.arange(12) >= 10)), ids, seed=0)
     with pytest.raises(SplitError, match="no usable test rows"):
         split_fold(replace(fold, test_ids=[]), ids, usable, ids, seed=0)
     with pytest.raises(SplitError, match="no usable training rows"):

@@ -20,7 +20,7 @@ from tune.forecast import Rungs, TrialCost, forecast, known_configs, simulate
 from tune.measure import n_bytes, sample_positions
 from tune.options import Options
 from tune.plan import plan
-from tune.plan_table import show
+from tune.plan_table import show, spread
 from tune.run_sweep import app
 from tune.space import SearchSpace, load_space
 
@@ -111,6 +111,14 @@ def test_folds_searches_and_seeds_count():
     one, five = (forecast(options(space, search_folds=folds), space, cost, slots=1) for folds in ([0], [0, 1, 2, 3, 4]))
     assert five.search.seconds.mean() / one.search.seconds.mean() == pytest.approx(5, rel=0.1)
     assert (one.unstopped.seconds >= one.search.seconds + one.training.seconds).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(5.0, 5.0, ""), (600.0, 604.0, "10 min +- 2 s"), (60.0, 80.0, "60 s - 80 s"), (4000.0, 9000.0, "67 min - 2.5 h")],
+)
+def test_ends_that_read_alike_are_told_as_a_distance(low, high, told):
+    assert spread(low, high) == told
 
 
 def test_a_sample_has_rows_of_every_size():

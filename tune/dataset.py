@@ -42,6 +42,10 @@ from tune.space import SearchSpace
 from tune.trial import TrialFold
 
 VALIDATION_FRACTION = 0.1  # of a fold's training part
+ONE_COMPOSITION = (
+    "All training rows of a fold have one composition: validation is drawn row by row, so that near-duplicates of "
+    "training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +157,8 @@ def load_dataset(
         for fold in folds
         if fold.index in used_folds
     }
+    if any(split.by_row for split in splits.values()):
+        say(ONE_COMPOSITION, style="yellow")
     training_rows: TrainingRows = ray.get(known.rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     reference = untrained(space, task.kind)

@@ -17,7 +17,7 @@ from data.tasks import DEMO
 from models.metrics import Kind, metric_of
 from models.registry import open_model, planned_epochs
 from tune.code_record import run_record
-from tune.dataset import VALIDATION_FRACTION, Dataset
+from tune.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.levers import inert_pairs
 from tune.options import Folder, Options
@@ -77,6 +77,7 @@ def collect(
     notes = [task.labels]
     notes += [task.notes] if task.notes else []
     notes += [dataset.split_note] if dataset.split_note else []
+    notes += [ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []
     reads_structures = open_model(space.model).reads != "compositions"
     pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
     overlap = task.pretraining_overlap and pretrained
