@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from models.metrics import TRUSTED
 from tune import figures
 from tune.crystal_facts import FAMILIES_TOLD, SYMPREC, families
 from tune.figures import Picture, number
 from tune.report_sections import Cell, Section, Shown, Table, cell, formula
+from tune.trusted import trust_facts, trust_sentence
 
 WORST = 50  # crystals in the list
 _SPACE_GROUPS = 15  # in the figure; the table has all
@@ -168,6 +170,39 @@ def worst(shown: Shown) -> Section:
         note += " Cells are seen almost along a, c upwards; colours are Jmol's, and symbols name the elements."
     columns += extra.values()
     return Section("worst", f"The {many} worst", f"{sentence}.", tables=[Table(columns, rows)], note=note)
+
+
+def trust(shown: Shown) -> list[Section]:
+    """Which predictions are not to be trusted; nothing of a sweep of an earlier version, which has no marks."""
+    table = shown.table
+    if "trusted" not in table:
+        return []
+    facts = trust_facts([(int(str(fold)), one) for fold, one in table.groupby("fold")], shown.sweep.task["kind"])
+    metric, untrusted = shown.sweep.metric.name, shown.sweep.results["options"].get("untrusted", "keep")
+    entry = {"trust": facts, "mean": _mean_over_folds(table, shown)}
+    sentence = trust_sentence(entry, metric, untrusted)
+    rows = [
+        [Cell(formula(row["composition"])), Cell(row["id"]), cell(row["fold"]), cell(float(row["trust"]), 3),
+         *(cell(float(row[name]), 4) for name in ("y_true", "y_pred", "abs_error"))]
+        for row in table[~table["trusted"]].nsmallest(WORST, "trust").to_dict("records")
+    ]  # fmt: skip
+    columns = ["formula", "id", "fold", "trust", "true", "predicted", "|error|"]
+    note = (
+        f"Trust goes from 1 to 0, and below {TRUSTED} a prediction is marked: the crystal's elements or environments, "
+        "or the way from the untrained baseline's prediction, are more than 3 times what is usual on validation."
+    )
+    tables = [Table(columns, rows, f"The {len(rows)} least trusted")] if rows else []
+    return [
+        Section("trust", "What to trust", f"{sentence[0].upper()}{sentence[1:]}.",
+                [figures.errors_by_trust(table, shown.in_unit)], tables, note)
+    ]  # fmt: skip
+
+
+def _mean_over_folds(table: pd.DataFrame, shown: Shown) -> dict[str, float]:
+    """The score of the shown member."""
+    metric = shown.sweep.metric
+    by_fold = [metric.value(one["y_true"].to_numpy(), one["y_pred"].to_numpy()) for _, one in table.groupby("fold")]
+    return {metric.name: float(np.mean(by_fold))}
 
 
 def calibration(shown: Shown) -> Section:

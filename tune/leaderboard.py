@@ -35,6 +35,7 @@ from rich.table import Table
 from data.left_out import DEFAULT_SPLIT
 from data.storage import StorageError
 from data.tasks import TaskError
+from models.metrics import TRUSTED
 from tune.contamination import Exposure, exposures
 from tune.contamination import report as exposure_report
 from tune.entries import OVERLAP_FLAG, load_runs, short_protocol
@@ -43,6 +44,7 @@ from tune.peers import read_peers
 from tune.ranking import Place, Section, sections, seed_scores
 from tune.runs import STORAGE, RunError, split_of, weights_of
 from tune.seen import SeenError, read_seen
+from tune.trusted import untrusted_cell, untrusted_facts
 
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
 _SHOWN_KIND = {"run": "", "zero-shot": "nothing trained", "peer": "peer"}
@@ -60,6 +62,7 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
         found = place.difference
         told |= {"difference_to_best": found.value, "low": found.low, "high": found.high, "n_common": place.n_common}
     told |= {"n_ids": len(entry.table), "folds": sorted(place.by_fold), "flags": entry.flags}
+    told |= untrusted_facts(entry.table, section.task["kind"], metric)
     run = entry.run
     if run is None:
         return told
@@ -113,6 +116,7 @@ def cells(place: Place, section: Section) -> dict[str, str]:
         metric.upper(): score,
         **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
         f"{metric.upper()} behind the best": behind,
+        "untrusted": untrusted_cell(told, metric, digits),
         "seeds": str(told.get("seeds", "")),
         "parameters": f"{told['parameters']:,}" if "parameters" in told else "",
         "GPU h": _hours(told.get("gpu_hours")),
@@ -169,6 +173,11 @@ def caption(section: Section) -> list[str]:
         told.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
     if section.spread is None:
         told.append("No run here has several seeds, so that nothing tells what another seed would have given.")
+    if any("trusted" in place.entry.table for place in section.places):
+        told.append(
+            f"Untrusted are predictions whose trust is below {TRUSTED}: the row, or the prediction, is far from what "
+            "was trained on; the scores count them."
+        )
     flags = {flag for place in section.places for flag in place.entry.flags}
     if any(place.entry.kind == "peer" for place in section.places):
         whole = section.task.get("n_official")
@@ -239,6 +248,7 @@ def as_table(found: Sequence[Section]) -> pd.DataFrame:
         for place in section.places:
             told = facts(place, section)
             told["flags"], told["folds"] = "; ".join(told["flags"]), " ".join(map(str, told["folds"]))
+            told["worst_untrusted"] = "; ".join(told.get("worst_untrusted", []))
             told.pop("members", None)  # the protocol names them
             rows.append(about | told)
     return pd.DataFrame(rows).convert_dtypes()
@@ -254,12 +264,13 @@ def show(found: Sequence[Section], console: Console) -> None:
         # A flag is a number in the table, for its words would take several lines of each row.
         flags = list(dict.fromkeys(flag for place in section.places for flag in flags_of(place)))
         score = section.metric.name.upper()
-        shown = ("rank", "name", "what", score, f"{score} behind the best", "seeds", "flags")
+        shown = ("rank", "name", "what", score, f"{score} behind the best", "untrusted", "seeds", "flags")
         table = Table(box=SIMPLE_HEAD, show_edge=False)
         for name in shown:
             table.add_column(name, no_wrap=name != "name", overflow="fold")
         for place, line in zip(section.places, lines, strict=True):
             style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.kind]
+            line["untrusted"] = line["untrusted"].partition(" ")[0].rstrip(":")  # the files name the worst
             line["flags"] = " ".join(str(number) for number, flag in enumerate(flags, 1) if flag in flags_of(place))
             table.add_row(*(line[name] for name in shown), style=style)
         console.print(table)

@@ -112,6 +112,7 @@ def sections(shown: Shown) -> list[Section]:
         *error_sections.predictions(shown),
         *error_sections.groups(shown),
         error_sections.worst(shown),
+        *error_sections.trust(shown),
         error_sections.calibration(shown),
         report_sections.levers(shown),
         *report_sections.queue(shown),

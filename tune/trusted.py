@@ -69,3 +69,31 @@ def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") 
         told += f"; {metric.upper()} {entry['mean'][metric]:.4f} with them, "
         told += f"{facts['mean_of_trusted'][metric]:.4f} without"
     return told
+
+
+def untrusted_facts(table: pd.DataFrame, kind: Kind, metric: str) -> dict[str, Any]:
+    """For a line of the leaderboard: how many predictions of a table are not trusted, the worst, and the score without.
+
+    Args:
+        table: of all folds, with a column `fold`.
+        kind: of the task.
+        metric: that the line is judged by.
+    """
+    facts = trust_facts([(int(str(fold)), one) for fold, one in table.groupby("fold")], kind)
+    if not facts:
+        return {}
+    told: dict[str, Any] = {"n_untrusted": facts["n_untrusted"]}
+    if facts["n_untrusted"]:
+        told["worst_untrusted"] = [f"{one['composition']} ({one['id']})" for one in facts["worst"]]
+    if "mean_of_trusted" in facts:
+        told[f"{metric}_of_trusted"] = facts["mean_of_trusted"][metric]
+    return told
+
+
+def untrusted_cell(told: dict[str, Any], metric: str, digits: int) -> str:
+    """The same as text; "" where nothing is known."""
+    if not told.get("n_untrusted"):
+        return str(told.get("n_untrusted", ""))
+    without = told.get(f"{metric}_of_trusted")
+    score = "" if without is None else f" ({without:.{digits}f} without)"
+    return f"{told['n_untrusted']}{score}: {', '.join(told['worst_untrusted'])}"

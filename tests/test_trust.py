@@ -1,0 +1,288 @@
+"""Trust: what is far from training is marked and can be replaced, what is not stays as it is."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from model_cases import fine_tuning, finished, one_thread, sample, thirds
+from pymatgen.core import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+from typer.testing import CliRunner
+
+from data.tasks import DEMO
+from models.ase_calculator import EnergyCalculator
+from models.finetune import CHGNET
+from models.fitted import FittedModel, SeedEnsemble, load_model
+from models.linear import RIDGE, RidgeConfig, fit_ridge
+from models.metrics import TRUSTED
+from models.model import Prediction, TrainingPart
+from models.predict import app
+from models.trust import Trust, calibration_rows, fit_trust
+from tune.trusted import trust_facts, trust_sentence
+
+N_ROWS = 90
+TRAIN, VAL, TEST = thirds(N_ROWS)
+ABOUT = {"task": "made", "target": "e", "unit": "eV/atom", "labels": "made for a test", "quantity": "energy_per_atom"}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sample(N_ROWS, file=DEMO.name, small=True)
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return finished(fine_tuning(data, parts=(TRAIN, VAL), epochs=3))
+
+
+@pytest.fixture(scope="module")
+def fitted(run):
+    return run.fitted()
+
+
+@pytest.fixture(scope="module")
+def trust(data, run, fitted) -> Trust:
+    known = calibration_rows(run.part)
+    predicted = fitted.predict_rows(data.rows, known).values
+    return fit_trust(data.rows, run.part, predicted, weights="0.3.0", energies=True)
+
+
+@pytest.fixture
+def model(fitted, trust) -> FittedModel:
+    return FittedModel(CHGNET, fitted, dict(ABOUT), trust)
+
+
+def of_test(data, fitted, trust, **options) -> Prediction:
+    return trust.judge(data.rows, TEST, fitted.predict_rows(data.rows, TEST), of_task=True, **options)
+
+
+def gone_wild(model: FittedModel, by: float) -> FittedModel:
+    """The same model with a readout that adds so much to every crystal."""
+    reference = replace(model.fitted.reference, intercept=model.fitted.reference.intercept + by)
+    return replace(model, fitted=replace(model.fitted, reference=reference))
+
+
+def test_a_wild_prediction_is_marked_and_the_others_are_not(data, fitted, trust):
+    plain = fitted.predict_rows(data.rows, TEST).values
+    before = trust.judge(data.rows, TEST, Prediction(plain), of_task=True)
+    wild = plain.copy()
+    wild[3] += 1.0  # eV/atom
+    after = trust.judge(data.rows, TEST, Prediction(wild), of_task=True)
+    assert before.trusted[3]
+    assert not after.trusted[3]
+    np.testing.assert_array_equal(np.delete(after.trust, 3), np.delete(before.trust, 3))
+    assert (~before.trusted).sum() <= 2
+    assert (after.trust > 0).all()
+    assert (after.trust <= 1).all()
+
+
+def test_the_further_a_prediction_moves_the_less_it_is_trusted(data, fitted, trust):
+    plain = fitted.predict_rows(data.rows, TEST[:1]).values
+    told = [trust.judge(data.rows, TEST[:1], Prediction(plain + by)).trust[0] for by in (0, 0.5, 1, 15)]
+    assert sorted(told, reverse=True) == told
+    assert told[-1] < 1e-3
+
+
+def test_what_replaces_an_untrusted_prediction_is_what_training_has_to_beat(data, fitted, trust):
+    untrained = finished(fine_tuning(data, parts=(TRAIN, VAL), freeze_depth="none")).fitted()
+    expected = untrained.predict_rows(data.rows, TEST).values
+    wild = fitted.predict_rows(data.rows, TEST).values + 20
+    kept = trust.judge(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)))
+    np.testing.assert_array_equal(kept.values, wild)
+    replaced = trust.judge(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)), replace_untrusted=True)
+    np.testing.assert_allclose(replaced.values, expected, atol=1e-5)
+    assert not replaced.trusted.any()
+    assert (replaced.std == trust.baseline_error).all()
+    calm = of_test(data, fitted, trust)
+    same = of_test(data, fitted, trust, replace_untrusted=True)
+    np.testing.assert_array_equal(same.values[calm.trusted], calm.values[calm.trusted])
+
+
+def test_an_element_that_training_has_not_seen_is_marked(data):
+    oxides = data.rows.fractions[:, 7] > 0
+    assert 5 < oxides.sum() < N_ROWS - 20
+    rest = np.flatnonzero(~oxides)
+    part = TrainingPart(np.where(oxides, np.nan, data.targets), rest[::2], rest[1::2], "regression", "other")
+    for rows, weights in ((data.rows, "0.3.0"), (replace(data.rows, graphs=None, features=None, outputs=None), "")):
+        ridge = fit_ridge(RidgeConfig(), rows, part)
+        judge = fit_trust(rows, part, ridge.predict_rows(rows, calibration_rows(part)).values, weights=weights)
+        much = np.flatnonzero(data.rows.fractions[:, 7] > 0.3)
+        assert not judge.judge(rows, much, ridge.predict_rows(rows, much), of_task=True).trusted.any()
+        assert judge.judge(rows, rest, ridge.predict_rows(rows, rest), of_task=True).trusted.mean() > 0.9
+
+
+def test_one_odd_atom_in_a_large_cell_counts(data, model):
+    usual = data.structures[int(TEST[0])].copy()
+    usual.make_supercell([2, 2, 2])
+    odd = usual.copy()
+    odd.translate_sites([0], [0.45 * 2.0 / odd.lattice.a, 0, 0])
+    squeezed = Structure(usual.lattice.scale(usual.volume * 0.4), usual.species, usual.frac_coords)
+    trusts = model.predict_with_std([usual, odd, squeezed]).trust
+    assert trusts[1] < trusts[0]
+    assert trusts[2] < TRUSTED
+
+
+@pytest.mark.parametrize("n_val", [1, 4])
+def test_a_small_validation_part_is_enough(data, n_val):
+    part = TrainingPart(data.targets, TRAIN, VAL[:n_val], "regression", "energy_per_atom")
+    known = calibration_rows(part)
+    assert len(known) == n_val + len(TRAIN)
+    judge = fit_trust(data.rows, part, data.targets[known], weights="0.3.0", energies=True)
+    found = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
+    assert np.isfinite(found.trust).all()
+    assert found.trusted.mean() > 0.8
+
+
+def test_where_nothing_was_trained_nothing_moved(data):
+    run = finished(fine_tuning(data, parts=(TRAIN, VAL), freeze_depth="none"))
+    fitted = run.fitted()
+    predicted = fitted.predict_rows(data.rows, calibration_rows(run.part)).values
+    judge = fit_trust(data.rows, run.part, predicted, weights="0.3.0", energies=True)
+    found = of_test(data, fitted, judge)
+    assert np.isfinite(found.trust).all()
+    assert found.trusted.mean() > 0.9
+
+
+def test_trust_knows_no_unit(data):
+    """Of a target in meV it is that of the same target in eV, and of a cell's energy that of an atom's."""
+
+    def told(targets, quantity):
+        part = TrainingPart(targets, TRAIN, VAL, "regression", quantity)
+        worth = targets * 1.01
+        judge = fit_trust(data.rows, part, worth[calibration_rows(part)], weights="0.3.0", energies=quantity != "other")
+        return judge.judge(data.rows, TEST, Prediction(worth[TEST]), of_task=True).trust
+
+    np.testing.assert_allclose(told(data.targets, "other"), told(1000 * data.targets, "other"), rtol=1e-4)
+    of_cells = data.targets * data.rows.n_atoms
+    np.testing.assert_allclose(told(data.targets, "energy_per_atom"), told(of_cells, "energy_per_cell"), rtol=1e-4)
+
+
+def test_classes_are_judged_too(data):
+    labels = (data.targets < np.median(data.targets)).astype(np.float64)
+    part = TrainingPart(labels, TRAIN, VAL, "classification", "other")
+    sure = np.clip(labels, 0.1, 0.9)
+    judge = fit_trust(data.rows, part, sure[calibration_rows(part)], weights="0.3.0")
+    found = judge.judge(data.rows, TEST, Prediction(sure[TEST]), of_task=True, replace_untrusted=True)
+    assert np.isfinite(found.trust).all()
+    assert ((found.values >= 0) & (found.values <= 1)).all()
+    assert found.trusted.mean() > 0.8
+
+
+def test_a_model_file_has_its_trust_and_an_older_one_says_nothing_of_it(model, data, tmp_path):
+    crystals = [data.structures[k] for k in TEST[:6]]
+    with one_thread():
+        model.save(tmp_path / "model.pth")
+        expected, loaded = (
+            model.predict_with_std(crystals),
+            load_model(tmp_path / "model.pth").predict_with_std(crystals),
+        )
+        np.testing.assert_array_equal(loaded.values, expected.values)
+        np.testing.assert_allclose(loaded.trust, expected.trust, rtol=1e-5)
+        content = torch.load(tmp_path / "model.pth", weights_only=True)
+        del content["trust"]
+        torch.save(content | {"format": 3}, tmp_path / "old.pth")
+        old = load_model(tmp_path / "old.pth").predict_with_std(crystals)
+    np.testing.assert_allclose(old.values, expected.values, atol=1e-5)
+    assert old.trust is None
+    assert old.trusted is None
+
+
+def test_new_crystals_are_judged_as_the_rows_of_the_task(model, data, fitted, trust):
+    crystals = [data.structures[k] for k in TEST]
+    np.testing.assert_allclose(
+        model.predict_with_std(crystals).trust, of_test(data, fitted, trust).trust, rtol=0.02, atol=0.01
+    )
+
+
+def test_one_wild_member_spoils_the_trust_of_a_mean(model, data):
+    crystals = [data.structures[k] for k in TEST[:4]]
+    calm, wild = SeedEnsemble([model] * 3), SeedEnsemble([model, model, gone_wild(model, 15)])
+    np.testing.assert_array_equal(calm.predict_with_std(crystals).trust, model.predict_with_std(crystals).trust)
+    assert not wild.predict_with_std(crystals).trusted.any()
+
+
+def test_a_model_of_a_sweep_that_replaces_does_so_too(model, data):
+    crystals = [data.structures[k] for k in TEST[:4]]
+    wild = gone_wild(model, 15)
+    replaced = replace(wild, about=wild.about | {"untrusted": "baseline"}).predict_with_std(crystals)
+    assert (wild.predict(crystals) > 5).all()
+    assert (np.abs(replaced.values - model.predict(crystals)) < 1).all()
+    assert not replaced.trusted.any()
+
+
+def test_ase_warns_once_of_what_is_not_trusted(model, data):
+    crystal = next(s for s, ok in zip((data.structures[k] for k in TEST), of_rows(model, data), strict=True) if ok)
+    atoms = AseAtomsAdaptor.get_atoms(crystal)
+    atoms.calc = EnergyCalculator(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.get_potential_energy()
+    assert atoms.calc.results["trust"] >= TRUSTED
+    atoms.calc = EnergyCalculator(gone_wild(model, 15))
+    with pytest.warns(UserWarning, match=r"is not to be trusted \(trust .*below 0\.5\)"):
+        atoms.get_potential_energy()
+    assert atoms.calc.results["trust"] < TRUSTED
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        atoms.rattle(0.01)
+        atoms.get_potential_energy()
+
+
+def of_rows(model, data) -> np.ndarray:
+    return model.predict_with_std([data.structures[k] for k in TEST]).trusted
+
+
+def test_the_command_marks_what_is_not_trusted(model, data, tmp_path):
+    crystals = [k for k, ok in zip(TEST, of_rows(model, data), strict=True) if ok][:2]
+    for k in crystals:
+        data.structures[k].to(tmp_path / f"{k}.cif", symprec=None, significant_figures=12)
+    files = [str(tmp_path / f"{k}.cif") for k in crystals]
+    for name, saved, ok in (("calm", model, True), ("wild", gone_wild(model, 15), False)):
+        saved.save(tmp_path / f"{name}.pth")
+        shown = CliRunner().invoke(app, [str(tmp_path / f"{name}.pth"), *files, "-o", str(tmp_path / "out.csv")])
+        assert shown.exit_code == 0, shown.output
+        table = pd.read_csv(tmp_path / "out.csv")
+        assert table["trusted"].tolist() == [ok, ok]
+        assert ((table["trust"] >= TRUSTED) == ok).all()
+        assert ("2 of 2 predictions are not to be trusted" in shown.output) is not ok
+
+
+def test_compositions_and_the_linear_models_carry_trust(data, tmp_path):
+    rows = replace(data.rows, graphs=None, features=None, outputs=None)
+    part = TrainingPart(data.targets, TRAIN, VAL, "regression", "other")
+    ridge = fit_ridge(RidgeConfig(), rows, part)
+    judge = fit_trust(rows, part, ridge.predict_rows(rows, calibration_rows(part)).values)
+    FittedModel(RIDGE, ridge, dict(ABOUT), judge).save(tmp_path / "ridge.pth")
+    seen = set(np.flatnonzero(rows.fractions[TRAIN].any(axis=0)) + 1)
+    assert 54 not in seen
+    found = load_model(tmp_path / "ridge.pth").predict_with_std(
+        [data.structures[TRAIN[0]].formula.replace(" ", ""), "XeF2"]
+    )
+    assert found.trusted.tolist() == [True, False]
+
+
+def test_counts_and_scores_with_and_without():
+    table = pd.DataFrame(
+        {
+            "id": list("abcd"),
+            "composition": ["NaCl", "PCl3", "MgO", "Fe"],
+            "y_true": [1.0, -1.0, 2.0, 3.0],
+            "y_pred": [1.1, 15.0, 2.1, 3.1],
+            "abs_error": [0.1, 16.0, 0.1, 0.1],
+            "trust": [0.9, 0.001, 0.8, 0.7],
+            "trusted": [True, False, True, True],
+        }
+    )
+    facts = trust_facts([(2, table)], "regression")
+    assert (facts["n"], facts["n_untrusted"]) == (4, 1)
+    assert [one["id"] for one in facts["worst"]] == ["b"]
+    assert facts["mean_of_trusted"]["mae"] == pytest.approx(0.1)
+    told = trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae")
+    assert "1 of 4 test predictions are not trusted" in told
+    assert "PCl3 (b, fold 2) 15 for -1" in told
+    assert "MAE 4.0750 with them, 0.1000 without" in told
+    assert "the baseline's" in trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae", "baseline")
+    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], "regression") == {}
