@@ -11,7 +11,7 @@ from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from tune.comparison import compare
-from tune.ensemble import app, average, collect, tables
+from tune.ensemble import app, average, collect, report, tables
 from tune.ranking import sections
 from tune.runs import RunError, SweepRun, chose_by_validation, contribution, load_sweep
 
@@ -245,3 +245,22 @@ def test_an_average_can_be_averaged_again_under_another_name(tmp_path, rows, val
     everything = load_sweep(str(tmp_path / "ray_results" / "all"))
     assert mean_error(everything, "ensemble") == pytest.approx(0.4)  # of +0.1 and +0.7
     assert "No predictions of the validation parts" in (tmp_path / "ray_results" / "all" / "RESULTS.md").read_text()
+
+
+def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
+    trust = np.linspace(0.6, 1, len(rows))
+    doubted = trust.copy()
+    doubted[[0, 5]] = 0.01
+    runs = [
+        made(tmp_path, name, rows.assign(trust=of_run, trusted=of_run >= 0.5), predict(rows, 0.1))
+        for name, of_run in (("a", trust), ("b", doubted))
+    ]
+    found = average(runs)
+    table = pd.concat(tables(found.test).values()).set_index("id").loc[rows["id"]]
+    np.testing.assert_array_equal(table["trust"].to_numpy(), np.minimum(trust, doubted))
+    assert table.index[~table["trusted"]].tolist() == [rows["id"][0], rows["id"][5]]
+    results = collect("mean", runs, found, "equal")
+    assert results["ensemble"]["trust"]["n_untrusted"] == 2
+    assert f"2 of {len(rows)} test predictions are not trusted" in report(results)
+    older = made(tmp_path, "older", rows, predict(rows, 0.2))
+    assert "trust" not in tables(average([*runs, older]).test)[0]

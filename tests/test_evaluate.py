@@ -285,3 +285,20 @@ def test_a_reader_is_found(text):
 @pytest.mark.parametrize("text", ["task.labels", "dataset.task.labels", "labels = 3", "{'labels': 1}"])
 def test_what_is_no_test_label_is_let_be(text):
     assert readers("labels", "tune/report.py", text) == []
+
+
+def test_trust_goes_with_its_row_and_a_crystal_that_no_model_has_seen_has_none(an_outcome):
+    trusts = {"test_trust": [0.9, 0.4, 0.8, 0.7], "val_trust": [0.6, 0.3]}
+    score = score_fold(a_dataset(), an_outcome(LABELS[TEST], **trusts))
+    rows = by_id(score)
+    assert [rows[f"row-{k}"]["trust"] for k in TEST] == trusts["test_trust"]
+    assert [rows[f"row-{k}"]["trusted"] for k in TEST] == [True, False, True, True]
+    assert rows["row-9"]["trust"] == 0
+    assert not rows["row-9"]["trusted"]
+    assert score.validation["trusted"].tolist() == [True, False]
+    other = score_fold(a_dataset(), an_outcome(LABELS[TEST], **{**trusts, "test_trust": [0.1, 0.9, 0.9, 0.9]}))
+    together = by_id(ensemble(a_dataset(), [score, other]))
+    assert [together[f"row-{k}"]["trust"] for k in TEST] == [0.1, 0.4, 0.8, 0.7]
+    without = score_fold(a_dataset(), an_outcome(LABELS[TEST]))
+    assert "trust" not in without.predictions
+    assert "trust" not in ensemble(a_dataset(), [score, without]).predictions

@@ -437,3 +437,22 @@ def test_names_are_looked_up_in_the_storage_that_is_given(here, tmp_path):
     assert "made" in refused.output, refused.output  # which is no task of Matbench
     assert "no run" not in refused.output
     assert not here.exists()
+
+
+def test_untrusted_predictions_are_counted_named_and_left_out_of_a_second_score(here):
+    rows = two_folds().assign(trust=[0.9, 0.2, 0.8, 0.7], trusted=[True, False, True, True])
+    y = rows["y_true"].to_numpy()
+    write_run(here / "wild", rows, {"seed_0": y + np.array([0.1, 15.0, 0.1, 0.1])})
+    write_run(here / "older", rows.drop(columns=["trust", "trusted"]), {"seed_0": y + 0.2})
+    done = board()
+    assert done.exit_code == 0, done.output
+    text = (here / "leaderboard.md").read_text()
+    assert "| 1 (0.1000 without): b (b) |" in text
+    assert "Untrusted are predictions whose trust is below 0.5" in text
+    (section,) = json.loads((here / "leaderboard.json").read_text())["sections"]
+    by_name = {entry["name"]: entry for entry in section["entries"]}
+    assert by_name["wild"]["n_untrusted"] == 1
+    assert by_name["wild"]["worst_untrusted"] == ["b (b)"]
+    assert by_name["wild"]["mae_of_trusted"] == pytest.approx(0.1)
+    assert "n_untrusted" not in by_name["older"]
+    assert "untrusted" in done.output

@@ -147,8 +147,8 @@ def test_the_page_is_drawn_without_a_network(opened):
         )
 
     # curves of search and training, importances, parallel coordinates, contour, parity, residuals, elements, families,
-    # numbers of elements, target, atoms, crystal systems, space groups, two of calibration
-    assert len(sizes()) == 16
+    # numbers of elements, target, atoms, crystal systems, space groups, trust, two of calibration
+    assert len(sizes()) == 17
     assert all(wide > 400 and high > 100 for wide, high in sizes())
     assert page.locator("#worst svg.crystal").count() == 50
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200

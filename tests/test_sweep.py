@@ -79,7 +79,7 @@ def test_predictions_cover_each_test_crystal_once_and_score_as_reported(whole, f
     seen, largest = [], []
     for position, fold in enumerate([0, 3]):
         table = pd.read_csv(whole[0] / f"seed_0/preds_fold_{fold}.csv")
-        assert list(table.columns) == ["id", "composition", "y_true", "y_pred", "abs_error"]
+        assert list(table.columns) == ["id", "composition", "y_true", "y_pred", "abs_error", "trust", "trusted"]
         assert table["abs_error"].mean() == pytest.approx(results["seeds"][0]["folds"][position]["mae"])
         seen += list(table["id"])
         largest.append(table["abs_error"].max())
@@ -251,7 +251,7 @@ def test_files_of_crystals_are_predicted_and_a_broken_one_costs_no_other(whole, 
     written = pd.read_csv(tmp_path / "out.csv")
     assert [Path(one).name for one in written["crystal"]] == ["a.cif", "b.cif", "c.cif"]
     np.testing.assert_allclose(written["prediction"], table["y_pred"], atol=2e-5)
-    assert list(written.columns) == ["crystal", "formula", "prediction", "std"]
+    assert list(written.columns) == ["crystal", "formula", "prediction", "std", "trust", "trusted"]
 
 
 def test_the_command_says_where_everything_is_and_that_labels_are_a_models(whole):

@@ -248,7 +248,8 @@ def as_table(found: Sequence[Section]) -> pd.DataFrame:
         for place in section.places:
             told = facts(place, section)
             told["flags"], told["folds"] = "; ".join(told["flags"]), " ".join(map(str, told["folds"]))
-            told["worst_untrusted"] = "; ".join(told.get("worst_untrusted", []))
+            if "worst_untrusted" in told:
+                told["worst_untrusted"] = "; ".join(told["worst_untrusted"])
             told.pop("members", None)  # the protocol names them
             rows.append(about | told)
     return pd.DataFrame(rows).convert_dtypes()
@@ -265,6 +266,7 @@ def show(found: Sequence[Section], console: Console) -> None:
         flags = list(dict.fromkeys(flag for place in section.places for flag in flags_of(place)))
         score = section.metric.name.upper()
         shown = ("rank", "name", "what", score, f"{score} behind the best", "untrusted", "seeds", "flags")
+        shown = tuple(name for name in shown if name != "untrusted" or any(line[name] for line in lines))
         table = Table(box=SIMPLE_HEAD, show_edge=False)
         for name in shown:
             table.add_column(name, no_wrap=name != "name", overflow="fold")

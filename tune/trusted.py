@@ -40,7 +40,10 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], kind: Kind) -> dict[
     kept = [table[table["trusted"]] for _, table in tables]
     if all(len(table) for table in kept):
         scores = [all_scores(kind, table["y_true"].to_numpy(), table["y_pred"].to_numpy()) for table in kept]
-        facts["mean_of_trusted"] = {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+        facts["mean_of_trusted"] = {
+            name: float((np.max if name == "max_error" else np.mean)([one[name] for one in scores]))
+            for name in scores[0]
+        }
     return facts
 
 
