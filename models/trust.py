@@ -32,7 +32,9 @@ ATOMS_KEPT = 8192  # of the training part, as places to measure distances from; 
 ROWS_CALIBRATED = 2000  # of the validation part, drawn at random
 FEW_ROWS = 50  # validation rows below which the training rows, each against the others, are counted in
 _RIDGE = 0.01  # what an element that training does not show adds to the leverage is its fraction over the root of this
-_SMALLEST_LEVERAGE = 0.3  # of an element shown ten times: a smaller one is never unusual
+# Of an element shown ten times: a smaller leverage is never unusual. And of one that is shown once: however many rows
+# of a small task hold elements that training does not show, a third of a crystal of such an element is marked.
+_USUAL_LEVERAGES = (0.3, 1.0)
 _SHRINKAGE = 0.01  # of the mean variance, added to that of each direction before whitening
 _SMALLEST_MOVE_OF_LOGITS = 1.0
 _AT_ONCE = 2048  # atoms whose distances to all kept ones are computed together
@@ -218,7 +220,7 @@ def fit_trust(
     seen = np.minimum(found["elements"] ** 2, 1 - 1e-6)
     found["elements"] = np.where(is_trained, np.sqrt(seen / (1 - seen)), found["elements"])
     usual = {name: float(np.quantile(values, USUAL)) for name, values in found.items()}
-    usual["elements"] = max(usual["elements"], _SMALLEST_LEVERAGE)
+    usual["elements"] = float(np.clip(usual["elements"], *_USUAL_LEVERAGES))
     # A move that is small beside the baseline's own errors is nothing unusual, however little training moves.
     smallest = _SMALLEST_MOVE_OF_LOGITS
     if part.kind == "regression":
