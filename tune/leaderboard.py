@@ -265,16 +265,16 @@ def show(found: Sequence[Section], console: Console) -> None:
         # A flag is a number in the table, for its words would take several lines of each row.
         flags = list(dict.fromkeys(flag for place in section.places for flag in flags_of(place)))
         score = section.metric.name.upper()
-        shown = ("rank", "name", "what", score, f"{score} behind the best", "untrusted", "seeds", "flags")
-        shown = tuple(name for name in shown if name != "untrusted" or any(line[name] for line in lines))
+        untrusted = ["untrusted"] if any(line["untrusted"] for line in lines) else []
+        columns = ["rank", "name", "what", score, f"{score} behind the best", *untrusted, "seeds", "flags"]
         table = Table(box=SIMPLE_HEAD, show_edge=False)
-        for name in shown:
+        for name in columns:
             table.add_column(name, no_wrap=name != "name", overflow="fold")
         for place, line in zip(section.places, lines, strict=True):
             style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.kind]
             line["untrusted"] = line["untrusted"].partition(" ")[0].rstrip(":")  # the files name the worst
             line["flags"] = " ".join(str(number) for number, flag in enumerate(flags, 1) if flag in flags_of(place))
-            table.add_row(*(line[name] for name in shown), style=style)
+            table.add_row(*(line[name] for name in columns), style=style)
         console.print(table)
         if flags:
             legend = "; ".join(f"{number} {flag}" for number, flag in enumerate(flags, 1))
