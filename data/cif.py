@@ -30,7 +30,8 @@ SENSIBLE_CONTACT, IMPOSSIBLE_CONTACT = 0.7, 0.5
 _UNQUOTED = re.compile(
     r"^([ \t]*_\S+)[ \t]+([^\s'\"_;#\[\]$][^\s'\"#]*(?:[ \t]+[^\s'\"_#][^\s'\"#]*)+)[ \t]*(?=#|\r?$)", re.M
 )
-_MAX_BYTES = 100_000_000
+_MAX_BLOCKS = 1000
+_MAX_BYTES, _MAX_HAND_WRITTEN_BYTES = 50_000_000, 1_000_000
 _POSITIONS = ("fract_x", "cartn_x", "label", "type_symbol")
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
 
@@ -89,14 +90,16 @@ def _structure_block(text: str) -> tuple[Tags, list[str]]:
     try:
         document = _parse(text)
     except (ValueError, RuntimeError) as error:
-        quoted, n_values = _UNQUOTED.subn(r"\1 '\2'", text)
+        quoted, n_values = _UNQUOTED.subn(r"\1 '\2'", text[:_MAX_HAND_WRITTEN_BYTES])
         try:
-            if not n_values:
+            if not n_values or len(text) > _MAX_HAND_WRITTEN_BYTES:
                 raise
             document = _parse(quoted)
         except (ValueError, RuntimeError):
             raise BadCrystalError(f"not a valid CIF file: {_syntax_error(str(error), text)}") from None
         notes.append(f"values with blanks and without quotes are read as if quoted ({n_values})")
+    if len(document) > _MAX_BLOCKS:
+        raise BadCrystalError(f"it has {len(document)} data blocks; at most {_MAX_BLOCKS} are read")
     blocks = [read_tags(block) for block in document]
     if not blocks:
         raise BadCrystalError("the file has no data")
@@ -125,7 +128,8 @@ def _syntax_error(message: str, text: str) -> str:
     if match is None:
         return message.removeprefix("data: ")
     line, _, block, reason = match.groups()
-    at = (text.splitlines() or [""])[min(int(line), len(text.splitlines())) - 1].strip()
+    lines = text.splitlines()
+    at = lines[min(int(line), len(lines)) - 1].strip() if lines else ""
     return f"line {line}{f' of {block}' if block else ''}: {' '.join(reason.split())} at {at[:60]!r}"
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SPECIAL_POSITION_ANGSTROM = 0.1
 NOTED_SHIFT_ANGSTROM = 1e-3
 MAX_ATOMS = 20_000
-_MAX_IMAGES = 2_000_000
+_MAX_IMAGES, _MAX_NEIGHBOURS = 200_000, 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +175,10 @@ def _coincident_sites(
     """Sites that are equivalent to an earlier one, {site: the earlier one}; atoms too near one another are refused."""
     reach = _reach(MIN_DISTANCE_ANGSTROM, lattice)
     same: dict[int, int] = {}
-    pairs = cKDTree(everywhere, boxsize=1.0).query_pairs(reach, output_type="ndarray")
+    tree = cKDTree(everywhere, boxsize=1.0)
+    if len(everywhere) > 1000 and tree.count_neighbors(tree, reach) > _MAX_NEIGHBOURS * len(everywhere):
+        raise BadCrystalError(f"its {len(everywhere)} atoms lie on one another")
+    pairs = tree.query_pairs(reach, output_type="ndarray")
     if len(pairs) == 0:
         return same
     lengths = _lengths(everywhere[pairs[:, 0]] - everywhere[pairs[:, 1]], lattice)

@@ -12,6 +12,7 @@ from gemmi import cif
 from data.crystal import BadCrystalError
 
 _READ = ("_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemical_formula_", "_exptl_crystal_density_")
+_MAX_ROWS = 50_000
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def read_tags(block: cif.Block) -> Tags:
         keys = [name.lower().replace(".", "_") for name in names]
         if not any(key.startswith(_READ) for key in keys):
             continue  # reflections, by the million
+        if item.loop is not None and item.loop.length() > _MAX_ROWS:
+            raise BadCrystalError(f"the loop of {names[0]} has {item.loop.length()} rows; at most {_MAX_ROWS} are read")
         cells = item.loop.values if item.loop is not None else [item.pair[1]]
         for k, (name, key) in enumerate(zip(names, keys, strict=True)):
             texts = [_plain(cell) for cell in cells[k :: len(names)]]
