@@ -6,7 +6,7 @@ import numpy as np
 
 from data.crystal import BadCrystalError, Crystal, ReadCrystal, not_periodic, number_at
 from data.elements import MAX_ATOMIC_NUMBER
-from data.text_files import number, text_lines
+from data.text_files import count, number, text_lines
 
 _PLAIN = "species:S:1:pos:R:3"
 
@@ -24,9 +24,9 @@ def read_extended_xyz(content: bytes) -> ReadCrystal:
     from ase.io.extxyz import key_val_str_to_dict
 
     lines = text_lines(content)
-    if not lines[0].strip().isdigit() or len(lines) < 2:
+    n_atoms = count(lines[0].strip())
+    if n_atoms is None or len(lines) < 2:
         raise BadCrystalError(f"line 1: {lines[0][:60]!r} is not the number of atoms")
-    n_atoms = int(lines[0])
     try:
         facts = key_val_str_to_dict(lines[1])
         lattice = np.array(facts["Lattice"], dtype=np.float64).T  # ASE has the vectors in columns here
@@ -72,9 +72,9 @@ def _columns(properties: str) -> tuple[int, int]:
     words = properties.split(":")
     columns: dict[str, int] = {}
     at = 0
-    for name, count in zip(words[::3], words[2::3], strict=False):
+    for name, width in zip(words[::3], words[2::3], strict=False):
         columns[name.lower()] = at
-        at += int(count) if count.isdigit() else 1
+        at += count(width) or 1
     species = next((columns[name] for name in ("species", "symbols", "z", "numbers") if name in columns), None)
     if species is None or "pos" not in columns or len(words) % 3:
         raise BadCrystalError(f"line 2: Properties={properties} names no species or no pos")
@@ -83,6 +83,6 @@ def _columns(properties: str) -> tuple[int, int]:
 
 def _element(word: str, site: int) -> tuple[int, str]:
     """The element of an atom, by its symbol or its atomic number."""
-    if word.isdigit() and 1 <= int(word) <= MAX_ATOMIC_NUMBER:
-        return int(word), ""
+    if (number_of := count(word)) is not None and 1 <= number_of <= MAX_ATOMIC_NUMBER:
+        return number_of, ""
     return number_at(word, site)

@@ -13,7 +13,7 @@ import numpy as np
 
 from data.crystal import BadCrystalError, Crystal, ReadCrystal
 from data.elements import ATOMIC_NUMBERS, SymbolError, read_symbol
-from data.text_files import number, text_lines
+from data.text_files import count, number, text_lines
 
 _SITE_LABEL = re.compile(r"([A-Z][a-z]?)[\d.]*[+-]?")  # Na, Na1, Na+, Fe3+
 _FLAGS = {"t", "f", ".true.", ".false.", "true", "false", ".t.", ".f."}
@@ -101,17 +101,19 @@ def _species(lines: list[list[str]]) -> tuple[list[str], list[int], int]:
     """
     at = 5
     symbols: list[str] = []
-    while at < len(lines) and lines[at] and not lines[at][0].isdigit():
+    while at < len(lines) and lines[at] and count(lines[at][0]) is None:
         symbols += lines[at]
         at += 1
         if at - 5 > 10:
             raise BadCrystalError("line 7: no counts of atoms behind the names of the elements")
     counts: list[int] = []
-    while at < len(lines) and lines[at] and lines[at][0].isdigit() and (not counts or len(counts) < len(symbols)):
+    while (
+        at < len(lines) and lines[at] and count(lines[at][0]) is not None and (not counts or len(counts) < len(symbols))
+    ):
         for word in lines[at]:
-            if not word.isdigit():
+            if (value := count(word)) is None:
                 break  # a comment
-            counts.append(int(word))
+            counts.append(value)
         at += 1
     if not counts or (symbols and len(symbols) != len(counts)):
         raise BadCrystalError(
@@ -145,7 +147,7 @@ def _elements(symbols: list[str], counts: list[int], labels: list[str], first: i
         symbols = [block[0] if block else "H" for block in blocks]
         notes.append("elements are named behind the positions only")
     numbers: list[int] = []
-    for symbol, count, block, start in zip(symbols, counts, blocks, starts, strict=False):
+    for symbol, n_atoms, block, start in zip(symbols, counts, blocks, starts, strict=False):
         potential = symbol.split("/", 1)[0]  # VASP writes a hash of the POTCAR behind it
         bare = potential.split("_", 1)[0]
         try:
@@ -157,8 +159,8 @@ def _elements(symbols: list[str], counts: list[int], labels: list[str], first: i
                 raise BadCrystalError(f"line {k}: the position is labelled {label}, and the counts make it {bare}")
         notes += [note] if note else []
         notes += [f"names of potentials are read as their element: {potential} as {bare}"] if bare != potential else []
-        notes += [f"a species without atoms is left out: {symbol}"] if not count else []
-        numbers += [z] * count
+        notes += [f"a species without atoms is left out: {symbol}"] if not n_atoms else []
+        numbers += [z] * n_atoms
     return numbers, notes
 
 

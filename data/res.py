@@ -119,9 +119,12 @@ def _state(stated: _Stated, word: str, words: list[str]) -> bool:
         stated.lattice = int(values[0])
     elif word == "SYMM":
         try:
-            stated.operators.append(gemmi.Op("".join(words[1:]).lower()))
+            operator = gemmi.Op("".join(words[1:]).lower())
         except (RuntimeError, ValueError):
-            raise BadCrystalError(f"{' '.join(words)!r} is no symmetry operator") from None
+            operator = None
+        if operator is None or abs(operator.det_rot()) != operator.DEN**3:
+            raise BadCrystalError(f"{' '.join(words)!r} is no symmetry operator")
+        stated.operators.append(operator)
     elif word == "SFAC":
         # Scattering factors may follow an element; otherwise several elements stand in a line.
         stated.elements += words[1:2] if values else words[1:]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+import numpy as np
+
 from data.crystal import BadCrystalError, ReadCrystal
 from data.text_files import unpacked
 
@@ -86,11 +88,14 @@ def read_structure_file(name: str, content: bytes) -> ReadCrystal:
         )
     about = _KINDS[kind]
     try:
-        return _reader(kind)(unpacked(content, about.most_mib))
+        with np.errstate(all="ignore"):  # what overflows is not finite, which `data.quality.check_crystal` refuses
+            return _reader(kind)(unpacked(content, about.most_mib))
     except BadCrystalError as error:
         raise BadCrystalError(f"{name}: not readable as {about.title}: {error}") from None
     except MemoryError:
         raise BadCrystalError(f"{name}: not readable as {about.title}: it takes more memory than there is") from None
+    except Exception as error:  # one row that nobody has thought of must not end the reading of a million others
+        raise BadCrystalError(f"{name}: not readable as {about.title}: {type(error).__name__}: {error}") from error
 
 
 def _reader(kind: FileFormat) -> Callable[[bytes], ReadCrystal]:

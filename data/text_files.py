@@ -6,13 +6,15 @@ import bz2
 import gzip
 import io
 import lzma
+import math
 import re
 import zlib
 
 from data.crystal import BadCrystalError
 
 _XZ_MEMORY = 256 << 20  # bytes that a decoder may take for its dictionary
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD]?[+-]\d+|[eEdD]\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eEdD]?[+-]\d+|[eEdD]\d+)?", re.ASCII)
+_COUNT = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def unpacked(content: bytes, most_mib: int) -> bytes:
@@ -62,9 +64,15 @@ def text_lines(content: bytes) -> list[str]:
 
 
 def number(text: str) -> float | None:
-    """A number as Fortran or C write it, such as `1`, `-.5`, `1.0D+00`, `1.5-100`; None for anything else."""
+    """A finite number as Fortran or C write it, such as `1`, `-.5`, `1.0D+00`, `1.5-100`; None for anything else."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
     exponent = (match[2] or "0").lstrip("eEdD")
-    return float(f"{text[: match.end(1)]}e{exponent}")
+    value = float(f"{text[: match.end(1)]}e{exponent}")
+    return value if math.isfinite(value) else None
+
+
+def count(text: str) -> int | None:
+    """A number of atoms, of nine digits at most; None for anything else."""
+    return int(text) if _COUNT.fullmatch(text) else None

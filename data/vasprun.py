@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.crystal import BadCrystalError, Crystal, ReadCrystal, number_at
-from data.text_files import number
+from data.text_files import count, number
 
 _LARGE = {"calculation", "dos", "eigenvalues", "projected", "scstep", "dielectricfunction", "dynmat"}
 
@@ -31,7 +31,7 @@ def read_vasprun(content: bytes) -> ReadCrystal:
                 symbols = _symbols(element)
             elif element.tag == "calculation" and (structure := element.find("structure")) is not None:
                 step = structure
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter of an unknown encoding
         raise BadCrystalError(f"the file is cut or damaged, as that of a run that has not ended is: {error}") from None
     if step is None or not symbols:
         raise BadCrystalError("no structure of an ionic step in it")
@@ -62,7 +62,7 @@ def _symbols(atominfo: ElementTree.Element) -> list[str]:
     symbols = []
     for row in atoms:
         symbol, kind = row[0].strip(), row[-1].strip()
-        words = potentials[int(kind) - 1] if kind.isdigit() and 0 < int(kind) <= len(potentials) else []
+        words = potentials[which - 1] if (which := count(kind)) and which <= len(potentials) else []
         name = next((word.split("_")[0] for word in words[1:2]), symbol)
         if not name.endswith(symbol):
             raise BadCrystalError(f"an atom is {symbol!r}, and its potential {' '.join(words)!r}")

@@ -218,6 +218,7 @@ def test_airss_files_are_read_as_they_stand():
         (RES.replace("LATT 4\n", ""), "no LATT"),
         (RES.replace("LATT 4", "LATT 9"), "LATT is a number from 1 to 7"),
         (RES.replace("SYMM X,-Y,-Z", "SYMM X,Q,-Z"), "is no symmetry operator"),
+        (RES.replace("SYMM X,-Y,-Z", "SYMM X,6,-Z"), "is no symmetry operator"),
         (RES.replace("CL1 2", "CL1 3"), "SFAC has 2 elements, and no number 3"),
         (RES.replace("10.5 10.5 10.5 10.125", "10.5 10.5 10.5 10.0625"), "disordered structure"),
         (RES.replace("10.5 10.5 10.5", "10.5 21.0 10.5"), "follows a free variable"),
@@ -250,6 +251,7 @@ def test_the_last_step_of_a_vasp_run_by_the_elements_of_its_potentials():
         (VASPRUN.replace("calculation", "nothing"), "no structure of an ionic step"),
         (VASPRUN.replace("PAW_PBE O ", "PAW_PBE N "), "an atom is 'O', and its potential 'PAW_PBE N"),
         ("<a/>", "no structure of an ionic step"),
+        (VASPRUN.replace("ISO-8859-1", "ISO-1"), "cut or damaged"),
     ],
 )
 def test_runs_without_a_last_step(text, reason):
