@@ -6,6 +6,7 @@ Records are parsed one by one, so that a file of a gigabyte never becomes as man
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,12 +52,13 @@ def read_json_table(path: Path, text: bytes | bytearray) -> Table:
 
 
 def has_records_in_lines(text: bytes | bytearray) -> bool:
-    """Whether the first two lines are a JSON object each, or the only one is (pandas, `lines=True`)."""
-    first, _, rest = bytes(text[: 1 << 24]).lstrip().partition(b"\n")
-    if not first.startswith(b"{") or not rest.lstrip().startswith(b"{"):
+    """Whether the first line is a JSON object and another begins after it (pandas, `lines=True`)."""
+    start = re.match(rb"\s*", text).end()  # type: ignore[union-attr]
+    end = text.find(b"\n", start)
+    if end < 0 or text[start : start + 1] != b"{" or text[end : end + 100].lstrip()[:1] != b"{":
         return False
     try:
-        return isinstance(parse_json(first), dict)
+        return isinstance(parse_json(text[start:end]), dict)
     except ValueError:
         return False
 

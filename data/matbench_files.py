@@ -34,17 +34,45 @@ def read_matbench_file(path: Path) -> Source:
     content = content_of(path)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
-        buffer = GzippedText(path) if content.startswith(GZIP) else content
-        text = content if buffer is content else decompressed(content)
+        text = decompressed(content) if content.startswith(GZIP) else content
+        buffer = content if text is content else GzippedText(path)
         del content
-        members = object_members(text, text.find(b"{"))
-        if missing := MEMBERS - members.keys():
-            raise TaskError(
-                f"{path} has no {' and no '.join(map(repr, sorted(missing)))} at its top level but "
-                f"{sorted(members)}; expected Matbench's layout: "
-                '{"index": [...], "columns": ["structure", "<target>"], "data": [[{...}, 1.23], ...]}, or '
-                "formulas as text in a column 'composition'"
-            )
+        return read_matbench_text(path, sha256, buffer, text, object_members(text, text.find(b"{")))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise TaskError(f"{path} is not a complete gzip file ({error}); download it again") from None
+    except TaskError:
+        raise
+    except ValueError as error:
+        raise _incomplete(path, error) from None
+
+
+def read_matbench_text(
+    path: Path,
+    sha256: str,
+    buffer: bytes | GzippedText,
+    text: bytes | bytearray,
+    members: dict[str, tuple[int, int]],
+) -> Source:
+    """The same of a file that is unpacked.
+
+    Args:
+        path: for messages.
+        sha256: of the file as it is.
+        buffer: that structures are read from when they are wanted.
+        text: of the file, unpacked.
+        members: byte range of each value at its top level.
+
+    Raises:
+        TaskError: it is laid out otherwise.
+    """
+    if missing := MEMBERS - members.keys():
+        raise TaskError(
+            f"{path} has no {' and no '.join(map(repr, sorted(missing)))} at its top level but "
+            f"{sorted(members)}; expected Matbench's layout: "
+            '{"index": [...], "columns": ["structure", "<target>"], "data": [[{...}, 1.23], ...]}, or '
+            "formulas as text in a column 'composition'"
+        )
+    try:
         index, names = (parse_json(text[slice(*members[key])]) for key in ("index", "columns"))
         spans = child_spans(text, members["data"][0])
         if not isinstance(index, list) or not isinstance(names, list) or not names or not len(spans):
@@ -60,15 +88,10 @@ def read_matbench_file(path: Path) -> Source:
             for k, name in enumerate(names)
             if k != structure
         }
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise TaskError(f"{path} is not a complete gzip file ({error}); download it again") from None
     except TaskError:
         raise
     except ValueError as error:
-        raise TaskError(
-            f"{path} is not a complete JSON file in Matbench's layout ({error}); "
-            "delete it and download it again, or mend it if it is your own"
-        ) from None
+        raise _incomplete(path, error) from None
     ids_from = "ids from 'index'"
     if structure is None:
         if any(kind_of_structure(next(iter(some), None)) for some in columns.values()):
@@ -78,6 +101,13 @@ def read_matbench_file(path: Path) -> Source:
     taken = f"{ids_from}, structures from column {names[structure]!r}"
     kind = _format(text, cells[:, structure])
     return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, taken)
+
+
+def _incomplete(path: Path, error: ValueError) -> TaskError:
+    return TaskError(
+        f"{path} is not a complete JSON file in Matbench's layout ({error}); "
+        "delete it and download it again, or mend it if it is your own"
+    )
 
 
 def _format(text: bytes | bytearray, spans: np.ndarray) -> Format:

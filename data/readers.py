@@ -21,9 +21,9 @@ from data.csv_files import read_csv_table
 from data.folders import read_folder
 from data.json_files import has_records_in_lines, read_json_table
 from data.json_spans import decompressed, object_members
-from data.matbench_files import GZIP, MEMBERS, read_matbench_file
+from data.matbench_files import GZIP, MEMBERS, read_matbench_text
 from data.parquet_files import read_parquet_table
-from data.rows import pack_crystal
+from data.rows import GzippedText, pack_crystal
 from data.source import GROUP_COLUMN, Source, content_of, joined
 from data.structure_files import structure_file_format
 from data.tables import ID_COLUMNS, TEXT_COLUMNS, Table, id_column, source_of
@@ -63,13 +63,14 @@ def read_path(path: Path) -> Source:
         name, text = _unpacked(path, content)
     else:
         text = content
+    sha256, is_gzip = hashlib.sha256(content).hexdigest(), content.startswith(GZIP)
     del content
     if name.endswith((".xyz", ".extxyz")):
         return read_extended_xyz(path, bytes(text))
     if name.endswith((".csv", ".tsv")):
         return _read_csv(path, bytes(text))
     if text[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") or name.endswith(".json"):
-        return _read_json(path, text)
+        return _read_json(path, sha256, is_gzip, text)
     if structure_file_format(name):
         raise TaskError(f"{path} is one structure; put it into a folder with others and a CSV of their targets")
     raise TaskError(f"{path} is nothing that is read as a task. {LAYOUTS}")
@@ -126,18 +127,21 @@ def _names_what_lies_beside(path: Path, table: Table) -> bool:
     return bool(first) and any(True for _ in path.parent.glob(f"{glob.escape(first)}*"))
 
 
-def _read_json(path: Path, text: bytes | bytearray) -> Source:
-    if not has_records_in_lines(text):
-        start = text.find(b"{")
-        if start >= 0 and not text[:start].lstrip(b"\xef\xbb\xbf").strip():
-            try:
-                members = object_members(text, start)
-            except ValueError:
-                return read_matbench_file(path)  # which says what is wrong with it
-            if members.keys() >= MEMBERS and "schema" not in members:
-                return read_matbench_file(path)
-            if {"ids", "nextid"} <= members.keys():
-                return read_ase_database(path)
+def _read_json(path: Path, sha256: str, is_gzip: bool, text: bytes | bytearray) -> Source:
+    start = text.find(b"{")
+    is_object = start >= 0 and not text[:start].lstrip(b"\xef\xbb\xbf").strip()
+    if not is_object or has_records_in_lines(text):
+        return source_of(path, read_json_table(path, text))
+    try:
+        members = object_members(text, start)
+    except ValueError as error:
+        raise TaskError(
+            f"{path} is not a complete JSON file ({error}); delete it and download it again, or mend it"
+        ) from None
+    if members.keys() >= MEMBERS and "schema" not in members:
+        return read_matbench_text(path, sha256, GzippedText(path) if is_gzip else bytes(text), text, members)
+    if {"ids", "nextid"} <= members.keys():
+        return read_ase_database(path)
     return source_of(path, read_json_table(path, text))
 
 
