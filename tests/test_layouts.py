@@ -290,7 +290,7 @@ def test_frames_that_are_no_crystals_are_single_rows_and_energies_are_labels(tmp
     assert isinstance(good, Crystal)
     assert "no crystal: its cell is" in str(molecule)
     assert "not readable as extended XYZ" in str(unknown)
-    assert "periodic along a, b only" in str(slab)
+    assert "not periodic along c" in str(slab)
     for content, message in (
         (text[:-20], "ends within frame 3"),
         ("8 atoms\n", "line 1 is '8 atoms'; expected the number of atoms of frame 0"),
