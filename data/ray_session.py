@@ -6,15 +6,13 @@ import logging
 import os
 import secrets
 import signal
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants, services
+from ray._private import ray_constants
 from ray.exceptions import RaySystemError
 from ray.job_config import JobConfig
 
@@ -22,7 +20,6 @@ from data.console import say
 from data.import_path import environment_of_workers
 from data.store_faults import StorageError
 
-_START_S = 90.0  # for Ray's processes to begin
 _LONGEST_SOCKET = 107  # bytes in the path of one, on Linux
 
 
@@ -56,7 +53,7 @@ def connect(address: str | None = None) -> None:
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
     told_to_end = signal.getsignal(signal.SIGTERM)
     try:
-        with _environment(environment_of_workers()), _patience() if address is None else nullcontext():
+        with _environment(environment_of_workers()):
             ray.init(
                 address=address or "local",  # without an address Ray would join whatever cluster it finds here
                 job_config=job,
@@ -116,26 +113,6 @@ def _temporary_folder() -> str | None:
         )
     say(f"Ray's sockets cannot be in {folder}, whose path is too long: its logs and sockets go to /tmp/ray")
     return "/tmp/ray"
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Wait for Ray's processes to begin for longer than the 30 s that Ray grants them: where all cores are busy."""
-    ask = services.get_node
-
-    def ask_again(*arguments: Any) -> Any:
-        until = time.monotonic() + _START_S
-        while time.monotonic() < until:
-            with suppress(RuntimeError):  # it has not registered yet
-                return ask(*arguments)
-            time.sleep(0.1)
-        return ask(*arguments)
-
-    services.get_node = ask_again
-    try:
-        yield
-    finally:
-        services.get_node = ask
 
 
 class _NoFolders(list[str]):
