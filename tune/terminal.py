@@ -100,12 +100,13 @@ class Terminal(Callback):
         best, epochs = result[f"kept_val_{self.metric.name}"], result["epoch"]
         if self.best is None or self.metric.better(best, self.best):
             self.best, self.best_trial = best, trial.trial_id
-        stopped = "" if epochs >= planned_epochs(fields) else ", stopped by ASHA"
+        planned = planned_epochs(fields)
+        stopped = "" if epochs >= planned else ", stopped by ASHA"
+        where = f"at epoch {result['kept_epoch']} of {epochs}{stopped}" if planned else "without training"
         if self.live is None:
             say(
                 f"  {self.title}: {self.n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
-                f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) at epoch "
-                f"{result['kept_epoch']} of {epochs}{stopped}"
+                f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) {where}"
             )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
