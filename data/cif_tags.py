@@ -85,7 +85,7 @@ def read_tags(block: cif.Block) -> Tags:
 
 
 def _plain(cell: str) -> str | None:
-    if cell in ("?", "."):
+    if cell in ("", "?", "."):
         return None
     text = cif.as_string(cell).strip() if cell[:1] in "'\";" else cell
     return None if text in ("", "?", ".") else text

@@ -28,6 +28,7 @@ import typer
 from data.storage import StorageError
 from models.metrics import Kind, all_scores
 from tune.code_record import run_record
+from tune.members import marked
 from tune.options import Folder, SweepError, refuse_taken
 from tune.paired import pair_up
 from tune.results import over_folds
@@ -41,7 +42,6 @@ from tune.runs import (
     chose_by_validation,
     contribution,
     load_sweep,
-    marked,
     predictions,
     refuse_different,
     split_of,

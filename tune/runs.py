@@ -11,51 +11,25 @@ what each file of the folder is.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 from pyarrow import fs
 
 from data.storage import file_names, open_folder, read_whole
-from models.metrics import TRUSTED, Metric, metric_of
+from models.metrics import Metric, metric_of
 from tune.going_on import STORAGE, how_to_go_on
+from tune.members import Member, RunError, load_history, load_member
 
 On = Literal["test", "validation"]
-_PREFIX = {"test": "preds", "validation": "val"}
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
 _MEMBER = re.compile(r"reference|ensemble|seed_\d+")
 _LISTED = 20  # runs named in an error
-
-
-class RunError(ValueError):
-    """A run that cannot be read, or runs that do not go together; the message says why and what to do."""
-
-
-@dataclass(frozen=True, eq=False)
-class Member:
-    """One model of a run on every fold: a seed, the ensemble of the seeds, or the untrained reference.
-
-    Attributes:
-        name: its folder: `seed_0`, `ensemble` or `reference`.
-        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), trust and trusted (of a sweep
-            of an earlier version neither), one row a test crystal.
-        validation: the same of the folds' validation parts, or None where a file is missing.
-        history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
-        missing: files of the validation parts that are not there, as of an average of runs that split otherwise.
-    """
-
-    name: str
-    test: pd.DataFrame
-    validation: pd.DataFrame | None
-    history: pd.DataFrame
-    missing: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +80,7 @@ class SweepRun:
             if f"kept_val_{self.metric.name}" in trial:
                 fold, name = trial["search_fold"], trial["trial"]
                 file = f"{path}/search_fold_{fold}/trial_{name}/history_fold_{fold}.csv"
-                tables.append(_load_history(filesystem, file).assign(trial=name, fold=fold))
+                tables.append(load_history(filesystem, file).assign(trial=name, fold=fold))
         if not tables:
             return pd.DataFrame(columns=["member", "trial", "fold", "epoch"])
         together = pd.concat(tables, ignore_index=True)
@@ -147,7 +121,8 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
     filesystem, path = open_folder(folder)
     try:
         results = json.loads(read_whole(filesystem, f"{path}/results.json"))
-        folds = [entry["fold"] for entry in results["reference"]["folds"]]
+        n_test = {entry["fold"]: entry["n_test"] for entry in results["reference"]["folds"]}
+        folds = list(n_test)
         names = ["reference", *(f"seed_{entry['seed']}" for entry in results["seeds"])]
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
@@ -163,7 +138,12 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
     names += ["ensemble"] if "ensemble" in results else []
     if wanted is not None and wanted not in names:
         raise RunError(f"{folder} has no member {wanted!r}: it has {', '.join(names)}")
-    members = {one: _load_member(filesystem, path, one, folds) for one in names if wanted in (None, one)}
+    members = {one: load_member(filesystem, path, one, folds) for one in names if wanted in (None, one)}
+    for one, member in members.items():
+        for fold, found in member.test["fold"].value_counts().items():
+            if found != n_test[fold]:
+                file = f"{folder}/{one}/preds_fold_{fold}.csv"
+                raise RunError(f"{file} is damaged: it has {found} predictions, and results.json says {n_test[fold]}")
     trained = bool(results["seeds"] or "ensemble" in results) and wanted != "reference"
     return SweepRun(
         name=name if wanted is None else f"{name}/{wanted}",
@@ -287,60 +267,3 @@ def _find(address: str, storage: str) -> tuple[str, str | None]:
     there = finished_runs(storage)
     listed = ", ".join(there[:_LISTED]) + (f" and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
     raise RunError(f"no run {address!r}. Finished runs in {storage}: {listed or 'none'}")
-
-
-def _load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
-    have = set(file_names(filesystem, f"{path}/{name}"))
-    lacking = {on: [f"{name}/{prefix}_fold_{fold}.csv" for fold in folds if f"{prefix}_fold_{fold}.csv" not in have]
-               for on, prefix in _PREFIX.items()}  # fmt: skip
-    if lacking["test"]:
-        raise RunError(f"{path} is not whole: {', '.join(lacking['test'])} missing")
-    tables = {
-        on: pd.concat(
-            [_load_predictions(filesystem, f"{path}/{name}/{prefix}_fold_{fold}.csv", fold) for fold in folds],
-            ignore_index=True,
-        )
-        for on, prefix in _PREFIX.items()
-        if not lacking[on]
-    }
-    files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in have}
-    histories = [_load_history(filesystem, f"{path}/{name}/{file}").assign(fold=fold) for fold, file in files.items()]
-    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["fold", "epoch"])
-    return Member(name, tables["test"], tables.get("validation"), history, lacking["validation"])
-
-
-def _load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
-    try:  # a fingerprint is text, even one of digits alone
-        return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
-    except ValueError as problem:
-        raise RunError(f"{file} is damaged: {problem}") from None
-
-
-def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
-    # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
-    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std", "trust"]
-    try:
-        table = pd.read_csv(
-            io.BytesIO(read_whole(filesystem, file)),
-            dtype={**text, **dict.fromkeys(numeric, float)},
-            keep_default_na=False,
-            na_values=dict.fromkeys(numeric, ""),
-            float_precision="round_trip",
-        )
-        numeric = [name for name in numeric if name not in ("std", "trust") or name in table]
-        numbers = table[numeric].to_numpy()
-        table = table[[*text, *numeric]]
-    except (ValueError, KeyError) as problem:
-        raise RunError(f"{file} is damaged: {problem}") from None
-    if not np.isfinite(numbers).all():
-        raise RunError(f"{file} is damaged: {(~np.isfinite(numbers)).sum()} of its numbers are missing or not finite")
-    if table["id"].duplicated().any():
-        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
-        raise RunError(f"{file} is damaged: id {twice!r} is there more than once")
-    table.insert(0, "fold", fold)
-    return marked(table) if "trust" in table else table
-
-
-def marked(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with `trusted`, whether each trust is high enough, as its last column."""
-    return table.assign(trusted=table["trust"] >= TRUSTED)

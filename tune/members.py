@@ -1,0 +1,106 @@
+"""One member of a finished sweep, read back from the CSV files of its folder. Called by `tune/runs.py`."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from pyarrow import fs
+
+from data.storage import file_names, read_whole
+from models.metrics import TRUSTED
+
+_PREFIX = {"test": "preds", "validation": "val"}
+
+
+class RunError(ValueError):
+    """A run that cannot be read, or runs that do not go together; the message says why and what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model of a run on every fold: a seed, the ensemble of the seeds, or the untrained reference.
+
+    Attributes:
+        name: its folder: `seed_0`, `ensemble` or `reference`.
+        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), trust and trusted (of a sweep
+            of an earlier version neither), one row a test crystal.
+        validation: the same of the folds' validation parts, or None where a file is missing.
+        history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
+        missing: files of the validation parts that are not there, as of an average of runs that split otherwise.
+    """
+
+    name: str
+    test: pd.DataFrame
+    validation: pd.DataFrame | None
+    history: pd.DataFrame
+    missing: list[str]
+
+
+def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
+    """Read a member of the sweep in a folder.
+
+    Raises:
+        RunError: files are missing or damaged; the message names them.
+    """
+    have = set(file_names(filesystem, f"{path}/{name}"))
+    lacking = {on: [f"{name}/{prefix}_fold_{fold}.csv" for fold in folds if f"{prefix}_fold_{fold}.csv" not in have]
+               for on, prefix in _PREFIX.items()}  # fmt: skip
+    if lacking["test"]:
+        raise RunError(f"{path} is not whole: {', '.join(lacking['test'])} missing")
+    tables = {
+        on: pd.concat(
+            [_load_predictions(filesystem, f"{path}/{name}/{prefix}_fold_{fold}.csv", fold) for fold in folds],
+            ignore_index=True,
+        )
+        for on, prefix in _PREFIX.items()
+        if not lacking[on]
+    }
+    files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in have}
+    histories = [load_history(filesystem, f"{path}/{name}/{file}").assign(fold=fold) for fold, file in files.items()]
+    history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["fold", "epoch"])
+    return Member(name, tables["test"], tables.get("validation"), history, lacking["validation"])
+
+
+def load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
+    """The epochs of one training; RunError where the file is damaged."""
+    try:  # a fingerprint is text, even one of digits alone
+        return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
+    except ValueError as problem:
+        raise RunError(f"{file} is damaged: {problem}") from None
+
+
+def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
+    # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
+    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std", "trust"]
+    try:
+        table = pd.read_csv(
+            io.BytesIO(read_whole(filesystem, file)),
+            dtype={**text, **dict.fromkeys(numeric, float)},
+            keep_default_na=False,
+            na_values=dict.fromkeys(numeric, ""),
+            float_precision="round_trip",
+        )
+        numeric = [name for name in numeric if name not in ("std", "trust") or name in table]
+        numbers = table[numeric].to_numpy()
+        table = table[[*text, *numeric]]
+    except (ValueError, KeyError) as problem:
+        raise RunError(f"{file} is damaged: {problem}") from None
+    if not np.isfinite(numbers).all():
+        raise RunError(f"{file} is damaged: {(~np.isfinite(numbers)).sum()} of its numbers are missing or not finite")
+    off = ~np.isclose(np.abs(table["y_true"] - table["y_pred"]), table["abs_error"], rtol=1e-6, atol=1e-9)
+    if off.any():
+        where = table.loc[off, "id"].iloc[0]
+        raise RunError(f"{file} is damaged: abs_error of id {where!r} is not the distance of y_pred from y_true")
+    if table["id"].duplicated().any():
+        twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
+        raise RunError(f"{file} is damaged: id {twice!r} is there more than once")
+    table.insert(0, "fold", fold)
+    return marked(table) if "trust" in table else table
+
+
+def marked(table: pd.DataFrame) -> pd.DataFrame:
+    """The same with `trusted`, whether each trust is high enough, as its last column."""
+    return table.assign(trusted=table["trust"] >= TRUSTED)
