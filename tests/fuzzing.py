@@ -1,6 +1,6 @@
-"""Reads damaged files of one kind, in a process of its own, and says how each reading ended; no fixture, no test.
+"""Reads damaged files in a process of its own, and says how each reading ended; no fixture, no test.
 
-    python tests/fuzzing.py KIND FOLDER FIRST LAST
+    python tests/fuzzing.py KIND,KIND FOLDER FIRST LAST
 
 Each file begins with a real one. What a damage may do to it depends on where it fell: a digit of a coordinate makes
 another crystal that no reader can tell from the first, but whatever leaves the sites and the cell alone leaves the
@@ -191,7 +191,8 @@ class PoscarFile(Crystals):
             return "equal"
         if set(after.notes) - set(before.notes):
             return "noted"
-        readings = [read for reader in (_by_pymatgen, _by_ase) if (read := reader(damage.content)) is not None]
+        content = re.sub(rb"(\d)[dD]([-+]?\d)", rb"\1e\2", damage.content)  # they know no exponents of Fortran
+        readings = [read for reader in (_by_pymatgen, _by_ase) if (read := reader(content)) is not None]
         if not any(same(after.crystal, one) for one in readings):
             raise WrongError(f"another crystal than pymatgen and ASE read, {len(readings)} of which read it")
         return "as written"
@@ -547,19 +548,22 @@ def _own_errors() -> tuple[type[Exception], ...]:
 
 def main(name: str, folder: Path, first: int, last: int, say: Callable[[str], object]) -> None:
     """Read damaged files; a process that dies leaves the number of the file that it was at."""
-    kind = KINDS[name](folder / "work")
+    kind = KINDS[name](folder / f"{name}_files")
     errors = _own_errors()
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES,) * 2)
+    most = pages * resource.getpagesize() + BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     signal.signal(signal.SIGPROF, _too_slow)
     for case in range(first, last):
-        say(json.dumps({"begun": case}))
+        say(json.dumps({"kind": name, "begun": case}))
         ended, about, content = outcome(kind, name, case, errors)
         if ended not in GOOD:
             (folder / f"{name}-{case}-{ended.replace(' ', '_')}").write_bytes(content)
-        say(json.dumps({"case": case, "outcome": ended, "about": about[:2000]}))
+        say(json.dumps({"kind": name, "case": case, "outcome": ended, "about": about[:2000]}))
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")  # the reader's own are its messages; theirs are not
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), lambda line: print(line, flush=True))
+    for name in sys.argv[1].split(","):
+        resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)
+        main(name, Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), lambda line: print(line, flush=True))
