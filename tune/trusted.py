@@ -67,7 +67,7 @@ def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") 
     )
     told = f"{facts['n_untrusted']:,} of {facts['n']:,} test predictions are not trusted (trust below {TRUSTED})"
     told += ", and are the baseline's" if untrusted == "baseline" else ""
-    told += f", those of the largest error: {named}"
+    told += f"; the largest errors among them: {named}"
     if "mean_of_trusted" in facts:
         told += f"; {metric.upper()} {entry['mean'][metric]:.4f} with them, "
         told += f"{facts['mean_of_trusted'][metric]:.4f} without"
