@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.task_table import Quantity
 from models.composition import CompositionNetwork
 from models.config import GradientConfig
-from models.fitted_network import FittedNetwork, no_correction
+from models.fitted_network import FittedNetwork, loaded_reach, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
@@ -84,9 +84,10 @@ def load_composition(content: dict[str, Any], device: str = "cpu") -> FittedNetw
         network = CompositionNetwork(**content["arguments"])
         network.load_state_dict(state)
         networks.append(network.to(device).eval())
-    return _fitted(
+    fitted = _fitted(
         networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"], device
     )
+    return replace(fitted, reach=loaded_reach(content))
 
 
 COMPOSITION_NETWORK = Model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -16,10 +17,11 @@ from models.anchors import load_anchors
 from models.augment import moved
 from models.config import GradientConfig
 from models.features import FeatureInputs, GraphInputs, Inputs, predict
-from models.fitted_network import FittedNetwork, no_correction
+from models.fitted_network import FittedNetwork, loaded_reach, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
 from models.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
+from models.reach import Start, zero
 from models.reference import (
     NO_REFERENCE,
     Reference,
@@ -111,19 +113,22 @@ def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, d
         TargetScaleError: an energy target that is not on the declared scale.
     """
     assert rows.graphs is not None, "CHGNet reads graphs"
-    energies = part.kind == "regression" and part.quantity != "other" and config.weights != "random"
+    energies = _predicts(config.weights, part.kind, part.quantity)
     network = CHGNetwork(config.weights, seed=config.seed)
     network.to(device).eval()  # CHGNet has no dropout and no batch norm: eval mode trains the same
     corrections = _corrections(rows, np.arange(len(part.targets))) if config.undo_mp2020 else None
     if energies:
         on_graphs = GraphInputs(rows.graphs, network.bond_graph_cutoff, torch.device(device), rows.collapse)
         known = rows.outputs
-        outputs = predict(network, on_graphs, part.train) if known is None else known[part.train]
+        if known is None:
+            known, seen = np.zeros(len(part.targets)), np.concatenate([part.train, part.val])
+            known[seen] = predict(network, on_graphs, seen)
+        outputs = known[part.train]
         # The network's output leaves CHGNet's own composition energies out, and so does the prior.
         prior = load_anchors(config.weights) - network.composition_energies().double().cpu().numpy()
         reference = _energy_reference(config, rows, part, corrections, prior, outputs)
     else:
-        prior = None
+        prior, known = None, np.zeros(len(part.targets))
         reference = _property_reference(config, rows, part)
         network.reset_readout(config.seed)
     network.freeze(config.freeze_depth)
@@ -157,6 +162,7 @@ def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, d
         corrections=corrections,
         moved_inputs=moved_inputs if config.jitter or config.strain else None,
         refit=refit if config.refit_reference else None,
+        start=known,
         layer_decay=config.layer_decay,
         unfreeze_every=config.unfreeze_every,
     )
@@ -171,9 +177,10 @@ def load_chgnet(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
         networks.append(network.to(device).eval())
     if not networks:
         raise ValueError("no network in it")
-    return _fitted(
+    fitted = _fitted(
         networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"]
     )
+    return replace(fitted, reach=loaded_reach(content))
 
 
 CHGNET = Model(
@@ -197,7 +204,27 @@ def _fitted(
         inputs=lambda rows: _inputs(networks[0], arguments["freeze_depth"], rows),
         correction=_corrections if arguments["undo_mp2020"] else no_correction,
         arguments=arguments,
+        start=_start(arguments["weights"], kind, quantity, str(next(networks[0].parameters()).device)),
     )
+
+
+def _start(weights: str, kind: Kind, quantity: Quantity, device: str) -> Start:
+    """Output of the pretrained network where it predicts the target; a fresh readout begins at zero."""
+    if not _predicts(weights, kind, quantity):
+        return zero
+
+    def start(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+        if rows.outputs is not None:
+            return rows.outputs[which].astype(np.float64)
+        network = CHGNetwork(weights).to(device).eval()
+        return predict(network, _inputs(network, "none", rows), which)
+
+    return start
+
+
+def _predicts(weights: str, kind: Kind, quantity: Quantity) -> bool:
+    """Whether the pretrained network's energies predict a target."""
+    return kind == "regression" and quantity != "other" and weights != "random"
 
 
 def _inputs(network: nn.Module, freeze_depth: str, rows: TrainingRows) -> Inputs:

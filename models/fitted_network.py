@@ -14,6 +14,7 @@ from data.task_table import Quantity
 from models.features import Inputs, predict
 from models.metrics import Kind
 from models.model import Prediction, TrainingRows
+from models.reach import Reach, Start, zero
 from models.reference import Reference
 
 
@@ -21,7 +22,8 @@ from models.reference import Reference
 class FittedNetwork:
     """prediction = reference(composition) + scale x network(row) - correction.
 
-    A sigmoid follows for a classification, and a factor n_atoms for an energy per cell.
+    It is limited to the reach of training. A sigmoid follows for a classification, and a factor n_atoms for an energy
+    per cell.
 
     Attributes:
         networks: their outputs are averaged; one, unless training kept snapshots.
@@ -31,6 +33,8 @@ class FittedNetwork:
         inputs: batches of rows for a network.
         correction: of rows at some positions, per atom, shape (n,).
         arguments: what a network is made of again, plain values.
+        reach: how far training may have moved a prediction; None where nothing limits it.
+        start: output of the network before training.
     """
 
     networks: Sequence[nn.Module]
@@ -40,6 +44,8 @@ class FittedNetwork:
     inputs: Callable[[TrainingRows], Inputs]
     correction: Callable[[TrainingRows, np.ndarray], np.ndarray]
     arguments: dict[str, Any]
+    reach: Reach | None = None
+    start: Start = zero
 
     def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`."""
@@ -47,9 +53,13 @@ class FittedNetwork:
         outputs = np.mean([predict(network, inputs, which) for network in self.networks], axis=0)
         fractions = rows.fractions[which].astype(np.float64)
         correction = self.correction(rows, which)
+        start = None if self.reach is None else self.start(rows, which)
         return Prediction(
-            combine(self.reference, outputs, fractions, rows.n_atoms[which], correction, self.kind, self.quantity)
-        )
+            combine(
+                self.reference, outputs, fractions, rows.n_atoms[which], correction, self.kind, self.quantity,
+                self.reach, start,
+            )
+        )  # fmt: skip
 
     def content(self) -> dict[str, Any]:
         """Everything `loaded` needs, tensors and plain values only."""
@@ -62,7 +72,13 @@ class FittedNetwork:
             "kind": self.kind,
             "quantity": self.quantity,
             "arguments": self.arguments,
+            "reach": None if self.reach is None else self.reach.content(),
         }
+
+
+def loaded_reach(content: dict[str, Any]) -> Reach | None:
+    """That of `FittedNetwork.content`; None also of a file that an earlier version wrote."""
+    return Reach.of(content["reach"]) if content.get("reach") else None
 
 
 def no_correction(_rows: TrainingRows, which: np.ndarray) -> np.ndarray:
@@ -78,6 +94,8 @@ def combine(
     correction: np.ndarray,
     kind: Kind,
     quantity: Quantity,
+    reach: Reach | None = None,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """Predictions from network outputs, in the task's unit (probabilities for a classification).
 
@@ -89,8 +107,13 @@ def combine(
         correction: to subtract, per atom, shape (n,).
         kind: of the task.
         quantity: of the target.
+        reach: of training, or None.
+        start: output of the network before training, shape (n,), where there is a reach.
     """
     values = reference.predict(fractions) + reference.scale * outputs - correction
+    if reach is not None:
+        assert start is not None
+        values = reach.limited(values, start, fractions, correction)
     if kind == "classification":
         return expit(values)
     return values * n_atoms if quantity == "energy_per_cell" else values

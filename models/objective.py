@@ -14,6 +14,7 @@ from models.config import GradientConfig
 from models.fitted_network import combine
 from models.losses import loss_function
 from models.model import TrainingPart, TrainingRows
+from models.reach import Reach, fit_reach
 from models.reference import Reference
 
 
@@ -29,6 +30,7 @@ class Objective:
         corrections: np.ndarray | None,
         device: torch.device,
         rescale: Callable[[float, float], None],
+        start: np.ndarray | None,
     ) -> None:
         """Set the reference, with the scale that the config asks for.
 
@@ -40,6 +42,7 @@ class Objective:
             corrections: to subtract from predictions, per atom, shape (n_rows,); None: nothing.
             device: of the network.
             rescale: changes the network's last layer so that its output becomes (output - shift) / scale.
+            start: output of the network before training, shape (n_rows,), where it is not zero.
 
         Raises:
             ValueError: a loss that does not fit the kind of task.
@@ -52,6 +55,10 @@ class Objective:
         per_cell = part.quantity == "energy_per_cell"
         self.per_atom = part.targets / np.maximum(rows.n_atoms, 1) if per_cell else part.targets
         self.function = loss_function(config.loss, config.loss_delta)
+        self.reach: Reach | None = None
+        self.start = np.zeros(len(part.targets)) if start is None else start
+        if part.kind == "regression" and config.epochs:  # the logits of a class have no end
+            self.reach = fit_reach(rows, part, reference, self.start[part.train], self.correction[part.train])
         self.take(self._rescaled(reference, config.target_scale, rescale))
 
     def take(self, reference: Reference) -> None:
@@ -98,7 +105,7 @@ class Objective:
         """In the task's unit, from outputs for the rows at `which`; float64, shape (n,)."""
         return combine(
             self.reference, outputs, self.fractions[which], self.rows.n_atoms[which], self.correction[which],
-            self.part.kind, self.part.quantity,
+            self.part.kind, self.part.quantity, self.reach, self.start[which],
         )  # fmt: skip
 
     def _rescaled(self, reference: Reference, target_scale: str, rescale: Callable[[float, float], None]) -> Reference:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,6 +69,7 @@ class GradientRun:
         corrections: np.ndarray | None = None,
         moved_inputs: Callable[[int], Inputs] | None = None,
         refit: Callable[[np.ndarray, Reference], Reference] | None = None,
+        start: np.ndarray | None = None,
         layer_decay: float = 1.0,
         unfreeze_every: int = 0,
     ) -> None:
@@ -86,6 +87,7 @@ class GradientRun:
             corrections: to subtract from predictions, per atom, shape (n_rows,).
             moved_inputs: batches to train on in an epoch.
             refit: the reference anew from outputs for the training rows; called after every epoch.
+            start: output before training, shape (n_rows,), where not zero: see `models/reach.py`.
             layer_decay: factor of the learning rate from a group to the next one backwards.
             unfreeze_every: epochs until the next group begins to train; 0: all do from the start.
 
@@ -98,7 +100,7 @@ class GradientRun:
         self.unfreeze_every = unfreeze_every
         self.device = next(network.parameters()).device
         trainable: Trainable = network  # type: ignore[assignment]
-        self.objective = Objective(config, reference, rows, part, corrections, self.device, trainable.rescale)
+        self.objective = Objective(config, reference, rows, part, corrections, self.device, trainable.rescale, start)
         groups = trainable.parameter_groups()
         if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
             groups = [[parameter for group in groups for parameter in group]]
@@ -303,7 +305,7 @@ class GradientRun:
         for weights in self.kept:
             load(self.flats, weights)
             networks.append(twin(self.network) if len(self.kept) > 1 else self.network)
-        return self.make_fitted(networks, self.kept_reference)
+        return replace(self.make_fitted(networks, self.kept_reference), reach=self.objective.reach)
 
     def state(self) -> dict[str, Any]:
         """All that changes while training, as tensors and plain values; a resumed run equals this one.
