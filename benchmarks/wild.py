@@ -102,8 +102,8 @@ def main(
             counts, largest = [int((move > WILD).sum()) for move in moves], [float(move.max()) for move in moves]
             found.append([val, *counts])
             typer.echo(
-                f"fold {fold.index} seed {seed}: validation MAE {val:.4f}, {int((on_val[0] != on_val[1]).sum())} of its "
-                f"rows limited; of {len(structures)} crystals {counts[0]} wild without the limit (largest move "
+                f"fold {fold.index} seed {seed}: validation MAE {val:.4f}, {int((on_val[0] != on_val[1]).sum())} of "
+                f"its rows limited; of {len(structures)} crystals {counts[0]} wild without the limit (largest move "
                 f"{largest[0]:.2f} eV/atom), {counts[1]} with it ({largest[1]:.2f})"
             )
     table = np.array(found)
