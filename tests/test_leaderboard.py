@@ -21,6 +21,7 @@ from data.task_table import official_task
 from models.metrics import metric_of
 from tune.comparison import compare
 from tune.leaderboard import FILES, app, cells, facts
+from tune.matbench_record import refuse_incomplete
 from tune.peers import peer_tables, read_peers
 from tune.ranking import Section, mean_scores, pooled_spread, sections
 from tune.runs import RunError, load_sweep
@@ -262,6 +263,28 @@ def test_other_rows_and_other_tasks_are_other_sections(tmp_path):
     found = sections([a, b, c], {})
     assert sorted(names(section)[0] for section in found) == ["a", "b", "c"]
     assert found[-1].task["name"] == "zzz"
+
+
+def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_path):
+    rows = two_folds()
+    own = made(tmp_path, "own", rows, {"seed_0": rows["y_true"]})
+    made(tmp_path, "left", rows, {"seed_0": rows["y_true"]})
+    file = tmp_path / "ray_results" / "left" / "results.json"
+    told = json.loads(file.read_text())
+    told["options"]["split"] = "leave-group-out:element"
+    file.write_text(json.dumps(told))
+    left = load_sweep(str(file.parent))
+    peers = write_peers(tmp_path / "peers.parquet", {"peer": dict(zip(rows["id"], rows["y_true"], strict=True))})
+    found = sections([own, left], {str(peers): read_peers(peers)})
+    # A peer was trained on what the split leaves out.
+    assert {tune.leaderboard.heading(one): "peer" in names(one) for one in found} == {
+        "made: e, eV/atom": True,
+        "made: e, eV/atom, --split leave-group-out:element": False,
+    }
+    with pytest.raises(RunError, match=r"the folds differ, --split task and leave-group-out:element"):
+        compare(own, left)
+    with pytest.raises(RunError, match=r"--split leave-group-out:element: Matbench takes its own folds only"):
+        refuse_incomplete(left, left.members["seed_0"])
 
 
 def test_a_run_that_lacks_folds_has_no_rank_and_is_compared_on_what_it_has(tmp_path):
