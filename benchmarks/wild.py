@@ -19,13 +19,12 @@ import torch
 import typer
 from ase.build import molecule
 from ase.collections import g2
-from pymatgen.core import Structure
-from pymatgen.io.ase import AseAtomsAdaptor
 
 from data.convert import convert_chunk
-from data.crystal import crystal_from_structure
+from data.crystal import Crystal
 from data.folds import make_folds, split_fold
 from data.graphs import convert, element_fractions, stack
+from data.structure_files import read_structure_file
 from data.tasks import open_task
 from models.features import GraphInputs, backbone_features, predict
 from models.finetune import CHGNetConfig, start_chgnet
@@ -36,7 +35,7 @@ WILD = 1.0  # eV/atom
 GAP = 3.2  # Angstrom
 
 
-def molecules() -> list[Structure]:
+def molecules() -> list[Crystal]:
     """Those of ASE's G2 collection that have bonds, as crystals."""
     crystals = []
     for name in g2.names:
@@ -44,7 +43,7 @@ def molecules() -> list[Structure]:
         if len(atoms) > 1:
             atoms.center(vacuum=GAP / 2)
             atoms.pbc = True
-            crystals.append(AseAtomsAdaptor.get_structure(atoms))
+            crystals.append(Crystal(atoms.numbers.astype(np.uint8), atoms.get_scaled_positions(), atoms.cell.array))
     return crystals
 
 
@@ -75,10 +74,11 @@ def main(
     task, source = open_task(str(task_file), download_dir=Path())
     graphs = stack(convert_chunk(source.chunk(0, len(source)), cutoff)[1])
     rows = described(TrainingRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
-    structures = [*molecules(), *(Structure.from_file(path) for path in others or [])]
-    graphs = stack([convert(crystal_from_structure(one), cutoff) for one in structures])
+    files = [read_structure_file(path.name, path.read_bytes()).crystal for path in others or []]
+    crystals = [*molecules(), *files]
+    graphs = stack([convert(crystal, cutoff) for crystal in crystals])
     new = described(TrainingRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
-    everything, compositions = np.arange(len(structures)), [str(row.tobytes()) for row in rows.fractions]
+    everything, compositions = np.arange(len(crystals)), [str(row.tobytes()) for row in rows.fractions]
     fields = {"freeze_depth": freeze_depth, "epochs": epochs, "lr": lr, "batch_size": batch_size}
     fields |= {"weight_decay": weight_decay}
     found = []
@@ -103,7 +103,7 @@ def main(
             found.append([val, *counts])
             typer.echo(
                 f"fold {fold.index} seed {seed}: validation MAE {val:.4f}, {int((on_val[0] != on_val[1]).sum())} of "
-                f"its rows limited; of {len(structures)} crystals {counts[0]} wild without the limit (largest move "
+                f"its rows limited; of {len(crystals)} crystals {counts[0]} wild without the limit (largest move "
                 f"{largest[0]:.2f} eV/atom), {counts[1]} with it ({largest[1]:.2f})"
             )
     table = np.array(found)
