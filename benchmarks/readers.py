@@ -1,4 +1,4 @@
-"""Reads every CIF file of some folders here, and with pymatgen, ASE and gemmi, and says where they differ.
+"""Reads every CIF and POSCAR file of some folders here, and with pymatgen, ASE and gemmi, and says where they differ.
 
 python -m benchmarks.readers FOLDER ...
 
@@ -21,35 +21,40 @@ from pathlib import Path
 
 import numpy as np
 
-from data.cif import read_cif
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.structure_files import read_structure_file, structure_file_format
 
 MAX_DISTANCE_ANGSTROM = 0.1
 MAX_VOLUME_CHANGE = 1e-3
 MAX_MATCHED_ATOMS = 400  # StructureMatcher takes minutes beyond
 
 
-def by_pymatgen(content: bytes) -> Crystal:
+def by_pymatgen(content: bytes, kind: str) -> Crystal:
     """Pymatgen's reading, without a reduction to the primitive cell."""
+    from pymatgen.core import Structure
     from pymatgen.io.cif import CifParser
 
+    if kind == "poscar":
+        return crystal_from_structure(Structure.from_str(content.decode("latin-1"), fmt="poscar"))
     parser = CifParser(io.StringIO(content.decode("latin-1")))
     return crystal_from_structure(parser.parse_structures(primitive=False)[0])
 
 
-def by_ase(content: bytes) -> Crystal:
+def by_ase(content: bytes, kind: str) -> Crystal:
     """ASE's reading."""
     import ase.io
 
-    atoms = ase.io.read(io.StringIO(content.decode("latin-1")), format="cif")
+    atoms = ase.io.read(io.StringIO(content.decode("latin-1")), format="vasp" if kind == "poscar" else "cif")
     occupancies = atoms.info.get("occupancy", {})
     if any(abs(sum(site.values()) - 1) > 1e-3 or len(site) > 1 for site in occupancies.values()):
         raise BadCrystalError("disordered")
     return Crystal(atoms.numbers.astype(np.uint8), atoms.get_scaled_positions(wrap=True), np.array(atoms.cell))
 
 
-def by_gemmi(content: bytes) -> Crystal:
-    """Gemmi's reading of a small structure."""
+def by_gemmi(content: bytes, kind: str) -> Crystal:
+    """Reads a small structure as gemmi does, which reads CIF files only."""
+    if kind == "poscar":
+        raise BadCrystalError("no CIF file")
     import gemmi
 
     document = gemmi.cif.read_string(content.decode("latin-1"), check_level=0)
@@ -66,7 +71,7 @@ def by_gemmi(content: bytes) -> Crystal:
     raise BadCrystalError("no sites")
 
 
-READERS: dict[str, Callable[[bytes], Crystal]] = {"pymatgen": by_pymatgen, "ase": by_ase, "gemmi": by_gemmi}
+READERS: dict[str, Callable[[bytes, str], Crystal]] = {"pymatgen": by_pymatgen, "ase": by_ase, "gemmi": by_gemmi}
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,11 @@ class Comparison:
 def compare(path: Path) -> Comparison:
     """Read one file with all readers."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    kind = structure_file_format(path.name) or "cif"
     ours: Crystal | None = None
     reason, notes = "", ()
     try:
-        read = read_cif(content)
+        read = read_structure_file(path.name.removesuffix(".gz"), content)
         ours, notes = read.crystal, read.notes
     except BadCrystalError as error:
         reason = str(error)
@@ -103,7 +109,7 @@ def compare(path: Path) -> Comparison:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                other = reader(content)
+                other = reader(content, kind)
         except Exception:  # noqa: BLE001 - other readers raise whatever they meet
             verdicts[name] = "refuses"
             continue
@@ -157,9 +163,9 @@ def matches(ours: Crystal, other: Crystal) -> bool:
 
 
 def structure_files(folder: Path) -> list[Path]:
-    """All CIF files below a folder."""
-    endings = (".cif", ".mcif", ".cif.gz")
-    return sorted(path for path in folder.rglob("*") if path.name.lower().endswith(endings) and path.is_file())
+    """All CIF and POSCAR files below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if structure_file_format(path.name) in ("cif", "poscar"))
 
 
 def main() -> None:
