@@ -124,7 +124,10 @@ def _names_what_lies_beside(path: Path, table: Table) -> bool:
     names = list(table.columns)
     column = next((name for name in names if name.lower() == "file"), id_column(names) or names[0])
     first = str(table.columns[column][0]).lstrip("/")
-    return bool(first) and any(True for _ in path.parent.glob(f"{glob.escape(first)}*"))
+    return bool(first) and any(
+        one.is_dir() or structure_file_format(one.name) is not None
+        for one in path.parent.glob(f"{glob.escape(first)}*")
+    )
 
 
 def _read_json(path: Path, sha256: str, is_gzip: bool, text: bytes | bytearray) -> Source:
