@@ -124,7 +124,9 @@ def load_dataset(
     """
     known = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
-    quarantine = {k: reason for k, reason in enumerate(known.reasons) if reason} | bad_labels
+    unreadable = {k: reason for k, reason in enumerate(known.reasons) if reason}
+    both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
+    quarantine = unreadable | bad_labels | both
     if quarantine:
         say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
     notes = {k: of_row for k, of_row in enumerate(known.notes) if of_row and k not in quarantine}
