@@ -201,6 +201,16 @@ def test_a_manifest_of_something_else_is_refused(content, rows, spec, tmp_path):
         read_cache(*location, spec)
 
 
+@pytest.mark.parametrize("shard", [{}, {"fine": "shard"}, {"file": 3}, {"file": "../../other.parquet"}, "a", None])
+def test_a_manifest_that_names_no_shard_is_refused(shard, rows, spec, tmp_path):
+    filesystem, folder = write_cache(str(tmp_path), spec, rows)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest["shards"][1] = shard
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(StaleCacheError, match=r"manifest.json is damaged, .* is no shard: run data/build_cache.py"):
+        read_cache(filesystem, folder, spec)
+
+
 def test_a_shortened_list_of_shards_is_refused(rows, spec, tmp_path):
     location = write_cache(str(tmp_path), spec, rows)
     manifest = json.loads((tmp_path / MANIFEST).read_text())
