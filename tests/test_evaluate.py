@@ -238,7 +238,8 @@ HARMLESS_OWNERS = {
     "targets": {"self", "part", "fold"},
 }
 # A plan trains on a sample to see how long that takes: seconds and bytes leave tune/measure.py, nothing of the labels.
-MAY_READ = {"labels": {"tune/evaluate.py"}, "targets": {"tune/dataset.py", "tune/measure.py"}}
+# tune/stand_in.py reads those of the demo, to show that a lever does something there: nothing is chosen by them.
+MAY_READ = {"labels": {"tune/evaluate.py"}, "targets": {"tune/dataset.py", "tune/measure.py", "tune/stand_in.py"}}
 
 
 def readers(name: str, path: str, text: str) -> list[int]:
