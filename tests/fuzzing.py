@@ -226,7 +226,10 @@ class Table(Kind):
         path.write_bytes(content)
         _, rows = open_task(str(path), target="e_form", download_dir=self.folder)
         chunk = rows.chunk(0, len(rows))
-        inputs = [one.decode() for one in chunk.payloads] if rows.format == "composition" else list(chunk.read())
+        if rows.format == "composition":
+            inputs: list[Any] = [one.decode() for one in chunk.payloads]
+        else:
+            inputs = [_checked(one) for one in chunk.read()]
         return [Row(*row) for row in zip(rows.ids, rows.targets.tolist(), inputs, strict=True)]
 
     def judge(self, before: list[Row], after: list[Row], original: bytes, damage: Damage) -> str:
@@ -239,6 +242,16 @@ class Table(Kind):
                 if row.id.encode() not in touched and not any(_same_rows([row], [other]) for other in after):
                     raise WrongError(f"row {row.id} is gone or another, though its line was not touched")
         return "as written"
+
+
+def _checked(row: ReadCrystal | BadCrystalError) -> ReadCrystal | BadCrystalError:
+    """The row, or why it goes into no graph."""
+    try:
+        if isinstance(row, ReadCrystal):
+            check_crystal(row.crystal)
+    except BadCrystalError as error:
+        return error
+    return row
 
 
 class Row(NamedTuple):
@@ -305,6 +318,8 @@ class Json(Table):
         for k, row in enumerate(after):
             if isinstance(row.input, BadCrystalError) or any(_same_input(row.input, one.input) for one in before):
                 continue
+            if theirs is None and len(damage.how) > 1:
+                continue  # one damage may have broken the file elsewhere
             if theirs is None:
                 raise WrongError(f"row {row.id} is another crystal, and the file is no JSON")
             if not row.input.notes and not same(row.input.crystal, theirs[k]):

@@ -588,3 +588,16 @@ def test_the_command_writes_report_table_and_picture(tmp_path, monkeypatch):
     refused = CliRunner().invoke(app, ["plain", "untold"])
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr == "RunError: no run 'untold'. Finished runs in ray_results: plain, tuned\n"
+
+
+def test_predictions_that_are_not_those_that_were_scored_are_refused(tmp_path):
+    rows = make_rows(n_folds=2, n=20)
+    folder = write_run(tmp_path / "damaged", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
+    file = folder / "seed_0" / "preds_fold_1.csv"
+    table = pd.read_csv(file)
+    table.iloc[:17].to_csv(file, index=False)
+    with pytest.raises(RunError, match=r"preds_fold_1.csv is damaged: it has 17 predictions, and .* says 20"):
+        load_sweep(str(folder))
+    table.assign(y_pred=table["y_pred"].where(table.index != 3, 7.5)).to_csv(file, index=False)
+    with pytest.raises(RunError, match=rf"abs_error of id '{table['id'][3]}' is not the distance of y_pred"):
+        load_sweep(str(folder))
