@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import typer.main
 from pymatgen.core import Lattice, Structure
 
+import benchmarks.trust
+import benchmarks.wild
 import data.build_cache
 import models.predict
 import tune.compare
@@ -51,6 +54,16 @@ COMMANDS = {
 }
 
 
+def benchmark(main):
+    """The command that a benchmark's function is."""
+    app = typer.Typer()
+    app.command()(main)
+    return app
+
+
+BENCHMARKS = [benchmark(benchmarks.trust.main), benchmark(benchmarks.wild.main)]
+
+
 def commands():
     """Every `python tune/run_sweep.py ...` and the like of the pages."""
     for page in PAGES:
@@ -80,7 +93,8 @@ def test_command_takes_the_options_it_is_shown_with(line):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_options_that_a_page_names_exist(page):
-    known = set().union(*map(options_of, COMMANDS.values())) | {"--help", "--logdir"}  # the latter of TensorBoard
+    known = set().union(*map(options_of, [*COMMANDS.values(), *BENCHMARKS]))
+    known |= {"--help", "--logdir"}  # the latter of TensorBoard
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", (REPOSITORY / page).read_text()))
     assert named - known == set()
 
