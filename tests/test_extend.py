@@ -156,7 +156,7 @@ def test_an_extension_that_was_killed_is_not_asked_for_twice(steps, folder):
     record["options"]["batches"].append(record["options"]["batches"][-1])
     try:
         path.write_text(json.dumps(record))
-        assert "--resume grown first" in run(folder, "--extend=grown", expect=1)
+        assert "First: `python tune/run_sweep.py --resume grown " in run(folder, "--extend=grown", expect=1)
     finally:
         path.write_text(text)
 

@@ -25,7 +25,7 @@ LIBRARIES = (
 
 
 # Modules here that make what a trial is given, or are the trial.
-TRAINING = ("corrections", "dataset", "features", "parts", "scheduler", "search", "searcher", "trial")
+TRAINING = ("corrections", "dataset", "features", "merged", "parts", "scheduler", "search", "searcher", "trial")
 
 
 def run_record(model: str = "") -> dict[str, Any]:
