@@ -132,7 +132,7 @@ def test_no_structures_no_predictions(model):
     [
         (Structure(Lattice.cubic(4), [{"Na": 0.5, "K": 0.5}], [[0, 0, 0]]), "disordered structure"),
         (Structure(Lattice.cubic(4), ["Na", "Cl"], [[0, 0, 0], [0.01, 0, 0]]), "overlapping atoms"),
-        (Structure(Lattice.cubic(4), ["Am"], [[0, 0, 0]]), "unknown element Am"),
+        (Structure(Lattice.cubic(4), ["Am"], [[0, 0, 0]]), "site 0: unknown element Am"),
         (Structure(Lattice.cubic(4), [], []), "empty structure"),
     ],
 )

@@ -163,7 +163,7 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 6000:
         minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
 
 
