@@ -309,7 +309,7 @@ def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, monkeypatch
         assert code == 143
         *_, last = log.read_text().splitlines()
         assert last == f"interrupted: go on with `python tune/run_sweep.py --resume {name} --storage {storage}`"
-        assert "SIGTERM" not in log.read_text()  # as in a stack trace of Ray's in C++
+        assert "*** SIGTERM" not in log.read_text()  # as in a stack trace of Ray's in C++
     output = run(folder, f"--resume={name}", places[0])
     after = read_whole(filesystem, f"{path}/results.json")
     assert outcome(after) == outcome((whole[0] / "results.json").read_text())
