@@ -10,6 +10,8 @@ from data.store_faults import StorageError
 
 def expanded(path: str | Path) -> Path:
     """A path with the home for `~` or `~user`; StorageError where the system knows none."""
+    if not str(path).startswith("~"):  # `./~x` too, of which `Path` would leave `~x`
+        return Path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError:

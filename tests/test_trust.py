@@ -60,9 +60,18 @@ def of_test(data, fitted, trust, **options) -> Prediction:
 
 
 def gone_wild(model: FittedModel, by: float) -> FittedModel:
-    """The same model with a readout that adds so much to every crystal."""
+    """The same model with a readout that adds so much to every crystal, and with no limit to its reach."""
     reference = replace(model.fitted.reference, intercept=model.fitted.reference.intercept + by)
-    return replace(model, fitted=replace(model.fitted, reference=reference))
+    return replace(model, fitted=replace(model.fitted, reference=reference, reach=None))
+
+
+def test_a_prediction_at_the_limit_of_its_reach_is_marked(model, data):
+    """What training may move a prediction by is more than is usual, so that to be limited is to be marked."""
+    limited = gone_wild(model, 15)
+    limited = replace(limited, fitted=replace(limited.fitted, reach=model.fitted.reach))
+    crystals = [data.structures[k] for k in TEST[:4]]
+    assert (np.abs(limited.predict(crystals) - model.predict(crystals)) < 2).all()
+    assert not limited.predict_with_std(crystals).trusted.any()
 
 
 def test_a_wild_prediction_is_marked_and_the_others_are_not(data, fitted, trust):
