@@ -328,4 +328,4 @@ def test_where_ray_has_a_gpu_and_torch_none_the_sweep_says_so(tmp_path):
     assert done.returncode == 1, done.stderr
     assert "NoGPUError" in done.stderr
     assert "use --gpus-per-trial 0" in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith(("NoGPUError", "RayTaskError")), done.stderr
+    assert done.stderr.strip().splitlines()[-2].startswith(("NoGPUError", "RayTaskError")), done.stderr
