@@ -431,8 +431,8 @@ def test_a_bucket_that_is_gone_for_longer_than_anyone_waits(folder, whole, serve
     assert driver.wait(timeout=900) == 1  # six attempts of a trial, each of a minute and a half and more
     said = (folder / "outage.log").read_text()
     assert "Traceback" not in said
-    assert "s3://bucket/results/outage" in said.splitlines()[-1]
-    assert "the store fails again and again" in said.splitlines()[-1]
+    assert "s3://bucket/results/outage" in said.splitlines()[-2]
+    assert "the store fails again and again" in said.splitlines()[-2]
     server.heal()
     run(folder, "--storage=s3://bucket/results", "--resume=outage")
     assert outcome(read_whole(*open_folder("s3://bucket/results/outage/results.json"))) == whole
