@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from data.convert import reduced_formula
 from data.tasks import open_task
+from models.metrics import TRUSTED
 from tune.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
 from tune.report import app, write_report
 from tune.runs import load_sweep
@@ -63,7 +64,9 @@ def searched(tmp_path_factory, demo, crystals):
     members["seed_1"] = members["seed_1"] + other
     members["ensemble"] = (members["seed_0"] + members["seed_1"]) / 2
     about = {"name": "demo", "target": task.target, "unit": task.unit, "kind": task.kind}
-    write_run(folder, crystals, members, task=about, sha256=rows.sha256)
+    trust = np.linspace(0.01, 1, len(crystals))
+    marked = crystals.assign(trust=trust, trusted=trust >= TRUSTED)
+    write_run(folder, marked, members, task=about, sha256=rows.sha256)
     for file in (folder / "ensemble").glob("preds_*.csv"):
         table = pd.read_csv(file)
         both = [pd.read_csv(folder / seed / file.name)["y_pred"] for seed in ("seed_0", "seed_1")]
@@ -223,6 +226,8 @@ def test_sentences_follow_from_the_files(searched):
     z = [pd.read_csv(searched / f"ensemble/preds_fold_{fold}.csv") for fold in (0, 1)]
     within = (pd.concat(z)["abs_error"] <= pd.concat(z)["std"]).mean()
     assert f"{within:.0%} of the errors are within one std" in text
+    n_untrusted = sum((~table["trusted"]).sum() for table in z)
+    assert f"{n_untrusted} of 100 test predictions are not trusted" in text
     only = text_of(searched / "seed_1")
     assert "the predictions of seed 1" in only
     assert (searched / "report-seed_1.html").exists()
