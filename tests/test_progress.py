@@ -60,3 +60,13 @@ def test_a_line_is_written_now_and_then_and_one_that_cannot_be_is_let_go(tmp_pat
     assert progress_of(str(tmp_path)) == "second"
     (tmp_path / "file").write_text("")
     Progress(str(tmp_path / "file"))("nowhere to go")
+
+
+def test_a_trial_that_training_has_not_made_better_says_so(waiting, capsys):
+    terminal, trial, _ = waiting
+    last = {"epoch": 20, "kept_epoch": 0, "val_mae": 0.0712, "kept_val_mae": 0.0638}
+    fields = {"fold": 3, "model": "chgnet", "epochs": 100}
+    done = SimpleNamespace(trial_id="one", config={"run": fields}, last_result=last, is_finished=lambda: True)
+    terminal.on_trial_complete(3, [done], done)
+    line = " ".join(capsys.readouterr().err.split())
+    assert "val mae 0.0638 (best 0.0638) before training, 0.0712 after 20 epochs of it, stopped by ASHA" in line

@@ -103,6 +103,9 @@ class Terminal(Callback):
         planned = planned_epochs(fields)
         stopped = "" if epochs >= planned else ", stopped by ASHA"
         where = f"at epoch {result['kept_epoch']} of {epochs}{stopped}" if planned else "without training"
+        if planned and not result["kept_epoch"]:
+            after = result[f"val_{self.metric.name}"]
+            where = f"before training, {after:.4f} after {epochs} epochs of it{stopped}"
         if self.live is None:
             say(
                 f"  {self.title}: {self.n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
