@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from made_crystals import rock_salt
 from pymatgen.core import Lattice, Structure
 
 from data.ray_session import connect
@@ -52,7 +53,7 @@ def real_structures(at_hand) -> list[Structure]:
 def crystals() -> dict[str, Structure]:
     """Hand-made crystals by what is special about them; all have neighbours within 5 Angstrom."""
     rng = np.random.default_rng(0)
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = rock_salt("Na", "Cl", 5.69)
     triclinic = Structure(
         Lattice.from_parameters(4.1, 5.3, 6.7, 71, 83, 64), ["Ca", "Ti", "O", "O"], rng.random((4, 3))
     )

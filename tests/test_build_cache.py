@@ -13,6 +13,7 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from made_crystals import rock_salt
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
@@ -126,7 +127,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(many_rows, ray_session, tm
 
 
 def test_bad_rows_are_rejected_with_reasons_and_good_rows_stay(tmp_path):
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0] * 3, [0.5] * 3])
+    salt = rock_salt("Na", "Cl", 5.69)
     pair = [[0, 0, 0], [0.5, 0.5, 0.5]]
     bad_number = json.loads(json.dumps(salt.as_dict()))
     bad_number["sites"][3]["abc"][1] = float("nan")

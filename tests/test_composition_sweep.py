@@ -129,12 +129,12 @@ def test_a_formula_that_cannot_be_read_takes_part_in_nothing(network):
 
 def test_its_model_file_predicts_structures(network):
     """What was trained on formulas predicts a crystal by its formula."""
-    from pymatgen.core import Lattice, Structure
+    from made_crystals import rock_salt
 
     table = pd.read_csv(network[0] / "seed_0/preds_fold_0.csv")
     row = table[table["composition"].isin(["NaCl", "LiCl", "MgO", "MgS", "LiO", "NaO", "NaS", "AlCl"])].iloc[0]
     elements = [str(element) for element in Composition(row["composition"])]
-    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.5), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = rock_salt(*elements, 5.5)
     model = load_model(network[0] / "seed_0/model_fold_0.pth")
     assert model.about["task"] == "salts"
     np.testing.assert_allclose(model.predict([salt]), row["y_pred"], rtol=1e-5)

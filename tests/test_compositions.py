@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Composition, Element, Lattice, Structure
+from made_crystals import rock_salt
+from pymatgen.core import Composition, Element
 
 import data.tasks
 from data.compositions import Compositions, read_compositions
@@ -22,7 +23,7 @@ from data.rows import Rows
 from data.tasks import Task, TaskError, official_ids, official_task, open_task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SALT = rock_salt("Na", "Cl", 5.69)
 STEELS = ["mb-steels-001", "mb-steels-312", "mb-steels-007"]
 OXIDES = ["mb-mp-e-form-000001", "mb-mp-e-form-132752"]
 

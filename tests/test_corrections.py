@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from made_crystals import body_centred, rock_salt
 from model_cases import FORMATION_ENERGIES, sample
 from pymatgen.core import Lattice, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
@@ -67,12 +68,12 @@ def test_chosen_rows_come_in_the_order_asked_for(real_structures):
     ("structure", "mp2020", "legacy"),
     [
         # per atom of the element that is corrected, from the tables of the two papers as pymatgen has them
-        (Structure.from_prototype("rocksalt", ["Mg", "O"], a=4.21), -0.687 / 2, -0.70229 / 2),
-        (Structure.from_prototype("rocksalt", ["Fe", "O"], a=4.33), (-0.687 - 2.256) / 2, (-0.70229 - 2.733) / 2),
-        (Structure.from_prototype("rocksalt", ["Na", "Cl"], a=5.69), -0.614 / 2, 0.0),
-        (Structure.from_prototype("rocksalt", ["Ca", "S"], a=5.69), -0.503 / 2, -0.66346 / 2),
-        (Structure.from_prototype("cscl", ["Ni", "Al"], a=2.88), 0.0, 0.0),
-        (Structure.from_prototype("bcc", ["Fe"], a=2.87), 0.0, 0.0),
+        (rock_salt("Mg", "O", 4.21), -0.687 / 2, -0.70229 / 2),
+        (rock_salt("Fe", "O", 4.33), (-0.687 - 2.256) / 2, (-0.70229 - 2.733) / 2),
+        (rock_salt("Na", "Cl", 5.69), -0.614 / 2, 0.0),
+        (rock_salt("Ca", "S", 5.69), -0.503 / 2, -0.66346 / 2),
+        (body_centred("Ni", "Al", 2.88), 0.0, 0.0),
+        (body_centred("Fe", "Fe", 2.87), 0.0, 0.0),
     ],
     ids=["MgO", "FeO", "NaCl", "CaS", "NiAl", "Fe"],
 )
@@ -102,7 +103,7 @@ def test_an_azide_is_corrected_as_the_labels_were():
 
 
 def test_a_noble_gas_compound_is_no_problem():
-    assert corrections_of_structure(Structure.from_prototype("cscl", ["Ar", "Li"], a=4.0)) == (0.0, 0.0)
+    assert corrections_of_structure(body_centred("Ar", "Li", 4.0)) == (0.0, 0.0)
 
 
 def test_without_the_newer_corrections_chgnet_predicts_matbench_better():

@@ -13,17 +13,15 @@ import pandas as pd
 import pytest
 from ase import Atoms
 from ase.build import bulk
-from pymatgen.core import Lattice, Structure
+from made_crystals import rock_salt
+from pymatgen.core import Structure
 
 from data.crystal import BadCrystalError, Crystal
 from data.rows import Rows
 from data.tasks import Task, TaskError, absolute_spec, official_task, open_task
 
 VASP = Path(ase.__file__).parent / "test" / "testdata" / "vasp"
-SALTS = [
-    Structure.from_spacegroup("Fm-3m", Lattice.cubic(a), pair, [[0, 0, 0], [0.5, 0.5, 0.5]])
-    for a, pair in ((5.69, ["Na", "Cl"]), (6.6, ["K", "Br"]), (4.03, ["Li", "F"]))
-]
+SALTS = [rock_salt("Na", "Cl", 5.69), rock_salt("K", "Br", 6.6), rock_salt("Li", "F", 4.03)]
 IDS = ["mp-1", "mp-2", "mp-3"]
 E = [-2.0, -1.5, -3.0]
 

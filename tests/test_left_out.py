@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import molecule
+from made_crystals import body_centred, face_centred, rock_salt
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
@@ -38,17 +39,17 @@ def test_molecules_are_told_from_salts_metals_and_networks():
     names = ["PF3", "BCl3", "SiCl4", "CH4", "H2O", "C6H6", "N2", "SO2"]
     assert is_molecular(*map(packed, names)) == [True] * len(names)
     others = {
-        "salt": cubic("Fm-3m", 5.69, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        "salt of a heavy metal": cubic("Fm-3m", 5.5, ["Tl", "F"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        "salt": rock_salt("Na", "Cl", 5.69),
+        "salt of a heavy metal": rock_salt("Tl", "F", 5.5),
         "fluorite": cubic("Fm-3m", 5.52, ["Ca", "F"], [[0, 0, 0], [0.25, 0.25, 0.25]]),
-        "lead": cubic("Fm-3m", 5.04, ["Pb"], [[0, 0, 0]]),
-        "caesium": cubic("Im-3m", 6.16, ["Cs"], [[0, 0, 0]]),
+        "lead": face_centred("Pb", 5.04),
+        "caesium": body_centred("Cs", "Cs", 6.16),
         "diamond": cubic("Fd-3m", 3.57, ["C"], [[0, 0, 0]]),
         "quartz-like": cubic("Fd-3m", 7.13, ["Si", "O"], [[0, 0, 0], [0.125, 0.125, 0.125]]),
         "graphite": Structure(Lattice.hexagonal(2.46, 3.35), ["C"] * 2, [[0, 0, 0], [1 / 3, 2 / 3, 0]]),
     }  # fmt: skip
     assert dict(zip(others, is_molecular(*others.values()), strict=True)) == dict.fromkeys(others, False)
-    assert is_molecular(cubic("Fm-3m", 5.31, ["Ar"], [[0, 0, 0]])) == [True], "atoms apart from all others"
+    assert is_molecular(face_centred("Ar", 5.31)) == [True], "atoms apart from all others"
     # One atom chain across the cell joins what would else be molecules; a molecule cut by the cell's border is whole.
     chain = Structure(Lattice.orthorhombic(8, 8, 2.3), ["S"], [[0.5, 0.5, 0.0]])
     assert is_molecular(chain) == [False]

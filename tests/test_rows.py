@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_crystals import rock_salt
 from pymatgen.core import DummySpecies, Element, Lattice, Structure
 
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
@@ -23,7 +24,7 @@ from data.rows import RawChunk, pack_crystal
 from data.task_table import TaskError
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
-NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+NACL = rock_salt("Na", "Cl", 5.69)
 
 
 def write_matbench(path: Path, structures: list, targets: list, **changes) -> Path:

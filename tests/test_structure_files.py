@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import Atoms
+from made_crystals import rock_salt
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from data.crystal import BadCrystalError, Crystal
 from data.structure_files import read_structure_file, structure_file_format
 from tune.run_sweep import app
 
-NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+NACL = rock_salt("Na", "Cl", 5.69)
 ATOMS = Atoms(
     "NaCl", scaled_positions=[[0, 0, 0], [0.5, 0.45, 0.4]], cell=[[4, 0, 0], [0.5, 4, 0], [0, 0, 5]], pbc=True
 )

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from made_crystals import body_centred
 from model_cases import sample, thirds
-from pymatgen.core import Composition, Lattice, Structure
+from pymatgen.core import Composition
 from sweeps import run
 from typer.testing import CliRunner
 
@@ -149,7 +150,7 @@ def test_its_model_file_is_read_with_its_code_and_refused_without(swept, folder)
     table = pd.read_csv(swept[0] / "seed_1/preds_fold_1.csv").set_index("composition")["y_pred"]
     pair = next(one for one in table.index if len(Composition(one)) == Composition(one).num_atoms == 2)
     elements = [str(element) for element in Composition(pair)]
-    salt = Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.5), elements, [[0, 0, 0], [0.5, 0.5, 0.5]])
+    salt = body_centred(*elements, 3.5)
     np.testing.assert_allclose(model.predict([salt]), table[pair], rtol=1e-6)
 
 

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from made_crystals import rock_salt
 from model_cases import sample
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
@@ -58,8 +59,12 @@ SYSTEMS = {
         ),
     ],
     "cubic": [
-        Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
-        Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.9), ["Sr", "Ti", "O"], [[0.5] * 3, [0, 0, 0], [0.5, 0, 0]]),
+        rock_salt("Na", "Cl", 5.64),
+        Structure(  # perovskite
+            Lattice.cubic(3.9),
+            ["Sr", "Ti", "O", "O", "O"],
+            [[0.5, 0.5, 0.5], [0, 0, 0], [0.5, 0, 0], [0, 0, 0.5], [0, 0.5, 0]],
+        ),
     ],
 }
 

@@ -10,14 +10,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pymatgen.core import Lattice, Structure
+from made_crystals import face_centred
 
 from data.rows import Rows
 from data.tasks import Task, TaskError, open_task
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "tables"
 needs_cases = pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not here")
-COPPER = Structure.from_spacegroup("Fm-3m", Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])
+COPPER = face_centred("Cu", 3.6)
 
 
 def opened(path: Path, **choices) -> tuple[Task, Rows]:

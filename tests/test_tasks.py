@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pymatgen.core import Lattice, Structure
+from made_crystals import rock_salt
 
 import data.tasks
 from data.crystal import Crystal
@@ -18,7 +18,7 @@ from data.tasks import Task, TaskError, official_ids, official_task, open_task, 
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 DEMO_FILE = Path(data.tasks.__file__).parent / "demo" / "demo.parquet"
-SALT = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.69), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+SALT = rock_salt("Na", "Cl", 5.69)
 
 
 def write(path: Path, index: list, columns: dict[str, list]) -> Path:
