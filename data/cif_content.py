@@ -116,12 +116,15 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
     if content.z is not None:
         z = content.z
         if content.readings:
-            units = [factor for factor in proportional if abs(factor - z) <= 1e-3 * z]
+            n_atoms = len(numbers)
+            units = [factor for factor in proportional if _is_number_of_units(factor, z, n_atoms)]
             # pymatgen writes the content of the whole cell as the sum, with the Z of the reduced formula.
             whole = [
                 reading
                 for reading in content.readings
-                if abs((_factor(counts, reading) or 0) - 1) < 1e-3 and _is_whole_cell(reading, content, z)
+                if (factor := _factor(counts, reading)) is not None
+                and _is_number_of_units(factor, 1, n_atoms)
+                and _is_whole_cell(reading, content, z)
             ]
             filled = symmetry_is_stated or dense or _filling(numbers, volume) >= _MIN_FILLING
             if units or (whole and filled):
@@ -152,8 +155,14 @@ def _factor(counts: dict[int, float], formula: dict[int, float]) -> float | None
     if counts.keys() != formula.keys():
         return None
     factor = sum(counts.values()) / sum(formula.values())
-    fits = all(abs(counts[z] - factor * n) <= 0.05 + 0.002 * counts[z] for z, n in formula.items())
+    # Amounts of a formula are rounded, but never by an atom.
+    fits = all(abs(counts[z] - factor * n) <= min(0.05 + 0.002 * counts[z], 0.45) for z, n in formula.items())
     return factor if fits else None
+
+
+def _is_number_of_units(factor: float, z: float, n_atoms: int) -> bool:
+    """Whether a cell of so many atoms has Z formula units, if by its atoms it has `factor` of them."""
+    return abs(factor - z) <= 1e-3 * z and abs(factor - z) / factor * n_atoms < 0.5
 
 
 def _is_whole_cell(reading: dict[int, float], content: Content, z: float) -> bool:

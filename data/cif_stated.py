@@ -76,8 +76,10 @@ def stated_symmetry(tags: Tags, lattice: np.ndarray) -> Stated:
     if (operators := _magnetic_operators(tags)) is not None:
         # Names beside them are those of the group without magnetism, often in another cell.
         return Stated((operators,), "its magnetic operators", is_magnetic=True)
-    if texts := next((cells for name in _OPERATORS if (cells := tags.texts(name))), None):
-        return _with_operators(read_operators(tuple(texts)), named, lattice)
+    if lists := [read_operators(tuple(texts)) for name in _OPERATORS if (texts := tags.texts(name))]:
+        if not all(_same_operators(lists[0], other) for other in lists[1:]):
+            raise BadCrystalError(f"its symmetry operators differ: {' and '.join(_OPERATORS)} are not the same group")
+        return _with_operators(lists[0], named, lattice)
     if named.problem:
         raise BadCrystalError(named.problem)
     if not named.source:
@@ -224,8 +226,7 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
     if named.problem:
         return Stated((operators,), "its operators", notes=(f"{named.problem}; its operators are used",))
     number = group_number(operators, lattice)
-    same_setting = any(_same_operators(operators, one) for one in named.candidates)
-    if same_setting:
+    if any(_same_operators(operators, candidate) for candidate in named.candidates):
         return Stated((operators,), "its operators", notes=named.notes)
     contradiction = f"its operators are those of group number {number}, not of {named.source}"
     if number in named.numbers:

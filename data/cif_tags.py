@@ -33,20 +33,26 @@ class Tags:
 
     def texts(self, *names: str) -> list[str]:
         """All values given under these names, without repeats."""
-        found = [value for name in names for value in self.values.get(name.lower(), ()) if value is not None]
-        return list(dict.fromkeys(found))
+        values = (value for name in names for value in self.values.get(name.lower(), ()) if value is not None)
+        return list(dict.fromkeys(values))
 
     def positive(self, name: str) -> float | None:
         """A number above zero, None for anything else."""
         number = number_of(self.text(name))
         return number if number is not None and number > 0 else None
 
-    def column(self, name: str, length: int | None = None) -> list[str | None] | None:
-        """The values of a loop's column with something in it, or None."""
+    def column(self, name: str, length: int) -> list[str | None] | None:
+        """The values of a loop's column, None where it is missing or empty.
+
+        Raises:
+            BadCrystalError: the loop has `length` rows and this is no column of it.
+        """
         values = self.values.get(name.lower())
         if values is None or all(value is None for value in values):
             return None
-        return None if length is not None and len(values) != length else values
+        if len(values) != length:
+            raise BadCrystalError(f"{name} has {len(values)} values; expected one for each of the {length} sites")
+        return values
 
 
 def number_of(text: str | None) -> float | None:

@@ -16,6 +16,7 @@ from data.crystal import BadCrystalError, ReadCrystal
 from data.text_files import number, text_lines
 
 _CELL = [f"_cell_length_{x}" for x in "abc"] + [f"_cell_angle_{x}" for x in ("alpha", "beta", "gamma")]
+_SITE_COLUMNS = ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy", "symmetry_multiplicity")
 # Translations that each number of LATT stands for.
 _CENTRINGS = {
     1: [],
@@ -28,10 +29,10 @@ _CENTRINGS = {
 }
 # Instructions that say nothing of where atoms are. Of others a file may have, all are refused that are no atoms.
 _PASSED_OVER = set(
-    "TITL ZERR DISP REM ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CGLS CHIV CONF CONN DAMP DANG DEFS DELU "
-    "DFIX DISP EADP EQIV EXTI EXYZ FEND FLAT FMAP FRAG FREE GRID HKLF HOPE HTAB ISOR L.S. LAUE LIST MERG MORE MPLA "
-    "MUST NCSY NEUT OMIT PLAN PRIG REM RESI RIGU RTAB SADI SAME SHEL SIMU SIZE SPEC STIR SUMP SWAT TEMP TIME TWIN TWST "
-    "WGHT WIGL WPDB XNPD".split()
+    "TITL ZERR DISP ABIN ACTA AFIX ANIS ANSC ANSR BASF BIND BLOC BOND BUMP CGLS CHIV CONF CONN DAMP DANG DEFS DELU "
+    "DFIX EADP EQIV EXTI EXYZ FLAT FMAP FREE GRID HKLF HOPE HTAB ISOR L.S. LAUE LIST MERG MORE MPLA MUST NCSY NEUT "
+    "OMIT PLAN PRIG RESI RIGU RTAB SADI SAME SHEL SIMU SIZE SPEC STIR SUMP SWAT TEMP TIME TWIN TWST WGHT WIGL WPDB "
+    "XNPD".split()
 )
 
 
@@ -59,16 +60,25 @@ def read_res(content: bytes) -> ReadCrystal:
     """
     stated = _Stated()
     atoms: list[list[str]] = []
+    has_ended = False
     for line in _instructions(content):
         words = line.split()
         word = words[0].upper().split("_")[0]
-        if word == "END" or (word == "HKLF" and atoms):
-            break
-        if word == "PART" and words[1:2] != ["0"]:
-            raise BadCrystalError(f"disordered structure: {line!r}")
-        if not _state(stated, word, words) and word not in _PASSED_OVER and word != "PART":
+        if has_ended and word == "CELL":
+            raise BadCrystalError("it holds several structures: put each into a file of its own")
+        has_ended = has_ended or word == "END" or (word == "HKLF" and bool(atoms))
+        if has_ended or word in _PASSED_OVER:
+            continue
+        if line[0].isspace():
+            raise BadCrystalError(
+                f"{line!r} begins with a space, as a comment of SHELX's does; remove the line, or the space"
+            )
+        if word == "PART":
+            if words[1:2] != ["0"]:
+                raise BadCrystalError(f"disordered structure: {line!r}")
+        elif not _state(stated, word, words):
             atoms.append(words)
-    if len(stated.cell) != 6 or not stated.elements or not stated.lattice:
+    if not stated.cell or not stated.elements or not stated.lattice:
         raise BadCrystalError("no CELL, no SFAC or no LATT, which say what the cell, the elements and the symmetry are")
     operators = _all_operators(stated)
     text = ["data_res", *(f"{name} {value!r}" for name, value in zip(_CELL, stated.cell, strict=True))]
@@ -77,29 +87,28 @@ def read_res(content: bytes) -> ReadCrystal:
             raise BadCrystalError(f"UNIT has {len(stated.amounts)} amounts for {len(stated.elements)} elements of SFAC")
         amounts = " ".join(f"{e}{n:g}" for e, n in zip(stated.elements, stated.amounts, strict=True) if n)
         text += [f"_chemical_formula_sum '{amounts}'", "_cell_formula_units_Z 1"]
-    text += ["loop_", "_space_group_symop_operation_xyz", *(f"'{one.triplet()}'" for one in operators), "loop_"]
-    text += [f"_atom_site_{one}" for one in ("label", "type_symbol", "fract_x", "fract_y", "fract_z", "occupancy")]
-    text += ["_atom_site_symmetry_multiplicity"]
+    text += ["loop_", "_space_group_symop_operation_xyz", *(f"'{operator.triplet()}'" for operator in operators)]
+    text += ["loop_", *(f"_atom_site_{column}" for column in _SITE_COLUMNS)]
     text += [_site(words, stated, len(operators)) for words in atoms]
-    read = read_cif("\n".join([*text, ""]).encode())
+    reading = read_cif("\n".join([*text, ""]).encode())
     n_atoms = round(sum(_share(words, stated) for words in atoms) * len(operators))
-    if n_atoms != len(read.crystal.numbers):
+    if n_atoms != len(reading.crystal.numbers):
         raise BadCrystalError(
             f"disordered structure: by the occupancies of its sites the cell has {n_atoms} atoms, by its symmetry "
-            f"{len(read.crystal.numbers)}"
+            f"{len(reading.crystal.numbers)}"
         )
-    return read
+    return reading
 
 
 def _instructions(content: bytes) -> list[str]:
-    """Lines with text, with those that follow a `=` at the end of the line before; comments are left out."""
+    """Lines with text, each with those that continue it behind a `=`; what stands behind `!` or REM is left out."""
     lines: list[str] = []
     goes_on = False
     for line in text_lines(content):
-        text = line.split("!", 1)[0].strip()
+        text = line.split("!", 1)[0].rstrip()
         if goes_on:
             lines[-1] += " " + text
-        elif text and not text.upper().startswith("REM"):
+        elif text and not text.lstrip().upper().startswith("REM"):
             lines.append(text)
         else:
             continue
@@ -111,11 +120,16 @@ def _instructions(content: bytes) -> list[str]:
 def _state(stated: _Stated, word: str, words: list[str]) -> bool:
     """Take up an instruction that places atoms; False for any other line."""
     values = [value for value in map(number, words[1:]) if value is not None]
+    line = " ".join(words)
+    if word in ("CELL", "UNIT", "FVAR") and len(values) != len(words) - 1:
+        raise BadCrystalError(f"{line!r}: expected numbers behind {word}")
     if word == "CELL":
-        stated.cell = values[1:7]  # behind the wavelength
+        if len(values) != 7 or stated.cell:
+            raise BadCrystalError(f"{line!r}: expected one CELL, of a wavelength, three lengths and three angles")
+        stated.cell = values[1:]
     elif word == "LATT":
-        if len(values) != 1 or abs(values[0]) not in _CENTRINGS:
-            raise BadCrystalError(f"{' '.join(words)!r}: LATT is a number from 1 to 7, negative without inversion")
+        if len(values) != 1 or abs(values[0]) not in _CENTRINGS or stated.lattice:
+            raise BadCrystalError(f"{line!r}: expected one LATT, a number from 1 to 7, negative without inversion")
         stated.lattice = int(values[0])
     elif word == "SYMM":
         try:
@@ -123,7 +137,7 @@ def _state(stated: _Stated, word: str, words: list[str]) -> bool:
         except (RuntimeError, ValueError):
             operator = None
         if operator is None or abs(operator.det_rot()) != operator.DEN**3:
-            raise BadCrystalError(f"{' '.join(words)!r} is no symmetry operator")
+            raise BadCrystalError(f"{line!r} is no symmetry operator")
         stated.operators.append(operator)
     elif word == "SFAC":
         # Scattering factors may follow an element; otherwise several elements stand in a line.
@@ -132,8 +146,8 @@ def _state(stated: _Stated, word: str, words: list[str]) -> bool:
         stated.amounts = values
     elif word == "FVAR":
         stated.free_variables += values
-    elif word in ("MOVE", "+", "REAP") or word.startswith("+"):
-        raise BadCrystalError(f"{' '.join(words)!r}: atoms are moved or stand in another file")
+    elif word in ("MOVE", "REAP", "FRAG") or word.startswith("+"):
+        raise BadCrystalError(f"{line!r}: atoms are moved, are those of a fragment, or stand in another file")
     else:
         return False
     return True
@@ -142,7 +156,7 @@ def _state(stated: _Stated, word: str, words: list[str]) -> bool:
 def _all_operators(stated: _Stated) -> list[gemmi.Op]:
     """Every operator of the cell: those of SYMM, with inversion and centring as LATT has it."""
     inversions = [gemmi.Op("x,y,z")] + ([gemmi.Op("-x,-y,-z")] if stated.lattice > 0 else [])
-    centrings = [gemmi.Op(one) for one in ("x,y,z", *_CENTRINGS[abs(stated.lattice)])]
+    centrings = [gemmi.Op(triplet) for triplet in ("x,y,z", *_CENTRINGS[abs(stated.lattice)])]
     operators = {
         (centring * operator * inversion).wrap().triplet(): None
         for centring in centrings
@@ -180,9 +194,11 @@ def _share(words: list[str], stated: _Stated) -> float:
 
     10 added keeps a value in a refinement; 10 m refers to the free variable m, and -10 m to one minus it.
     """
-    value = number(words[5]) if len(words) > 5 else None
-    if value is None:
+    if len(words) < 6:
         return 1.0
+    value = number(words[5])
+    if value is None:
+        raise BadCrystalError(f"{' '.join(words)[:100]!r}: the occupancy {words[5]!r} is not a number")
     which = round(value / 10)
     if which in (0, 1):
         return value - 10 * which

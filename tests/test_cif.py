@@ -404,6 +404,38 @@ def test_occupancies():
     assert "dummy" in reason(dummy)
 
 
+@pytest.mark.parametrize("name", ["occupancy", "type_symbol", "symmetry_multiplicity"])
+def test_what_is_said_of_sites_outside_their_loop(name):
+    """Nobody can tell which of the sites it is of; left aside, half an atom would be read as one."""
+    file = cif(extra=[f"_atom_site_{name} 0.5"], sites=["Na1 0 0 0", "Cl1 .5 .5 .5"], columns="label")
+    assert f"_atom_site_{name} has 1 values; expected one for each of the 2 sites" in reason(file)
+
+
+def test_two_lists_of_operators():
+    lists = {
+        name: ["loop_", name, *operators]
+        for name, operators in (
+            ("_symmetry_equiv_pos_as_xyz", ["x,y,z", "-x,-y,-z"]),
+            ("_space_group_symop_operation_xyz", ["-x,-y,-z", "x,y,z"]),
+        )
+    }
+    site = ["Na1 Na .1 .2 .3"]
+    assert content(read_cif(cif(symmetry=sum(lists.values(), []), sites=site))) == "Na2"
+    lists["_space_group_symop_operation_xyz"].pop(2)
+    assert "its symmetry operators differ" in reason(cif(symmetry=sum(lists.values(), []), sites=site))
+
+
+@pytest.mark.parametrize("formula", ["Ar2048", "Ar1000 Kr1048"])
+def test_one_atom_missing_of_two_thousand(formula):
+    steps = [(i, j, k) for i in range(16) for j in range(16) for k in range(16) if (i + j + k) % 2 == 0]
+    n_argon = 2048 if formula == "Ar2048" else 1000
+    sites = [f"A{n} {'Ar' if n < n_argon else 'Kr'} {i / 16} {j / 16} {k / 16}" for n, (i, j, k) in enumerate(steps)]
+    stated = [f"_chemical_formula_sum '{formula}'", "_cell_formula_units_Z 1"]
+    whole = {"cell": (42.4, 42.4, 42.4, 90, 90, 90), "extra": stated}
+    assert content(read_cif(cif(**whole, sites=sites))) == formula
+    assert f"its formula is {formula!r}" in reason(cif(**whole, sites=sites[1:]))
+
+
 def test_atoms_on_one_another():
     assert "two full atoms on one site: sites Fe1" in reason(cif(sites=["Fe1 Fe 0 0 0", "Ni1 Ni 0 0 1.0"]))
     assert "two full atoms on one site" in reason(cif(sites=["Fe1 Fe 0 0 0", "Fe2 Fe 0 0 0"]))
