@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.atoms_records import atoms_record, unusable_record
-from data.crystal import not_periodic
+from data.crystal import BadCrystalError, fractional, not_periodic
+from data.extended_xyz import frame_facts
+from data.rows import Format
 from data.source import Source, content_of, joined, with_progress
 from data.tables import id_column
 from data.task_table import TaskError
+from data.text_files import count
 
 _Cell = bool | int | float | str | None
+_GEOMETRY = ("Lattice", "pbc", "Properties")  # of a frame; what else its second line says are labels
 
 
-def read_extended_xyz(path: Path, content: bytes | None = None) -> Source:
-    """Read the frames of one extended XYZ file; labels are what stands in the second line of each (ASE's `info`).
-
-    A frame that ASE cannot read is one bad row.
+def read_frames(path: Path, content: bytes | None = None) -> Source:
+    """Read an extended XYZ file of many frames; labels are what the second line of each says (ASE's `info`).
 
     Args:
         path: the file, for its content and for messages.
@@ -32,21 +31,20 @@ def read_extended_xyz(path: Path, content: bytes | None = None) -> Source:
     Raises:
         TaskError: the file is cut, is no XYZ file, or no frame has a cell.
     """
-    from ase.io.extxyz import read_xyz
-
     content = content_of(path) if content is None else content
-    frames = list(_frames(path, content))
+    spans = _frame_spans(path, content)
     labels: list[dict[str, _Cell]] = []
-    payloads: list[bytes] = []
-    for frame in with_progress(frames, f"reading {path.name}", len(frames)):
+    n_crystals = 0
+    for start, stop in with_progress(spans.tolist(), f"reading {path.name}", len(spans)):
         try:
-            (atoms,) = read_xyz(io.StringIO(frame), index=slice(None))
-            labels.append(_labels(atoms))
-            payloads.append(_record(atoms))
-        except Exception as error:  # noqa: BLE001 - ASE's parser raises of every kind
-            labels.append({})
-            payloads.append(unusable_record(f"not readable as extended XYZ: {type(error).__name__}: {error}"))
-    return _source(path, content, labels, payloads, None, "frame")
+            facts = frame_facts(content[start:stop].decode().splitlines()[1])
+        except BadCrystalError:  # the quarantine says why
+            facts = {}
+        n_crystals += "Lattice" in facts and bool(np.all(facts.get("pbc", True)))
+        labels.append(_plain({name: fact for name, fact in facts.items() if name not in _GEOMETRY}))
+    if not n_crystals:
+        raise _no_crystals(path, "frame")
+    return _source(content, labels, "structure_file", content, spans, None, "frame")
 
 
 def read_ase_database(path: Path) -> Source:
@@ -79,40 +77,37 @@ def read_ase_database(path: Path) -> Source:
         raise TaskError(f"{path} is not an ASE database that can be read: {type(error).__name__}: {error}") from error
     if not labels:
         raise TaskError(f"{path} has no rows")
-    return _source(path, content, labels, payloads, numbers, "row")
+    if all(payload.startswith(b'{"unusable":"no crystal') for payload in payloads):
+        raise _no_crystals(path, "row")
+    return _source(content, labels, "atoms_json", *joined(payloads), numbers, "row")
 
 
-def _frames(path: Path, content: bytes) -> Iterator[str]:
-    """The text of each frame: a number of atoms, a line of labels, and a line for each atom."""
+def _frame_spans(path: Path, content: bytes) -> np.ndarray:
+    """Byte range of each frame: a number of atoms, a line of labels, and a line for each atom."""
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        content.decode()
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is not text in UTF-8: {error}") from None
+    lines = content.splitlines(keepends=True)
     while lines and not lines[-1].strip():
         lines.pop()
     starts = [0]
     while starts[-1] < len(lines):
         start = starts[-1]
-        try:
-            n_atoms = int(lines[start])
-        except ValueError:
+        text = lines[start].decode("utf-8-sig").strip()
+        n_atoms = count(text)
+        if n_atoms is None:
             raise TaskError(
-                f"{path}: line {start + 1} is {lines[start][:60]!r}; expected the number of atoms of frame "
-                f"{len(starts) - 1}, as extended XYZ has it"
-            ) from None
+                f"{path}: line {start + 1} is {text[:60]!r}; expected the number of atoms of frame {len(starts) - 1}, "
+                "as extended XYZ has it"
+            )
         starts.append(start + n_atoms + 2)
-        if n_atoms < 0 or starts[-1] > len(lines):
+        if starts[-1] > len(lines):
             raise TaskError(f"{path} ends within frame {len(starts) - 2}, which begins at line {start + 1}: it is cut")
     if len(starts) == 1:
         raise TaskError(f"{path} has no frames")
-    for start, stop in pairwise(starts):
-        yield "\n".join([*lines[start:stop], ""])
-
-
-def _labels(atoms: Any) -> dict[str, _Cell]:
-    """Scalars of a frame: its info, and what ASE takes for results of a calculator, such as the energy."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    return {**_plain(results), **_plain(atoms.info)}
+    offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)[starts]
+    return np.stack([offsets[:-1], offsets[1:]], axis=1)
 
 
 def _plain(values: Any) -> dict[str, _Cell]:
@@ -135,31 +130,39 @@ def _record(atoms: Any) -> bytes:
         return unusable_record(f"no crystal: its cell is {lattice.tolist()}; expected three vectors")
     if not all(atoms.pbc):
         return unusable_record(f"{not_periodic(atoms.pbc)} (where it is one, set pbc=True)")
-    frac_coords = np.linalg.solve(lattice.T, atoms.positions.T).T  # as they are, not wrapped into the cell
-    return atoms_record(atoms.get_chemical_symbols(), frac_coords, lattice)
+    return atoms_record(atoms.get_chemical_symbols(), fractional(atoms.positions, lattice), lattice)
+
+
+def _no_crystals(path: Path, what: str) -> TaskError:
+    return TaskError(f"{path}: no {what} is a crystal, with a cell of three vectors and periodic along each (pbc)")
 
 
 def _source(
-    path: Path,
     content: bytes,
     labels: list[dict[str, _Cell]],
-    payloads: list[bytes],
+    kind: Format,
+    buffer: bytes,
+    spans: np.ndarray,
     numbers: list[object] | None,
     what: str,
 ) -> Source:
-    """The source of rows that are parsed, under the ids in their labels, `numbers`, or numbered from 0."""
+    """The source of rows under the ids in their labels, their `numbers`, or numbered from 0."""
     names = list(dict.fromkeys(name for row in labels for name in row))
     columns: dict[str, list[object]] = {name: [row.get(name) for row in labels] for name in names}
     column = id_column(names)
-    if column is not None and any(cell is None for cell in columns[column]):
-        column = None
-    index = columns.pop(column) if column is not None else numbers or list(range(len(labels)))
-    taken = f"ids from {column!r} of each {what}" if column else f"ids from the database's own numbers of {what}s"
-    if column is None and numbers is None:
-        taken = f"{what}s numbered from 0"
-    if all(payload.startswith(b'{"unusable":"no crystal') for payload in payloads):
-        raise TaskError(f"{path}: no {what} is a crystal, with a cell of three vectors and periodic along each (pbc)")
-    buffer, spans = joined(payloads)
-    sha256 = hashlib.sha256(content).hexdigest()
-    ids = [str(one) for one in index]
-    return Source(index, columns, ids, "atoms_json", buffer, spans, sha256, f"{taken}, structures from each {what}")
+    if column is not None and all(cell is not None for cell in columns[column]):
+        index, taken = columns.pop(column), f"ids from {column!r} of each {what}"
+    elif numbers is not None:
+        index, taken = numbers, f"ids from the database's own numbers of {what}s"
+    else:
+        index, taken = list(range(len(labels))), f"{what}s numbered from 0"
+    return Source(
+        index=index,
+        columns=columns,
+        names=[f"{row_id}.xyz" for row_id in index],
+        format=kind,
+        buffer=buffer,
+        spans=spans,
+        sha256=hashlib.sha256(content).hexdigest(),
+        taken=f"{taken}, structures from each {what}",
+    )

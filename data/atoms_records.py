@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal, number_at
+from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_of, fractional
 from data.json_spans import parse_json
 
 _REASON = "unusable"
@@ -60,20 +60,9 @@ def read_atoms_record(payload: bytes) -> ReadCrystal:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise BadCrystalError(f"not a structure in JARVIS's layout: {error}") from None
-    if not elements:
-        raise BadCrystalError("empty structure: it has no atoms")
-    if coords.shape != (len(elements), 3) or lattice.shape != (3, 3):
-        raise BadCrystalError(
-            f"{len(elements)} elements, coordinates of shape {coords.shape} and lattice of shape {lattice.shape}; "
-            f"expected ({len(elements)}, 3) and (3, 3)"
-        )
     if not isinstance(cartesian, (bool, int)):
         raise BadCrystalError(f"'cartesian' is {cartesian!r}; expected true or false")
-    if cartesian:
-        try:
-            coords = np.asarray(np.linalg.solve(lattice.T, coords.T).T, dtype=np.float64)
-        except np.linalg.LinAlgError:
-            raise BadCrystalError(f"singular lattice: {lattice.tolist()}") from None
-    read = {element: number_at(element, elements.index(element)) for element in dict.fromkeys(elements)}
-    numbers = np.array([read[element][0] for element in elements], dtype=np.uint8)
-    return ReadCrystal(Crystal(numbers, coords, lattice), tuple({note for _, note in read.values() if note}))
+    reading = crystal_of(elements, coords, lattice)
+    if not cartesian:
+        return reading
+    return ReadCrystal(Crystal(reading.crystal.numbers, fractional(coords, lattice), lattice), reading.notes)

@@ -9,12 +9,10 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
-import gemmi
+from data.crystal import BadCrystalError
+from data.elements import MAX_ATOMIC_NUMBER, SYMBOLS
 
-from data.crystal import MAX_ATOMIC_NUMBER, BadCrystalError
-
-SYMBOLS = tuple(gemmi.Element(z).name for z in range(119))
-NUMBERS = {symbol: z for z, symbol in enumerate(SYMBOLS) if z} | {"D": 1, "T": 1}
+NUMBERS = {symbol: z for z, symbol in SYMBOLS.items()} | {"D": 1, "T": 1}
 _ISOTOPES = {"D": "deuterium", "T": "tritium"}
 # Atoms of molecules are named after their place, a Greek letter, or the atom they are bound to: CA, HO1, CN2.
 _NAMED_AFTER_OTHERS, _OTHERS = set("CHNOPS"), set("ABGDEZH" + "BCFHINOPS")

@@ -8,12 +8,10 @@ from functools import cache
 from math import gcd
 
 from data.crystal import BadCrystalError, Crystal
-from data.elements import SYMBOL_NUMBERS
+from data.elements import SYMBOLS
 from data.graphs import Graph, convert
 from data.quality import check_crystal
 from data.rows import RawChunk
-
-_SYMBOLS = {number: symbol for symbol, number in SYMBOL_NUMBERS.items()}
 
 
 def convert_chunk(
@@ -46,7 +44,7 @@ def convert_chunk(
 def cell_formula(crystal: Crystal) -> str:
     """Formula of the whole cell, such as Fe4O6."""
     counts = sorted(Counter(crystal.numbers.tolist()).items())
-    return "".join(f"{_SYMBOLS[number]}{count}" for number, count in counts)
+    return "".join(f"{SYMBOLS[number]}{count}" for number, count in counts)
 
 
 def reduced_formula(crystal: Crystal) -> str:

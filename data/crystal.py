@@ -5,13 +5,13 @@ First step of the flow: rows of a task -> `Crystal` -> graph (`data/graphs.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.elements import MAX_ATOMIC_NUMBER, SymbolError, read_symbol
+from data.elements import MAX_ATOMIC_NUMBER, SYMBOL_NUMBERS, SymbolError, read_symbol
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -61,6 +61,51 @@ def number_at(symbol: str, site: int) -> tuple[int, str]:
         return read_symbol(symbol)
     except SymbolError as error:
         raise BadCrystalError(f"site {site}: {error}") from None
+
+
+def crystal_of(
+    symbols: Sequence[str], frac_coords: np.ndarray, lattice: np.ndarray, notes: Iterable[str] = ()
+) -> ReadCrystal:
+    """Puts together what a reader has read of a crystal.
+
+    Args:
+        symbols: elements, one an atom.
+        frac_coords: float64, shape (n_atoms, 3).
+        lattice: vectors in its rows, Angstrom, float64, shape (3, 3).
+        notes: of the reader.
+
+    Raises:
+        BadCrystalError: there are no atoms, the shapes do not go together, or a symbol is no element up to Pu.
+    """
+    n_atoms = len(symbols)
+    if not n_atoms:
+        raise BadCrystalError("empty structure: it has no atoms")
+    if frac_coords.shape != (n_atoms, 3) or lattice.shape != (3, 3):
+        raise BadCrystalError(
+            f"{n_atoms} elements, coordinates of shape {frac_coords.shape} and lattice of shape {lattice.shape}; "
+            f"expected ({n_atoms}, 3) and (3, 3)"
+        )
+    numbers, of_elements = bytearray(n_atoms), []
+    for k, symbol in enumerate(symbols):
+        number = SYMBOL_NUMBERS.get(symbol)
+        if number is None:
+            number, note = number_at(symbol, k)
+            of_elements.append(note)
+        numbers[k] = number
+    crystal = Crystal(np.frombuffer(numbers, dtype=np.uint8), frac_coords, lattice)
+    return ReadCrystal(crystal, tuple(dict.fromkeys(note for note in (*of_elements, *notes) if note)))
+
+
+def fractional(positions: np.ndarray, lattice: np.ndarray) -> np.ndarray:
+    """Fractional coordinates of positions in Angstrom, shape (n_atoms, 3), not moved into the cell.
+
+    Raises:
+        BadCrystalError: the lattice vectors span no volume.
+    """
+    try:
+        return np.linalg.solve(lattice.T, positions.T).T
+    except np.linalg.LinAlgError:
+        raise BadCrystalError(f"singular lattice: {lattice.tolist()}") from None
 
 
 def not_periodic(pbc: Sequence[bool]) -> str:

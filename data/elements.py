@@ -11,7 +11,8 @@ _SYMBOLS = (
     "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta "
     "W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu"
 )
-_HEAVIER = "Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
+# Elements that no model here knows.
+HEAVIER = tuple("Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs Mt Ds Rg Cn Nh Fl Mc Lv Ts Og".split())
 # What programs write where there is no atom, or an atom of no stated element.
 _NO_ELEMENTS = {
     "va": "a vacancy",
@@ -26,6 +27,7 @@ _NO_ELEMENTS = {
 }
 
 SYMBOL_NUMBERS = {symbol: z for z, symbol in enumerate(_SYMBOLS.split(), start=1)}
+SYMBOLS = dict(enumerate((*SYMBOL_NUMBERS, *HEAVIER), start=1))
 # Deuterium and tritium are hydrogen here, as they are for pymatgen.
 ATOMIC_NUMBERS = SYMBOL_NUMBERS | {"D": 1, "T": 1}
 
@@ -58,7 +60,7 @@ def read_symbol(symbol: str) -> tuple[int, str]:
     bare = re.sub(r"[\d+-]+$", "", symbol)
     if kind := _NO_ELEMENTS.get(bare.lower()):
         raise SymbolError(f"{symbol!r} is no element but {kind}: leave out what is no atom, and name every atom")
-    if bare in _HEAVIER.split():
+    if bare in HEAVIER:
         raise SymbolError(f"unknown element {symbol}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}, H to Pu")
     meant = symbol.capitalize()
     hint = f" (write {meant} for it, if that is meant)" if meant in SYMBOL_NUMBERS else ""

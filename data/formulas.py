@@ -1,6 +1,7 @@
 """A chemical formula as text -> amounts of its elements; what has two meanings is refused, never guessed.
 
-Of tables of compositions (`data/compositions.py`), and of the formula that a structure file states of itself.
+Called by `data/compositions.py` for the rows of a table. The formulas of CIF files, which have charges and parts of
+their own, are read by `data/cif_species.py`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,9 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-_SYMBOLS = (
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr "
-    "Y Zr Nb Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta "
-    "W Re Os Ir Pt Au Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm Bk Cf Es Fm Md No Lr Rf Db Sg Bh Hs "
-    "Mt Ds Rg Cn Nh Fl Mc Lv Ts Og"
-)
-_ELEMENTS = frozenset(_SYMBOLS.split())
+from data.elements import HEAVIER, SYMBOL_NUMBERS
+
+_ELEMENTS = frozenset((*SYMBOL_NUMBERS, *HEAVIER))
 _ISOTOPES = ("D", "T")
 # Words for a missing or infinite number that would be read as sodium mononitride and its like.
 _WORDS = {"nan", "n/a", "<na>", "none", "null", "inf", "-inf", "infinity", "unknown"}

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal
+from data.crystal import BadCrystalError, Crystal, ReadCrystal, fractional
 from data.elements import ATOMIC_NUMBERS, SymbolError, read_symbol
 from data.text_files import count, number, text_lines
 
@@ -55,9 +55,7 @@ def read_poscar(content: bytes) -> ReadCrystal:
     _check_rest(lines, first + n_atoms)
     lattice = stated * scale
     if mode[0] in "cCkK":
-        if not abs(np.linalg.det(lattice)) > 0:
-            raise BadCrystalError(f"singular lattice: {lattice.tolist()}")
-        positions = np.linalg.solve(lattice.T, (positions * scale).T).T
+        positions = fractional(positions * scale, lattice)
     return ReadCrystal(Crystal(np.array(numbers, dtype=np.uint8), positions, lattice), tuple(dict.fromkeys(notes)))
 
 

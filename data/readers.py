@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.ase_files import read_ase_database, read_extended_xyz
+from data.ase_files import read_ase_database, read_frames
 from data.crystal import Crystal
 from data.csv_files import read_csv_table
 from data.folders import read_folder
@@ -66,7 +66,7 @@ def read_path(path: Path) -> Source:
     sha256, is_gzip = hashlib.sha256(content).hexdigest(), content.startswith(GZIP)
     del content
     if name.endswith((".xyz", ".extxyz")):
-        return read_extended_xyz(path, bytes(text))
+        return read_frames(path, bytes(text))
     if name.endswith((".csv", ".tsv")):
         return _read_csv(path, bytes(text))
     if text[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") or name.endswith(".json"):

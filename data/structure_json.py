@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal, not_periodic, number_at
-from data.elements import SYMBOL_NUMBERS
+from data.crystal import BadCrystalError, ReadCrystal, crystal_of, not_periodic
 from data.json_spans import parse_json
 
 
@@ -18,40 +17,27 @@ def read_structure_json(payload: bytes) -> ReadCrystal:
         BadCrystalError: it is no such dict, or one of a structure that is empty, disordered or not periodic in all
             directions, or that holds a dummy, a vacancy or an element beyond Z = 94.
     """
-    numbers = bytearray()
-    notes: list[str] = []
+    symbols = []
     try:
         record: Any = parse_json(payload)
         sites = record["sites"]
         for k, site in enumerate(sites):
             species = site["species"]
             if len(species) != 1 or not abs(species[0]["occu"] - 1.0) <= 1e-8:
-                content = ", ".join(f"{one['element']} {one['occu']}" for one in species)
+                content = ", ".join(f"{part['element']} {part['occu']}" for part in species)
                 raise BadCrystalError(f"disordered structure: site {k} is {content or 'vacant'!r}")
-            symbol = species[0]["element"]
-            number = SYMBOL_NUMBERS.get(symbol)
-            if number is None:
-                number, note = number_at(str(symbol), k)
-                notes += [note] if note and note not in notes else []
-            numbers.append(number)
+            symbols.append(str(species[0]["element"]))
         frac_coords = np.array([site["abc"] for site in sites], dtype=np.float64)
         lattice = np.array(record["lattice"]["matrix"], dtype=np.float64)
         pbc = record["lattice"].get("pbc", (True, True, True))
         if not all(pbc):
             raise BadCrystalError(not_periodic(pbc))
-        if charge := record.get("charge"):
-            notes.append(f"the charge of the structure is left out: {charge}")
+        charge = record.get("charge")
     except BadCrystalError:
         raise
     except KeyError as error:
         raise BadCrystalError(f"no key {error}; expected a pymatgen Structure as JSON") from None
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise BadCrystalError(f"not a pymatgen Structure as JSON: {error}") from None
-    if not numbers:
-        raise BadCrystalError("empty structure: it has no atoms")
-    if frac_coords.shape != (len(numbers), 3) or lattice.shape != (3, 3):
-        raise BadCrystalError(
-            f"coordinates of shape {frac_coords.shape} and lattice of shape {lattice.shape}; "
-            f"expected ({len(numbers)}, 3) and (3, 3)"
-        )
-    return ReadCrystal(Crystal(np.frombuffer(numbers, dtype=np.uint8), frac_coords, lattice), tuple(notes))
+    notes = [f"the charge of the structure is left out: {charge}"] if charge else []
+    return crystal_of(symbols, frac_coords, lattice, notes)

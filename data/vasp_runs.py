@@ -1,15 +1,19 @@
-"""A folder of VASP runs: of each `vasprun.xml` the last structure, and its energy per atom."""
+"""Reads a folder of VASP runs: of each `vasprun.xml` the last structure (`data/vasprun.py`) and its energy per atom."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from data.atoms_records import atoms_record, unusable_record
-from data.source import Source, joined, some_of, with_progress
+from data.crystal import BadCrystalError
+from data.elements import SYMBOLS
+from data.source import Source, content_of, joined, some_of, with_progress
+from data.structure_files import read_structure_file
 from data.task_table import TaskError
 
 ENERGY = "energy_per_atom"
@@ -40,20 +44,23 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
     Raises:
         TaskError: a folder has two of them.
     """
-    folders = [file.parent for file in files]
-    if repeated := sorted({str(one) for one in folders if folders.count(one) > 1}):
+    counts = Counter(file.parent for file in files)
+    if repeated := sorted(str(parent) for parent, n_files in counts.items() if n_files > 1):
         raise TaskError(f"{some_of(repeated)} has both {' and '.join(_FILES)}: leave one there")
-    ids = [folder.name if one == folder else one.relative_to(folder).as_posix() for one in folders]
+    ids = [folder.name if parent == folder else parent.relative_to(folder).as_posix() for parent in counts]
     energies: list[object] = []
     payloads: list[bytes] = []
     digest = hashlib.sha256()
     for row_id, file in with_progress(zip(ids, files, strict=True), "reading VASP runs", len(files)):
-        digest.update(f"{row_id}\n{_sha256(file)}\n".encode())
+        content = content_of(file)
+        digest.update(f"{row_id}\n{hashlib.sha256(content).hexdigest()}\n".encode())
         try:
-            energy, payload = _last_step(file)
-        except Exception as error:  # noqa: BLE001 - pymatgen's parser and XML's raise of every kind
-            reason = " ".join(str(error).split()) or type(error).__name__
-            energy, payload = None, unusable_record(f"{file.name} cannot be read: {reason}")
+            crystal = read_structure_file(file.name, content).crystal
+            energy = _total_energy(file) / len(crystal.numbers)
+            symbols = [SYMBOLS[number] for number in crystal.numbers.tolist()]
+            payload = atoms_record(symbols, crystal.frac_coords, crystal.lattice)
+        except BadCrystalError as error:
+            energy, payload = None, unusable_record(str(error))
         energies.append(energy)
         payloads.append(payload)
     buffer, spans = joined(payloads)
@@ -66,28 +73,27 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
     return Source(list(ids), columns, ids, "atoms_json", buffer, spans, digest.hexdigest(), taken, notes)
 
 
-def _last_step(file: Path) -> tuple[float | None, bytes]:
-    """Energy per atom and structure of a run's last step."""
+def _total_energy(file: Path) -> float:
+    """Energy of a run's last step, eV, which pymatgen also knows to be converged or not.
+
+    Raises:
+        BadCrystalError: it is not, is an enthalpy, or cannot be read.
+    """
     from pymatgen.io.vasp.outputs import Vasprun
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of runs that did not converge, of missing POTCARs
-        run: Any = Vasprun(
-            str(file), parse_dos=False, parse_eigen=False, parse_potcar_file=False, exception_on_bad_xml=True
-        )
-        structure, energy = run.final_structure, float(run.final_energy) / len(run.final_structure)
-        pressure = float(run.parameters.get("PSTRESS") or 0)
-        loops = [name for name in ("electronic", "ionic") if not getattr(run, f"converged_{name}")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of runs that did not converge, of missing POTCARs
+            run: Any = Vasprun(str(file), parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+            energy, pressure = float(run.final_energy), float(run.parameters.get("PSTRESS") or 0)
+            loops = [name for name in ("electronic", "ionic") if not getattr(run, f"converged_{name}")]
+    except Exception as error:  # pymatgen's parser raises of every kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadCrystalError(f"{file.name}: its energy cannot be read: {reason}") from error
     if loops:
-        return None, unusable_record(f"the last {' and the last '.join(loops)} loop ended at its limit: not converged")
+        raise BadCrystalError(f"the last {' and the last '.join(loops)} loop ended at its limit: not converged")
     if pressure:
-        return None, unusable_record(f"PSTRESS is {pressure:g} kbar: the last energy is an enthalpy")
+        raise BadCrystalError(f"PSTRESS is {pressure:g} kbar: the last energy is an enthalpy")
     if not math.isfinite(energy):
-        return None, unusable_record(f"its last energy is {energy}")
-    symbols = [site.specie.symbol for site in structure]
-    return energy, atoms_record(symbols, structure.frac_coords, structure.lattice.matrix)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        raise BadCrystalError(f"its last energy is {energy}")
+    return energy

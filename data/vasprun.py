@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal, number_at
+from data.crystal import BadCrystalError, ReadCrystal, crystal_of
 from data.text_files import count, number
 
 _LARGE = {"calculation", "dos", "eigenvalues", "projected", "scstep", "dielectricfunction", "dynmat"}
@@ -36,14 +36,7 @@ def read_vasprun(content: bytes) -> ReadCrystal:
     if step is None or not symbols:
         raise BadCrystalError("no structure of an ionic step in it")
     lattice = _vectors(step, "crystal/varray[@name='basis']")
-    frac_coords = _vectors(step, "varray[@name='positions']")
-    if lattice.shape != (3, 3) or frac_coords.shape != (len(symbols), 3):
-        raise BadCrystalError(
-            f"{len(frac_coords)} positions and {len(lattice)} lattice vectors for {len(symbols)} atoms"
-        )
-    read = [number_at(symbol, k) for k, symbol in enumerate(symbols)]
-    notes = tuple(dict.fromkeys(note for _, note in read if note))
-    return ReadCrystal(Crystal(np.array([z for z, _ in read], dtype=np.uint8), frac_coords, lattice), notes)
+    return crystal_of(symbols, _vectors(step, "varray[@name='positions']"), lattice)
 
 
 def _elements(content: bytes) -> Iterator[ElementTree.Element]:

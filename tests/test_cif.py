@@ -412,17 +412,11 @@ def test_what_is_said_of_sites_outside_their_loop(name):
 
 
 def test_two_lists_of_operators():
-    lists = {
-        name: ["loop_", name, *operators]
-        for name, operators in (
-            ("_symmetry_equiv_pos_as_xyz", ["x,y,z", "-x,-y,-z"]),
-            ("_space_group_symop_operation_xyz", ["-x,-y,-z", "x,y,z"]),
-        )
-    }
+    first = ["loop_", "_symmetry_equiv_pos_as_xyz", "x,y,z", "-x,-y,-z"]
+    second = ["loop_", "_space_group_symop_operation_xyz", "-x,-y,-z", "x,y,z"]
     site = ["Na1 Na .1 .2 .3"]
-    assert content(read_cif(cif(symmetry=sum(lists.values(), []), sites=site))) == "Na2"
-    lists["_space_group_symop_operation_xyz"].pop(2)
-    assert "its symmetry operators differ" in reason(cif(symmetry=sum(lists.values(), []), sites=site))
+    assert content(read_cif(cif(symmetry=[*first, *second], sites=site))) == "Na2"
+    assert "its symmetry operators differ" in reason(cif(symmetry=[*first, *second[:2], "x,y,z"], sites=site))
 
 
 @pytest.mark.parametrize("formula", ["Ar2048", "Ar1000 Kr1048"])

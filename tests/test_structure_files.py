@@ -156,6 +156,7 @@ def test_pymatgen_json_and_poscar_come_back_as_they_were():
         .replace("Cl 2.225 1.8 2.0", "2.225 1.8 2.0 Cl"),
         XYZ.replace("species:S:1:pos", "id:I:1:species:S:1:pos").replace("Na ", "1 Na ").replace("Cl ", "2 Cl "),
         XYZ.replace("species:S", "Z:I").replace("Na ", "11 ").replace("Cl ", "17 "),
+        XYZ.replace("pos:R:3", "pos:R:3:Z:I:1").replace("0.0\nCl", "0.0 11\nCl").replace("1.8 2.0", "1.8 2.0 17"),
         XYZ.replace(" Properties=species:S:1:pos:R:3", ""),
         XYZ.replace('pbc="T T T"', 'energy=-1.5 name="a b" pbc="T T T"'),
     ],
@@ -190,6 +191,12 @@ def test_what_ase_writes_as_extended_xyz_comes_back():
         (XYZ.replace("0.0 0.0 5.0", "0.0 0.0"), "line 2"),
         (XYZ.replace("0.0 0.0 5.0", "0.0 0.0 0.0"), "singular lattice"),
         (XYZ.replace("species:S:1:pos:R:3", "forces:R:3"), "names no species or no pos"),
+        (XYZ.replace("pos:R:3", "pos:R:2"), "expected pos:R:3"),
+        (XYZ.replace("species:S:1", "forces:R:x:species:S:1"), "is not name:type:count of each property"),
+        (
+            XYZ.replace("pos:R:3", "pos:R:3:Z:I:1").replace("0.0\nCl", "0.0 11\nCl").replace("1.8 2.0", "1.8 2.0 16"),
+            "line 4: 'Cl 2.225 1.8 2.0 16' names two elements",
+        ),
         ("", "number of atoms"),
     ],
 )
@@ -256,7 +263,7 @@ def test_the_last_step_of_a_vasp_run_by_the_elements_of_its_potentials():
     [
         (VASPRUN[:-30], "cut or damaged"),
         (VASPRUN.replace("<v>0.5 0.45 0.4</v>", "<v>0.5 ***** 0.4</v>"), "not three numbers"),
-        (VASPRUN.replace("<v>0.5 0.45 0.4</v>", ""), "1 positions and 3 lattice vectors for 2 atoms"),
+        (VASPRUN.replace("<v>0.5 0.45 0.4</v>", ""), "2 elements, coordinates of shape (1, 3)"),
         (VASPRUN.replace("calculation", "nothing"), "no structure of an ionic step"),
         (VASPRUN.replace("PAW_PBE O ", "PAW_PBE N "), "an atom is 'O', and its potential 'PAW_PBE N"),
         ("<a/>", "no structure of an ionic step"),

@@ -23,7 +23,7 @@ from rich.progress import track
 
 from data.crystal import BadCrystalError, Crystal
 from data.download import DownloadError
-from data.elements import ATOMIC_NUMBERS, SYMBOL_NUMBERS
+from data.elements import ATOMIC_NUMBERS, SYMBOLS
 from data.rows import RawChunk, Rows
 from data.storage import StorageError
 from data.tasks import TaskError
@@ -33,7 +33,6 @@ SYMPREC = 0.1  # Angstrom: that of the Materials Project's own space groups, for
 _ALONE = 4000  # crystals up to which this process is enough; others take seconds to start
 _CHUNK = 1000  # rows that a process gets at a time
 
-SYMBOLS = {number: symbol for symbol, number in SYMBOL_NUMBERS.items()}
 _SYSTEMS = {2: "triclinic", 15: "monoclinic", 74: "orthorhombic", 142: "tetragonal", 167: "trigonal", 194: "hexagonal",
             230: "cubic"}  # fmt: skip
 # Nonmetals and metalloids by falling electronegativity (Pauling): the first one of a formula names the compound.
