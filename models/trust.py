@@ -1,4 +1,4 @@
-"""Whether a prediction can be trusted: how far its row lies from training, and how far it is from a baseline's.
+"""Says whether a prediction can be trusted, by how far its row is from training and it from a baseline's prediction.
 
 `fit_trust` looks once at a trained model, at rows of its training and validation parts alone; `Trust.judge` then marks
 the predictions of any rows. Four measures are each divided by what is usual on validation, and the worst counts:
@@ -26,18 +26,19 @@ from models.model import Prediction, TrainingPart, TrainingRows
 from models.network import CHGNetwork
 from models.reference import Reference
 
-LIMIT = 3.0  # times what is usual, where trust is 0.5: see docs/accuracy.md for how many rows that marks
-USUAL = 0.95  # of the validation rows stay below what is called usual
-ATOMS_KEPT = 8192  # of the training part, as places to measure distances from; of more, those of rows drawn at random
-ROWS_CALIBRATED = 2000  # of the validation part, drawn at random
-FEW_ROWS = 50  # validation rows below which the training rows, each against the others, are counted in
-_RIDGE = 0.01  # what an element that training does not show adds to the leverage is its fraction over the root of this
-# Of an element shown ten times: a smaller leverage is never unusual. And of one that is shown once: however many rows
-# of a small task hold elements that training does not show, a third of a crystal of such an element is marked.
+LIMIT = 3.0  # trust is 0.5 at so many times what is usual: see docs/accuracy.md for how many rows that marks
+USUAL = 0.95  # part of the validation rows that stay below what is called usual
+ATOMS_KEPT = 8192  # most training atoms that distances are measured from; of more, those of rows drawn at random
+ROWS_CALIBRATED = 2000  # most validation rows that say what is usual; of more, some drawn at random
+FEW_ROWS = 50  # below so many validation rows the training rows, each against the others, are counted in
+_RIDGE = 0.01  # an element that training does not show has the leverage of its fraction over the root of this
+# Bounds of the usual leverage. The lower one is that of an element shown ten times: a smaller leverage is never
+# unusual. The upper one is that of an element shown once: however many rows of a small task hold elements that training
+# does not show, a third of a crystal of such an element is marked.
 _USUAL_LEVERAGES = (0.3, 1.0)
-_SHRINKAGE = 0.01  # of the mean variance, added to that of each direction before whitening
+_SHRINKAGE = 0.01  # part of the mean variance that is added to the variance of each direction before whitening
 _SMALLEST_MOVE_OF_LOGITS = 1.0
-_AT_ONCE = 2048  # atoms whose distances to all kept ones are computed together
+_AT_ONCE = 2048  # atoms whose distances to the kept ones are computed together
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Environments:
     owner: np.ndarray
 
     def distances(self, features: AtomFeatures, which: np.ndarray, *, of_task: bool) -> np.ndarray:
-        """Of each crystal the mean over its atoms of the distance to the nearest training atom, and the largest.
+        """Measures each crystal by its atoms' distances to the nearest training atom: their mean and the largest.
 
         Args:
             features: of all rows.
@@ -87,14 +88,14 @@ class Environments:
 
 @dataclass(frozen=True)
 class Trust:
-    """What `fit_trust` has learnt of a trained model.
+    """Judges the predictions of a trained model by what `fit_trust` has learnt of it.
 
     Attributes:
         baseline: that moves are measured from.
         weights: of the pretrained network that describes atoms; "" where nothing but compositions is known.
-        inverse: of the element fractions' second moments in the training part, float64, shape (94, 94).
+        inverse: inverse of the element fractions' second moments in the training part, float64, shape (94, 94).
         environments: of its atoms; None where nothing but compositions is known.
-        usual: by name what most validation rows stay below: `elements`, `mean`, `largest`, `move`.
+        usual: what most validation rows stay below, by the name of the measure: `elements`, `mean`, `largest`, `move`.
         baseline_error: root mean square error of the baseline on validation, in the task's unit.
     """
 
@@ -127,19 +128,19 @@ class Trust:
         if not len(which):
             return replace(prediction, trust=np.empty(0))
         by_baseline = self.baseline.predict(rows, which)
-        found = measures(self, rows, which, prediction.values, by_baseline, of_task=of_task)
-        worst = np.max([_over(found[name], self.usual[name]) for name in found], axis=0)
+        by_name = measures(self, rows, which, prediction.values, by_baseline, of_task=of_task)
+        worst = np.max([values / max(self.usual[name], 1e-12) for name, values in by_name.items()], axis=0)
         trust = 1 / (1 + (worst / LIMIT) ** 2)
         values, std = prediction.values, prediction.std
         if replace_untrusted:
-            doubted = trust < TRUSTED
-            values = np.where(doubted, by_baseline, values)
-            std = None if std is None else np.where(doubted, np.maximum(std, self.baseline_error), std)
+            is_doubted = trust < TRUSTED
+            values = np.where(is_doubted, by_baseline, values)
+            std = None if std is None else np.where(is_doubted, np.maximum(std, self.baseline_error), std)
         return Prediction(values, std, trust)
 
     def content(self) -> dict[str, Any]:
         """Tensors and plain values, from which `load_trust` makes it again."""
-        places = self.environments
+        kept = self.environments
         return {
             "reference": self.baseline.reference.content(),
             "baseline_weights": self.baseline.weights,
@@ -149,19 +150,18 @@ class Trust:
             "weights": self.weights,
             "inverse": torch.from_numpy(self.inverse),
             "environments": None
-            if places is None
-            else [torch.from_numpy(part) for part in (places.shift, places.whiten, places.atoms)],
+            if kept is None
+            else [torch.from_numpy(array) for array in (kept.shift, kept.whiten, kept.atoms)],
             "usual": self.usual,
             "baseline_error": self.baseline_error,
         }
 
 
 def load_trust(content: dict[str, Any]) -> Trust:
-    """What `Trust.content` describes."""
-    places = content["environments"]
+    """Makes a `Trust` of what its `content` was."""
     environments = None
-    if places is not None:
-        shift, whiten, atoms = (part.numpy() for part in places)
+    if content["environments"] is not None:
+        shift, whiten, atoms = (tensor.numpy() for tensor in content["environments"])
         environments = Environments(shift, whiten, atoms, np.full(len(atoms), -1))
     baseline = Baseline(
         Reference.of(content["reference"]),
@@ -189,7 +189,7 @@ def fit_trust(
     energies: bool = False,
     undo_mp2020: bool = False,
 ) -> Trust:
-    """Learn what is usual, from the training and validation rows of a part.
+    """Learns what is usual from the training and validation rows of a part; test labels are none of its arguments.
 
     Args:
         rows: all rows of the task.
@@ -200,12 +200,12 @@ def fit_trust(
         undo_mp2020: whether the baseline takes the corrections of 2020 off its energies.
     """
     train = part.train
-    known = calibration_rows(part)
+    calibration = calibration_rows(part)
     fractions = rows.fractions[train].astype(np.float64)
     baseline = fit_baseline(
         rows, part, weights if energies and rows.outputs is not None else "", undo_mp2020=undo_mp2020
     )
-    by_baseline = baseline.predict(rows, known)
+    by_baseline = baseline.predict(rows, calibration)
     is_described = bool(weights) and rows.features is not None
     trust = Trust(
         baseline=baseline,
@@ -213,38 +213,41 @@ def fit_trust(
         inverse=np.linalg.inv(fractions.T @ fractions + _RIDGE * np.eye(94)),
         environments=_environments(rows.features, train) if is_described and rows.features is not None else None,
         usual={},
-        baseline_error=float(np.sqrt(np.mean((by_baseline - part.targets[known]) ** 2))),
+        baseline_error=float(np.sqrt(np.mean((by_baseline - part.targets[calibration]) ** 2))),
     )
-    found = measures(trust, rows, known, predicted, by_baseline, of_task=True)
-    is_trained = np.isin(known, train)  # and so part of what leverage is measured by: taken out of it again
-    seen = np.minimum(found["elements"] ** 2, 1 - 1e-6)
-    found["elements"] = np.where(is_trained, np.sqrt(seen / (1 - seen)), found["elements"])
-    usual = {name: float(np.quantile(values, USUAL)) for name, values in found.items()}
+    by_name = measures(trust, rows, calibration, predicted, by_baseline, of_task=True)
+    is_trained = np.isin(calibration, train)  # and so part of what leverage is measured by: taken out of it again
+    squared = np.minimum(by_name["elements"] ** 2, 1 - 1e-6)
+    by_name["elements"] = np.where(is_trained, np.sqrt(squared / (1 - squared)), by_name["elements"])
+    # The only training row has no other one to be near to, and its distance is infinite.
+    usual = {name: float(np.quantile(values[np.isfinite(values)], USUAL)) for name, values in by_name.items()}
     usual["elements"] = float(np.clip(usual["elements"], *_USUAL_LEVERAGES))
     # A move that is small beside the baseline's own errors is nothing unusual, however little training moves.
     smallest = _SMALLEST_MOVE_OF_LOGITS
     if part.kind == "regression":
-        smallest = float(np.median(baseline.moves(part.targets[known], by_baseline, rows.n_atoms[known])))
+        errors = baseline.moves(part.targets[calibration], by_baseline, rows.n_atoms[calibration])
+        smallest = float(np.median(errors))
     usual["move"] = max(usual["move"], smallest)
     return replace(trust, usual=usual)
 
 
 def calibration_rows(part: TrainingPart) -> np.ndarray:
-    """Rows by which is measured what is usual: some of the validation part, of a small one the training rows too."""
-    val, train = part.val, part.train
-    drawn = np.random.default_rng(0)
-    if len(val) < FEW_ROWS:
-        few = train if len(train) <= ROWS_CALIBRATED else np.sort(drawn.choice(train, ROWS_CALIBRATED, replace=False))
-        return np.concatenate([val, few])
-    return val if len(val) <= ROWS_CALIBRATED else np.sort(drawn.choice(val, ROWS_CALIBRATED, replace=False))
+    """Positions of the rows that say what is usual: validation rows, and of a small part training rows beside them."""
+
+    def some(rows: np.ndarray) -> np.ndarray:
+        if len(rows) <= ROWS_CALIBRATED:
+            return rows
+        return np.sort(np.random.default_rng(0).choice(rows, ROWS_CALIBRATED, replace=False))
+
+    return np.concatenate([part.val, some(part.train)]) if len(part.val) < FEW_ROWS else some(part.val)
 
 
 def described(rows: TrainingRows, weights: str, device: str) -> TrainingRows:
-    """The same rows with the output of the pretrained backbone and network, where some weights are named.
+    """Adds to rows what the pretrained backbone and network make of them, where weights are named.
 
     Args:
         rows: with graphs, none of them rejected.
-        weights: of the network; "" where nothing is to be computed.
+        weights: name of the network's weights; "" where nothing is to be computed.
         device: to compute on.
     """
     if not weights or (rows.features is not None and rows.outputs is not None):
@@ -267,23 +270,18 @@ def measures(
     *,
     of_task: bool,
 ) -> dict[str, np.ndarray]:
-    """The measures of some rows by name, each float64, shape (n,), before they are divided by what is usual."""
+    """Computes the measures of some rows by name, each float64, shape (n,), not yet divided by what is usual."""
     fractions = rows.fractions[which].astype(np.float64)
-    found = {"elements": np.sqrt(((fractions @ trust.inverse) * fractions).sum(axis=1))}
+    by_name = {"elements": np.sqrt(((fractions @ trust.inverse) * fractions).sum(axis=1))}
     if trust.environments is not None:
         assert rows.features is not None
-        found["mean"], found["largest"] = trust.environments.distances(rows.features, which, of_task=of_task).T
-    found["move"] = trust.baseline.moves(values, by_baseline, rows.n_atoms[which])
-    return found
-
-
-def _over(values: np.ndarray, usual: float) -> np.ndarray:
-    """`values / usual`, 0 where both are 0."""
-    return values / max(usual, 1e-12)
+        by_name["mean"], by_name["largest"] = trust.environments.distances(rows.features, which, of_task=of_task).T
+    by_name["move"] = trust.baseline.moves(values, by_baseline, rows.n_atoms[which])
+    return by_name
 
 
 def _environments(features: AtomFeatures, train: np.ndarray) -> Environments:
-    """Of the training rows, or where they have too many atoms of as many as may be kept, drawn at random."""
+    """Whitens the features of the training atoms; of too many, those of rows drawn at random."""
     order = np.random.default_rng(0).permutation(train)
     n_rows = max(1, int((np.cumsum(features.rows_per_graph[order]) <= ATOMS_KEPT).sum()))
     kept = np.sort(order[:n_rows])

@@ -148,6 +148,17 @@ def test_a_small_validation_part_is_enough(data, n_val):
     assert found.trusted.mean() > 0.6
 
 
+@pytest.mark.parametrize("n_val", [1, 4])
+def test_one_training_row_is_far_from_no_other(data, n_val):
+    """What is usual then comes from the validation rows alone; a row like the one that was seen is trusted."""
+    part = TrainingPart(data.targets, TRAIN[:1], VAL[:n_val], "regression", "energy_per_atom")
+    judge = fit_trust(data.rows, part, data.targets[calibration_rows(part)], weights="0.3.0", energies=True)
+    judged = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
+    assert np.isfinite(judged.trust).all()
+    again = judge.judge(data.rows, TRAIN[:1], Prediction(data.targets[TRAIN[:1]]), of_task=False)
+    assert again.trusted.all()
+
+
 def test_where_nothing_was_trained_nothing_moved(data):
     run = finished(fine_tuning(data, parts=(TRAIN, VAL), freeze_depth="none"))
     fitted = run.fitted()
