@@ -1,8 +1,8 @@
-"""Reads every CIF and POSCAR file of some folders here, and with pymatgen, ASE and gemmi, and says where they differ.
+"""Reads every structure file below some folders here, and with pymatgen, ASE and gemmi, and says where they differ.
 
 python -m benchmarks.readers FOLDER ...
 
-Readers agree on a file when element by element every atom of one has an atom of the other within 0.1 Angstrom, in
+Two readings of a file agree when element by element every atom of one has an atom of the other within 0.1 Angstrom, in
 cells of the same lengths and angles; failing that, when pymatgen's StructureMatcher says so. A table of counts comes
 first, then every file on which they differ, and every one that is refused here, with the reason.
 """
@@ -10,9 +10,9 @@ first, then every file on which they differ, and every one that is refused here,
 from __future__ import annotations
 
 import argparse
-import gzip
 import io
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -21,39 +21,58 @@ from pathlib import Path
 
 import numpy as np
 
+from data.convert import cell_formula
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
-from data.structure_files import read_structure_file, structure_file_format
+from data.structure_files import FileFormat, read_structure_file, structure_file_format
+from data.text_files import unpacked
 
 MAX_DISTANCE_ANGSTROM = 0.1
 MAX_VOLUME_CHANGE = 1e-3
 MAX_MATCHED_ATOMS = 400  # StructureMatcher takes minutes beyond
+MOST_MIB = 1024  # of a file unpacked
 
 
-def by_pymatgen(content: bytes, kind: str) -> Crystal:
-    """Pymatgen's reading, without a reduction to the primitive cell."""
+def by_pymatgen(kind: FileFormat, content: bytes) -> Crystal:
+    """Reads with pymatgen, without a reduction to the primitive cell; it refuses a POSCAR that names no elements."""
     from pymatgen.core import Structure
     from pymatgen.io.cif import CifParser
+    from pymatgen.io.res import AirssProvider
+    from pymatgen.io.vasp.inputs import BadPoscarWarning
+    from pymatgen.io.vasp.outputs import Vasprun
 
-    if kind == "poscar":
-        return crystal_from_structure(Structure.from_str(content.decode("latin-1"), fmt="poscar"))
-    parser = CifParser(io.StringIO(content.decode("latin-1")))
-    return crystal_from_structure(parser.parse_structures(primitive=False)[0])
+    if kind == "vasprun":
+        with tempfile.NamedTemporaryFile(suffix=".xml") as file:
+            file.write(content)
+            file.flush()
+            run = Vasprun(file.name, parse_dos=False, parse_eigen=False, parse_potcar_file=False)
+        return crystal_from_structure(run.final_structure)
+    text = content.decode("latin-1")
+    if kind == "cif":
+        return crystal_from_structure(CifParser(io.StringIO(text)).parse_structures(primitive=False)[0])
+    if kind == "res":
+        return crystal_from_structure(AirssProvider.from_str(text).structure)
+    warnings.filterwarnings("error", category=BadPoscarWarning)
+    return crystal_from_structure(Structure.from_str(text, fmt="poscar" if kind == "poscar" else "json"))
 
 
-def by_ase(content: bytes, kind: str) -> Crystal:
-    """ASE's reading."""
+def by_ase(kind: FileFormat, content: bytes) -> Crystal:
+    """Reads with ASE, of several structures the last."""
     import ase.io
 
-    atoms = ase.io.read(io.StringIO(content.decode("latin-1")), format="vasp" if kind == "poscar" else "cif")
+    formats = {"cif": "cif", "poscar": "vasp", "xyz": "extxyz", "res": "res", "vasprun": "vasp-xml"}
+    index = 0 if kind == "cif" else -1
+    atoms = ase.io.read(io.StringIO(content.decode("latin-1")), format=formats[kind], index=index)
     occupancies = atoms.info.get("occupancy", {})
     if any(abs(sum(site.values()) - 1) > 1e-3 or len(site) > 1 for site in occupancies.values()):
         raise BadCrystalError("disordered")
+    if atoms.cell.rank != 3:
+        raise BadCrystalError("no cell")
     return Crystal(atoms.numbers.astype(np.uint8), atoms.get_scaled_positions(wrap=True), np.array(atoms.cell))
 
 
-def by_gemmi(content: bytes, kind: str) -> Crystal:
-    """Reads a small structure as gemmi does, which reads CIF files only."""
-    if kind == "poscar":
+def by_gemmi(kind: FileFormat, content: bytes) -> Crystal:
+    """Reads a small structure with gemmi, which reads CIF files only."""
+    if kind != "cif":
         raise BadCrystalError("no CIF file")
     import gemmi
 
@@ -71,7 +90,11 @@ def by_gemmi(content: bytes, kind: str) -> Crystal:
     raise BadCrystalError("no sites")
 
 
-READERS: dict[str, Callable[[bytes, str], Crystal]] = {"pymatgen": by_pymatgen, "ase": by_ase, "gemmi": by_gemmi}
+READERS: dict[str, Callable[[FileFormat, bytes], Crystal]] = {
+    "pymatgen": by_pymatgen,
+    "ase": by_ase,
+    "gemmi": by_gemmi,
+}
 
 
 @dataclass(frozen=True)
@@ -80,28 +103,28 @@ class Comparison:
 
     Attributes:
         path: of the file.
-        formula: as read here, or "".
+        kind: format that its name tells.
+        formula: of the cell as read here, or "".
         reason: why it is refused here, or "".
-        notes: of the reading here.
         verdicts: by reader, "agrees", "refuses" or how it differs; where it is refused here, what the other has read.
     """
 
     path: Path
+    kind: FileFormat
     formula: str
     reason: str
-    notes: tuple[str, ...]
     verdicts: dict[str, str]
 
 
 def compare(path: Path) -> Comparison:
-    """Read one file with all readers."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    kind = structure_file_format(path.name) or "cif"
-    ours: Crystal | None = None
-    reason, notes = "", ()
+    """Reads one file with all readers."""
+    kind = structure_file_format(path.name)
+    assert kind is not None, path
+    content = path.read_bytes()
+    crystal, reason = None, ""
     try:
-        read = read_structure_file(path.name.removesuffix(".gz"), content)
-        ours, notes = read.crystal, read.notes
+        crystal = read_structure_file(path.name, content).crystal
+        content = unpacked(content, MOST_MIB)
     except BadCrystalError as error:
         reason = str(error)
     verdicts = {}
@@ -109,90 +132,79 @@ def compare(path: Path) -> Comparison:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                other = reader(content, kind)
+                other = reader(kind, content)
         except Exception:  # noqa: BLE001 - other readers raise whatever they meet
             verdicts[name] = "refuses"
             continue
-        verdicts[name] = formula(other) if ours is None else difference(ours, other)
-    return Comparison(path, "" if ours is None else formula(ours), reason, notes, verdicts)
+        verdicts[name] = f"has {cell_formula(other)}" if crystal is None else difference(crystal, other)
+    return Comparison(path, kind, "" if crystal is None else cell_formula(crystal), reason, verdicts)
 
 
-def formula(crystal: Crystal) -> str:
-    """The content of the cell, in the order of the atomic numbers."""
-    from ase.data import chemical_symbols
-
-    counts = Counter(crystal.numbers.tolist())
-    return " ".join(f"{chemical_symbols[z]}{counts[z]}" for z in sorted(counts))
-
-
-def difference(ours: Crystal, other: Crystal) -> str:
-    """How two readings differ, or "agrees"."""
-    if formula(ours) != formula(other):
-        return f"has {formula(other)}"
-    volumes = [abs(float(np.linalg.det(one.lattice))) for one in (ours, other)]
-    if abs(volumes[1] / volumes[0] - 1) > MAX_VOLUME_CHANGE:
-        return f"has the volume {volumes[1]:.2f}, not {volumes[0]:.2f} cubic Angstrom"
-    metric = [one.lattice @ one.lattice.T for one in (ours, other)]
-    if np.allclose(*metric, rtol=1e-3, atol=1e-2) and farthest(ours, other) <= MAX_DISTANCE_ANGSTROM:
+def difference(crystal: Crystal, other: Crystal) -> str:
+    """How another reading differs, or "agrees"."""
+    if cell_formula(crystal) != cell_formula(other):
+        return f"has {cell_formula(other)}"
+    volume, other_volume = (abs(float(np.linalg.det(lattice))) for lattice in (crystal.lattice, other.lattice))
+    if abs(other_volume / volume - 1) > MAX_VOLUME_CHANGE:
+        return f"has the volume {other_volume:.2f}, not {volume:.2f} cubic Angstrom"
+    metrics = [lattice @ lattice.T for lattice in (crystal.lattice, other.lattice)]
+    if np.allclose(*metrics, rtol=1e-3, atol=1e-2) and farthest(crystal, other) <= MAX_DISTANCE_ANGSTROM:
         return "agrees"
-    if len(ours.numbers) <= MAX_MATCHED_ATOMS and matches(ours, other):
+    if len(crystal.numbers) <= MAX_MATCHED_ATOMS and matches(crystal, other):
         return "agrees"
-    return f"has an atom {farthest(ours, other):.2f} Angstrom away"
+    return f"has an atom {farthest(crystal, other):.2f} Angstrom away"
 
 
-def farthest(ours: Crystal, other: Crystal) -> float:
+def farthest(crystal: Crystal, other: Crystal) -> float:
     """The largest distance of an atom from the nearest of its element in the other reading, either way."""
     worst = 0.0
-    for a, b in ((ours, other), (other, ours)):
+    for a, b in ((crystal, other), (other, crystal)):
         for number in np.unique(a.numbers):
             own, others = a.frac_coords[a.numbers == number], b.frac_coords[b.numbers == number]
             for start in range(0, len(own), 200):
                 d = own[start : start + 200, None] - others[None]
-                d = (d - np.rint(d)) @ ours.lattice
+                d = (d - np.rint(d)) @ crystal.lattice
                 worst = max(worst, float(np.sqrt((d * d).sum(-1)).min(1).max()))
     return worst
 
 
-def matches(ours: Crystal, other: Crystal) -> bool:
-    """Pymatgen's StructureMatcher on both, without a change of volume."""
+def matches(crystal: Crystal, other: Crystal) -> bool:
+    """Asks pymatgen's StructureMatcher, without a change of volume."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
 
-    pair = [Structure(one.lattice, one.numbers.tolist(), one.frac_coords) for one in (ours, other)]
+    pair = [Structure(c.lattice, c.numbers.tolist(), c.frac_coords) for c in (crystal, other)]
     return StructureMatcher(primitive_cell=False, scale=False, ltol=0.01, stol=0.05, angle_tol=0.5).fit(*pair)
 
 
 def structure_files(folder: Path) -> list[Path]:
-    """All CIF and POSCAR files below a folder."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in files if structure_file_format(path.name) in ("cif", "poscar"))
+    """Lists all structure files below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and structure_file_format(path.name))
 
 
 def main() -> None:
-    """Print the table and the list."""
+    """Prints the table and the list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     comparisons = [compare(path) for folder in parser.parse_args().folders for path in structure_files(folder)]
-    read = [one for one in comparisons if not one.reason]
-    print(
-        f"{len(comparisons)} files: {len(read)} read here ({sum(bool(one.notes) for one in read)} of them with notes), "
-        f"{len(comparisons) - len(read)} refused"
-    )
-    print(f"{'':10}{'agrees':>10}{'differs':>10}{'refuses':>10}{'reads what is refused here':>30}")
-    for name in READERS:
-        verdicts = Counter(
-            one.verdicts[name] if one.verdicts[name] in ("agrees", "refuses") else "differs" for one in read
-        )
-        more = sum(one.verdicts[name] != "refuses" for one in comparisons if one.reason)
-        print(f"{name:10}{verdicts['agrees']:10}{verdicts['differs']:10}{verdicts['refuses']:10}{more:30}")
-    for one in comparisons:
-        differing = {name: text for name, text in one.verdicts.items() if text not in ("agrees", "refuses")}
-        if one.reason:
-            others = "; ".join(f"{name}: {text}" for name, text in differing.items()) or "so do the others"
-            print(f"\nrefused  {one.path}\n    {one.reason}\n    {others}")
-        elif differing:
-            print(f"\ndiffers  {one.path}: {one.formula}")
-            print("\n".join(f"    {name} {text}" for name, text in differing.items()))
+    counts: Counter[tuple[str, str, str]] = Counter()
+    lines = []
+    for comparison in comparisons:
+        here = "refused" if comparison.reason else "read"
+        counts[comparison.kind, here, ""] += 1
+        differs = False
+        for name, verdict in comparison.verdicts.items():
+            is_plain = verdict in ("agrees", "refuses")
+            counts[comparison.kind, here, f"{name} {verdict if is_plain else 'differs'}"] += 1
+            differs = differs or not is_plain
+        others = "; ".join(f"{name} {verdict}" for name, verdict in comparison.verdicts.items())
+        if comparison.reason:
+            lines.append(f"refused  {comparison.path}\n    {comparison.reason}\n    {others}")
+        elif differs:
+            lines.append(f"differs  {comparison.path}: {comparison.formula}\n    {others}")
+    for (kind, here, verdict), count in sorted(counts.items()):
+        print(f"{kind:8} {here + ' here':13} {verdict:20} {count:6}")
+    print("\n" + "\n".join(lines))
     sys.stdout.flush()
 
 
