@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.compiled import compiled
+from data.compiled import compiled, read_only
 from data.geometry import Geometry, geometry_of
 from data.graphs import Graphs
 from data.symmetry import TOLERANCE, empty, equivalent_classes, new_table, value_classes, value_of
@@ -84,25 +84,12 @@ def graph_batch(graphs: Graphs, which: np.ndarray, bond_graph_cutoff: float, *, 
             within `data.symmetry.TOLERANCE`.
     """
     arrays = _assemble(
-        _read_only(graphs.numbers),
-        _read_only(graphs.frac_coords),
-        _read_only(graphs.lattices),
-        _read_only(graphs.bond_atoms),
-        _read_only(graphs.bond_image),
-        _read_only(graphs.atom_start),
-        _read_only(graphs.bond_start),
-        _read_only(which.astype(np.int64)),
+        *graphs.read_only(),
+        read_only(which.astype(np.int64)),
         float(bond_graph_cutoff),
         TOLERANCE if collapse else 0.0,
     )
     return GraphBatch(*map(torch.from_numpy, arrays))
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """The array, as Ray's object store gives it: numba compiles anew for arrays that can be written to."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 def split_by_size(graphs: Graphs, which: np.ndarray, most_bonds: int) -> list[np.ndarray]:

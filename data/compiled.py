@@ -58,6 +58,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(cache=bool(_config.CACHE_DIR))(function)
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array as Ray's object store gives it: numba compiles anew for arrays that can be written to."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 @compiled
 def longer(array: np.ndarray, n_rows: int) -> np.ndarray:
     """A copy of a two-dimensional array with room for `n_rows` rows.

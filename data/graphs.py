@@ -11,11 +11,11 @@ leave the same atom; both follow from the bonds, and `data/batches.py` derives t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from data.compiled import compiled, longer
+from data.compiled import compiled, longer, read_only
 from data.crystal import BadCrystalError, Crystal
 
 CONVERTER_VERSION = 2  # part of the cache key: raise it whenever a graph, or what is kept beside it, would be different
@@ -75,6 +75,10 @@ class Graphs:
     def atoms_per_graph(self) -> np.ndarray:
         """Number of atoms of each graph, int64, shape (n_graphs,)."""
         return np.diff(self.atom_start)
+
+    def read_only(self) -> tuple[np.ndarray, ...]:
+        """The arrays in the order of the fields, as compiled functions are given them."""
+        return tuple(read_only(getattr(self, field.name)) for field in fields(self))
 
     def select(self, which: np.ndarray) -> Graphs:
         """The graphs at the positions `which`, int64, in that order; a copy."""

@@ -1,8 +1,8 @@
-"""Which crystals are molecular: their bonds join atoms into finite molecules only.
+"""Tells molecular crystals from others: their bonds join atoms into finite molecules only.
 
-Read from the graphs, which hold every distance up to the cutoff; two atoms are bonded where they are nearer than
-some multiple of the sum of their covalent radii. A molecule is finite where no path of bonds leads from an atom to
-its own copy in another cell (P. M. Larsen et al., Phys. Rev. Mater. 3, 034003 (2019), dimensionality 0).
+The graphs hold every distance up to the cutoff; two atoms are bonded where they are nearer than some multiple of the
+sum of their covalent radii. A molecule is finite where no path of bonds leads from an atom to its own copy in another
+cell (P. M. Larsen et al., Phys. Rev. Mater. 3, 034003 (2019), dimensionality 0).
 
 Source of the radii: B. Cordero et al., Dalton Trans. 2832 (2008), as ASE ships them.
 """
@@ -22,7 +22,7 @@ _NON_METALS = (1, 2, *range(5, 11), *range(14, 19), *range(32, 37), *range(52, 5
 
 
 def molecular(graphs: Graphs) -> np.ndarray:
-    """Whether each crystal is molecular, a lone atom being a molecule too; bool, shape (n_graphs,).
+    """Says of each crystal whether it is molecular, a lone atom being a molecule too; bool, shape (n_graphs,).
 
     A graph without atoms, of a rejected row, is not.
     """
@@ -30,17 +30,7 @@ def molecular(graphs: Graphs) -> np.ndarray:
 
     is_metal = np.ones(len(covalent_radii), dtype=np.bool_)
     is_metal[list(_NON_METALS)] = False
-    return _molecular(
-        graphs.numbers,
-        graphs.frac_coords,
-        graphs.lattices,
-        graphs.bond_atoms,
-        graphs.bond_image,
-        graphs.atom_start,
-        graphs.bond_start,
-        np.asarray(covalent_radii, dtype=np.float64),
-        is_metal,
-    )
+    return _molecular(*graphs.read_only(), np.asarray(covalent_radii, dtype=np.float64), is_metal)
 
 
 @compiled
