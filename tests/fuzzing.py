@@ -32,10 +32,9 @@ from pymatgen.core import Structure
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal
+from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
 from data.download import DownloadError
 from data.quality import check_crystal
-from data.rows import Rows
 from data.shards import (
     CacheSpec,
     DamagedShardError,
@@ -85,25 +84,24 @@ class Kind:
 
 
 @cache
-def demo() -> tuple[Rows, list[Structure]]:
+def demo() -> list[Structure]:
     """Crystals of few atoms of the demo."""
     _, rows = open_task("demo", download_dir=Path("none"))
-    every = list(rows.chunk(0, len(rows)).crystals())
-    small = [one for one in every if len(one.numbers) <= 8][::60][:12]
-    return rows, [Structure(one.lattice, one.numbers, one.frac_coords) for one in small]
+    crystals = [crystal for crystal in rows.chunk(0, len(rows)).crystals() if len(crystal.numbers) <= 8]
+    return [Structure(c.lattice, c.numbers, c.frac_coords) for c in crystals[::60][:12]]
 
 
-def same(one: Crystal, other: Crystal | None) -> bool:
+def same(crystal: Crystal, other: Crystal | None) -> bool:
     """Whether two crystals are the same but for rounding and the order of atoms."""
-    if other is None or sorted(one.numbers) != sorted(other.numbers):
+    if other is None or sorted(crystal.numbers) != sorted(other.numbers):
         return False
-    if not np.isclose(np.linalg.det(one.lattice), np.linalg.det(other.lattice), rtol=1e-5):
+    if not np.isclose(np.linalg.det(crystal.lattice), np.linalg.det(other.lattice), rtol=1e-5):
         return False
-    if np.array_equal(one.numbers, other.numbers) and np.allclose(one.lattice, other.lattice, atol=1e-5):
-        apart = one.frac_coords - other.frac_coords
+    if np.array_equal(crystal.numbers, other.numbers) and np.allclose(crystal.lattice, other.lattice, atol=1e-5):
+        apart = crystal.frac_coords - other.frac_coords
         if np.abs(apart - np.round(apart)).max() < 1e-4:
             return True
-    structures = [Structure(c.lattice, c.numbers, c.frac_coords) for c in (one, other)]
+    structures = [Structure(c.lattice, c.numbers, c.frac_coords) for c in (crystal, other)]
     matcher = StructureMatcher(ltol=1e-3, stol=1e-3, angle_tol=0.05, primitive_cell=False, scale=False)
     return bool(matcher.fit(*structures))
 
@@ -117,6 +115,18 @@ class Crystals(Kind):
         (self.folder / "targets.csv").write_text(f"file,y\n{name},0.5\n")
         (self.folder / name).write_bytes(content)
         return read_one(self.folder)
+
+    def judge(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> str:
+        if same(before.crystal, after.crystal):
+            return "equal"
+        if set(after.notes) - set(before.notes):
+            return "noted"
+        self.check_other(before, after, original, damage)
+        return "as written"
+
+    def check_other(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> None:
+        """Raise WrongError where the damage does not explain another crystal."""
+        raise NotImplementedError
 
 
 def read_one(path: Path) -> ReadCrystal:
@@ -135,15 +145,11 @@ class Cif(Crystals):
 
         minerals = Path(ase.__file__).parent / "test" / "testdata" / "minerals"
         files = [(path.name, path.read_bytes()) for path in sorted(minerals.glob("*.cif"))]
-        for k, structure in enumerate(demo()[1]):
+        for k, structure in enumerate(demo()):
             files.append((f"demo_{k}.cif", str(CifWriter(structure, symprec=0.01 if k % 2 else None)).encode()))
         return files
 
-    def judge(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> str:
-        if same(before.crystal, after.crystal):
-            return "equal"
-        if set(after.notes) - set(before.notes):
-            return "noted"
+    def check_other(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> None:
         lines = original.decode("utf-8", "replace").split("\n")
         sites, stated = _geometry_lines(lines), {
             k + more for k, line in enumerate(lines) for more in (0, 1)
@@ -154,12 +160,11 @@ class Cif(Crystals):
         has_both = all(name in original.decode("utf-8", "replace") for name in ("_formula_sum", "_formula_units_Z"))
         if has_both and not damage.lines & stated and sorted(before.crystal.numbers) != sorted(after.crystal.numbers):
             raise WrongError("other atoms than formula and Z say")
-        return "as written"
 
 
 def _geometry_lines(lines: list[str]) -> set[int]:
     """Lines of the cell's lengths and angles and of the loop of sites."""
-    found, in_sites = set(), False
+    geometry, in_sites = set(), False
     for k, line in enumerate(lines):
         word = line.strip()
         if word.startswith("_atom_site_") and not word.startswith("_atom_site_aniso"):
@@ -167,8 +172,8 @@ def _geometry_lines(lines: list[str]) -> set[int]:
         elif word.startswith(("loop_", "#", "data_")) or (word.startswith("_") and in_sites):
             in_sites = False
         if in_sites or word.startswith(("_cell_length", "_cell_angle")):
-            found.add(k)
-    return found
+            geometry.add(k)
+    return geometry
 
 
 class PoscarFile(Crystals):
@@ -181,28 +186,22 @@ class PoscarFile(Crystals):
         lines = example.read_text().splitlines(keepends=True)
         names = [] if lines[5].split()[0].isalpha() else ["Si\n"]  # a file of VASP 4 has none
         files = [("POSCAR_example", "".join([*lines[:5], *names, *lines[5:]]).encode())]
-        for k, structure in enumerate(demo()[1]):
+        for k, structure in enumerate(demo()):
             poscar = Poscar(structure, sort_structure=True)
             files.append((f"demo_{k}.vasp", poscar.get_str(direct=bool(k % 3)).encode()))
         return files
 
-    def judge(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> str:
-        if same(before.crystal, after.crystal):
-            return "equal"
-        if set(after.notes) - set(before.notes):
-            return "noted"
+    def check_other(self, before: ReadCrystal, after: ReadCrystal, original: bytes, damage: Damage) -> None:
         content = re.sub(rb"(\d)[dD]([-+]?\d)", rb"\1e\2", damage.content)  # they know no exponents of Fortran
-        readings = [read for reader in (_by_pymatgen, _by_ase) if (read := reader(content)) is not None]
-        if not any(same(after.crystal, one) for one in readings):
+        readings = [crystal for reader in (_by_pymatgen, _by_ase) if (crystal := reader(content)) is not None]
+        if not any(same(after.crystal, crystal) for crystal in readings):
             raise WrongError(f"another crystal than pymatgen and ASE read, {len(readings)} of which read it")
-        return "as written"
 
 
 def _by_pymatgen(content: bytes) -> Crystal | None:
     try:
         with warnings.catch_warnings(action="ignore"):
-            read = Poscar.from_str(content.decode()).structure
-        return Crystal(np.array(read.atomic_numbers), read.frac_coords, np.array(read.lattice.matrix))
+            return crystal_from_structure(Poscar.from_str(content.decode()).structure)
     except Exception:  # noqa: BLE001 - theirs are of every kind
         return None
 
@@ -212,8 +211,8 @@ def _by_ase(content: bytes) -> Crystal | None:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            read = ase.io.read(io.StringIO(content.decode()), format="vasp")
-        return Crystal(read.numbers, read.get_scaled_positions(wrap=False), np.array(read.cell))
+            atoms = ase.io.read(io.StringIO(content.decode()), format="vasp")
+        return Crystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.array(atoms.cell))
     except Exception:  # noqa: BLE001 - theirs are of every kind
         return None
 
@@ -264,22 +263,22 @@ class Row(NamedTuple):
 
 def _same_rows(some: list[Row], others: list[Row]) -> bool:
     return len(some) == len(others) and all(
-        one.id == other.id
-        and np.isclose(one.target, other.target, rtol=1e-12, atol=0, equal_nan=True)
-        and _same_input(one.input, other.input)
-        for one, other in zip(some, others, strict=True)
+        row.id == other.id
+        and np.isclose(row.target, other.target, rtol=1e-12, atol=0, equal_nan=True)
+        and _same_input(row.input, other.input)
+        for row, other in zip(some, others, strict=True)
     )
 
 
-def _same_input(one: object, other: object) -> bool:
-    if isinstance(one, ReadCrystal) and isinstance(other, ReadCrystal):
-        return same(one.crystal, other.crystal)
-    return type(one) is type(other) and str(one) == str(other)
+def _same_input(content: object, other: object) -> bool:
+    if isinstance(content, ReadCrystal) and isinstance(other, ReadCrystal):
+        return same(content.crystal, other.crystal)
+    return type(content) is type(other) and str(content) == str(other)
 
 
 class Csv(Table):
     def write_originals(self) -> list[tuple[str, bytes]]:
-        table = pd.DataFrame({"id": [f"r{k:03}" for k in range(12)], "formula": [s.reduced_formula for s in demo()[1]]})
+        table = pd.DataFrame({"id": [f"r{k:03}" for k in range(12)], "formula": [s.reduced_formula for s in demo()]})
         table["e_form"] = np.linspace(-2, 1, len(table))
         quoted = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
         return [
@@ -294,7 +293,7 @@ class Json(Table):
     """Matbench's layout and records, by lines and as a list; judged by pymatgen where a row is not the original's."""
 
     def write_originals(self) -> list[tuple[str, bytes]]:
-        structures = demo()[1][:4]
+        structures = demo()[:4]
         dicts = [one.as_dict(verbosity=0) for one in structures]
         targets = [0.25 * k for k in range(4)]
         ids = [f"row-{k}" for k in range(4)]
@@ -312,17 +311,17 @@ class Json(Table):
         if _same_rows(before, after):
             return "equal"
         content = gzip.decompress(damage.content) if damage.content[:2] == b"\x1f\x8b" else damage.content
-        theirs = _structures_in_json(content)
-        if theirs is not None and len(theirs) != len(after):
-            raise WrongError(f"{len(after)} rows of {len(theirs)}")
+        by_pymatgen = _structures_in_json(content)
+        if by_pymatgen is not None and len(by_pymatgen) != len(after):
+            raise WrongError(f"{len(after)} rows of {len(by_pymatgen)}")
         for k, row in enumerate(after):
             if isinstance(row.input, BadCrystalError) or any(_same_input(row.input, one.input) for one in before):
                 continue
-            if theirs is None and len(damage.how) > 1:
+            if by_pymatgen is None and len(damage.how) > 1:
                 continue  # one damage may have broken the file elsewhere
-            if theirs is None:
+            if by_pymatgen is None:
                 raise WrongError(f"row {row.id} is another crystal, and the file is no JSON")
-            if not row.input.notes and not same(row.input.crystal, theirs[k]):
+            if not row.input.notes and not same(row.input.crystal, by_pymatgen[k]):
                 raise WrongError(f"row {row.id} is another crystal than pymatgen reads")
         return "as written"
 
@@ -346,8 +345,7 @@ def _structures_in_json(content: bytes) -> list[Crystal] | None:
 
 def _as_crystal(record: dict) -> Crystal | None:
     try:
-        read = Structure.from_dict(record)
-        return Crystal(np.array(read.atomic_numbers), read.frac_coords, np.array(read.lattice.matrix))
+        return crystal_from_structure(Structure.from_dict(record))
     except Exception:  # noqa: BLE001 - theirs are of every kind
         return None
 
@@ -356,7 +354,7 @@ class Parquet(Table):
     text = False
 
     def write_originals(self) -> list[tuple[str, bytes]]:
-        structures = demo()[1][:6]
+        structures = demo()[:6]
         table = pd.DataFrame({"id": [f"row-{k}" for k in range(6)], "e_form": np.arange(6) / 8})
         files = []
         for name, column, compression in (
@@ -371,15 +369,15 @@ class Parquet(Table):
         return files
 
     def judge(self, before: list[Row], after: list[Row], original: bytes, damage: Damage) -> str:
-        found = super().judge(before, after, original, damage)
-        if found == "equal":
-            return found
+        verdict = super().judge(before, after, original, damage)
+        if verdict == "equal":
+            return verdict
         table = pd.read_parquet(io.BytesIO(damage.content))
         if len(table) != len(after):
             raise WrongError(f"{len(after)} rows of {len(table)}")
         if not np.array_equal(table["e_form"].to_numpy(), [row.target for row in after], equal_nan=True):
             raise WrongError("other targets than pandas reads")
-        return found
+        return verdict
 
 
 class Space(Kind):
@@ -481,10 +479,9 @@ class Cache(Kind):
     text = False
 
     def write_originals(self) -> list[tuple[str, bytes]]:
-        from data.crystal import crystal_from_structure
         from data.graphs import convert
 
-        graphs = [convert(crystal_from_structure(one), 6.0) for one in demo()[1]]
+        graphs = [convert(crystal_from_structure(structure), 6.0) for structure in demo()]
         self.spec = CacheSpec("0" * 64, 6.0, 3.0, n_rows=len(graphs), rows_per_shard=4)
         filesystem, path = open_folder(self.folder / "cache")
         for number, span in enumerate(self.spec.shard_rows):
