@@ -63,14 +63,14 @@ def main(
     if model not in get_args(ModelName):
         raise typer.BadParameter(f"--model {model!r}: expected one of {', '.join(CONFIGS)}")
     opened, rows = open_task(task, download_dir=Path())
-    found = list(convert_chunk(rows.chunk(0, len(rows)), cutoffs("0.3.0")[0])[1])
-    found += [
+    converted = list(convert_chunk(rows.chunk(0, len(rows)), cutoffs("0.3.0")[0])[1])
+    converted += [
         convert(crystal_from_structure(Structure.from_file(file)), cutoffs("0.3.0")[0]) for file in crystals or []
     ]
-    graphs = stack(found)
+    graphs = stack(converted)
     fractions = element_fractions(graphs)
-    known = described(TrainingRows(fractions, graphs.atoms_per_graph.astype(np.int32), graphs), "0.3.0", "cpu")
-    n, more = len(rows), np.arange(len(rows), len(found))
+    described_rows = described(TrainingRows(fractions, graphs.atoms_per_graph.astype(np.int32), graphs), "0.3.0", "cpu")
+    n, more = len(rows), np.arange(len(rows), len(converted))
     compositions = [str(np.round(row[row > 0], 4)) + str(np.flatnonzero(row)) for row in fractions[:n]]
     by_split = {"the task's folds": make_folds(opened, rows.ids, rows.groups)}
     by_split["elements left out"] = leave_elements_out(list(rows.ids), fractions[:n])[0]
@@ -78,7 +78,7 @@ def main(
     for split, all_folds in by_split.items():
         parts: dict[str, list[np.ndarray]] = {}
         for fold, seed in ((fold, seed) for fold in all_folds[:folds] for seed in range(seeds)):
-            for name, values in trained(fold, seed, rows, known, targets, compositions, more, model):
+            for name, values in trained(fold, seed, rows, described_rows, targets, compositions, more, model):
                 parts.setdefault(name, []).append(values)
         report(split, {name: np.concatenate(values) for name, values in parts.items()}, bool(len(more)))
 
@@ -87,7 +87,7 @@ def trained(
     fold: Fold,
     seed: int,
     rows: Any,
-    known: TrainingRows,
+    described_rows: TrainingRows,
     targets: np.ndarray,
     compositions: list[str],
     more: np.ndarray,
@@ -102,18 +102,22 @@ def trained(
     part = TrainingPart(visible, split.train, split.val, "regression", "energy_per_atom")
     name, fields = CONFIGS[model]
     entry = open_model(name)
-    read = known if entry.reads != "compositions" else replace(known, graphs=None, features=None, outputs=None)
-    run = entry.start(entry.config(**fields, seed=seed), read, part, "cpu")
+    inputs = (
+        described_rows
+        if entry.reads != "compositions"
+        else replace(described_rows, graphs=None, features=None, outputs=None)
+    )
+    run = entry.start(entry.config(**fields, seed=seed), inputs, part, "cpu")
     began = time.perf_counter()
     for _ in run.epochs():
         pass
     fitted, middle = run.fitted(), time.perf_counter()
     weights = "" if entry.reads == "compositions" else "0.3.0"
-    predicted = fitted.predict_rows(read, calibration_rows(part)).values
-    trust = fit_trust(read, part, predicted, weights=weights, energies=bool(weights))
+    predicted = fitted.predict_rows(inputs, calibration_rows(part)).values
+    trust = fit_trust(inputs, part, predicted, weights=weights, energies=bool(weights))
     yield "seconds", np.array([[middle - began, time.perf_counter() - middle]])
     for name, which in (("val", split.val), ("test", split.test), ("more", more)):
-        yield name, judged(trust, read, which, fitted.predict_rows(read, which), targets[which])
+        yield name, judged(trust, inputs, which, fitted.predict_rows(inputs, which), targets[which])
 
 
 def judged(
@@ -122,11 +126,11 @@ def judged(
     """Error, baseline's error, trust and distance to the baseline of each row, shape (n, 4)."""
     if not len(which):
         return np.empty((0, 4))
-    found = trust.judge(rows, which, prediction, of_task=True)
-    assert found.trust is not None
+    marked = trust.judge(rows, which, prediction, of_task=True)
+    assert marked.trust is not None
     by_baseline = trust.baseline.predict(rows, which)
     errors = np.abs(prediction.values - y_true), np.abs(by_baseline - y_true)
-    return np.stack([*errors, found.trust, np.abs(prediction.values - by_baseline)], axis=1)
+    return np.stack([*errors, marked.trust, np.abs(prediction.values - by_baseline)], axis=1)
 
 
 def report(split: str, parts: dict[str, np.ndarray], has_more: bool) -> None:
@@ -135,7 +139,7 @@ def report(split: str, parts: dict[str, np.ndarray], has_more: bool) -> None:
     for name in ("val", "test"):
         error, by_baseline, trust, _ = parts[name].T
         marked = trust < 0.5
-        deciles = [f"{error[one].mean():.3f}" for one in np.array_split(np.argsort(-trust), 10)]
+        deciles = [f"{error[rows].mean():.3f}" for rows in np.array_split(np.argsort(-trust), 10)]
         print(
             f"{name}: {marked.sum()} of {len(marked)} marked; MAE {error.mean():.4f}, baseline {by_baseline.mean():.4f}"
         )

@@ -81,7 +81,7 @@ def main(
     everything, compositions = np.arange(len(crystals)), [str(row.tobytes()) for row in rows.fractions]
     fields = {"freeze_depth": freeze_depth, "epochs": epochs, "lr": lr, "batch_size": batch_size}
     fields |= {"weight_decay": weight_decay}
-    found = []
+    outcomes = []
     for fold in make_folds(task, source.ids, source.groups):
         split = split_fold(
             fold, source.ids, np.ones(len(source), dtype=bool), compositions, groups=source.groups, seed=0
@@ -97,16 +97,16 @@ def main(
             fitted = run.fitted()
             free = replace(fitted, reach=None)
             start = run.kept_reference.predict(new.fractions.astype(np.float64)) + new.outputs
-            moves = [np.abs(one.predict_rows(new, everything).values - start) for one in (free, fitted)]
-            on_val = [one.predict_rows(rows, split.val).values for one in (free, fitted)]
+            moves = [np.abs(model.predict_rows(new, everything).values - start) for model in (free, fitted)]
+            on_val = [model.predict_rows(rows, split.val).values for model in (free, fitted)]
             counts, largest = [int((move > WILD).sum()) for move in moves], [float(move.max()) for move in moves]
-            found.append([val, *counts])
+            outcomes.append([val, *counts])
             typer.echo(
                 f"fold {fold.index} seed {seed}: validation MAE {val:.4f}, {int((on_val[0] != on_val[1]).sum())} of "
                 f"its rows limited; of {len(crystals)} crystals {counts[0]} wild without the limit (largest move "
                 f"{largest[0]:.2f} eV/atom), {counts[1]} with it ({largest[1]:.2f})"
             )
-    table = np.array(found)
+    table = np.array(outcomes)
     typer.echo(
         f"{len(table)} trainings, validation MAE {table[:, 0].mean():.4f}: without the limit "
         f"{int((table[:, 1] > 0).sum())} have wild predictions, {int(table[:, 1].sum())} in all, with it "

@@ -186,16 +186,16 @@ def _decide(stated: Stated, sites: Sites, facts: Content, lattice: np.ndarray) -
     if not readings:
         raise BadCrystalError(reasons[0])
     if len(readings) > 1 or stated.is_assumed:
-        contacts = [closest_contact(one.cell, lattice, RADII) for one in readings]
+        contacts = [closest_contact(reading.cell, lattice, RADII) for reading in readings]
         if max(contacts) < IMPOSSIBLE_CONTACT:
             raise BadCrystalError(f"atoms are too near one another in every setting that {stated.source} can mean")
         if max(contacts) >= SENSIBLE_CONTACT:
             pairs = zip(readings, contacts, strict=True)
-            readings = [one for one, contact in pairs if contact >= IMPOSSIBLE_CONTACT]
+            readings = [reading for reading, contact in pairs if contact >= IMPOSSIBLE_CONTACT]
     reading = readings[0]
     for other in readings[1:]:
         if not same_atoms(reading.cell, other.cell, lattice):
-            settings = [f"{one.symmetry.name} ({len(one.cell.numbers)} atoms)" for one in (reading, other)]
+            settings = [f"{r.symmetry.name} ({len(r.cell.numbers)} atoms)" for r in (reading, other)]
             raise BadCrystalError(f"{stated.source} can mean {' or '.join(settings)}, and nothing in the file decides")
     if len(stated.candidates) > 1:
         reading.verdict.notes.append(f"{stated.source} is read as {reading.symmetry.name}, the one that fits the file")

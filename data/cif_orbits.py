@@ -199,23 +199,23 @@ def _coincident_sites(
     return same
 
 
-def same_atoms(one: Cell, other: Cell, lattice: np.ndarray) -> bool:
+def same_atoms(cell: Cell, other: Cell, lattice: np.ndarray) -> bool:
     """Whether two fillings of one cell are the same crystal, but for where the origin is."""
-    if len(one.numbers) != len(other.numbers) or not np.array_equal(np.sort(one.numbers), np.sort(other.numbers)):
+    if len(cell.numbers) != len(other.numbers) or not np.array_equal(np.sort(cell.numbers), np.sort(other.numbers)):
         return False
-    kinds, counts = np.unique(one.numbers, return_counts=True)
+    kinds, counts = np.unique(cell.numbers, return_counts=True)
     rarest = kinds[np.argmin(counts)]
-    start = one.frac_coords[one.numbers == rarest][0]
+    start = cell.frac_coords[cell.numbers == rarest][0]
     origins = other.frac_coords[other.numbers == rarest]
     origins = origins[np.argsort(_lengths(origins - start, lattice))]
-    return any(_coincide(one, other, start - origin, lattice) for origin in [start, *origins[:48]])
+    return any(_coincide(cell, other, start - origin, lattice) for origin in [start, *origins[:48]])
 
 
-def _coincide(one: Cell, other: Cell, shift: np.ndarray, lattice: np.ndarray) -> bool:
+def _coincide(cell: Cell, other: Cell, shift: np.ndarray, lattice: np.ndarray) -> bool:
     tolerance = SPECIAL_POSITION_ANGSTROM
-    kinds, counts = np.unique(one.numbers, return_counts=True)
+    kinds, counts = np.unique(cell.numbers, return_counts=True)
     for number in kinds[np.argsort(counts)]:
-        a = one.frac_coords[one.numbers == number]
+        a = cell.frac_coords[cell.numbers == number]
         b = (other.frac_coords[other.numbers == number] + shift) % 1.0
         b[b >= 1.0] = 0.0
         distance, match = cKDTree(b, boxsize=1.0).query(a, distance_upper_bound=_reach(tolerance, lattice))

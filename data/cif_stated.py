@@ -239,7 +239,7 @@ def _with_operators(operators: Symmetry, named: _Named, lattice: np.ndarray) -> 
     )
 
 
-def _same_operators(one: Symmetry, other: Symmetry) -> bool:
-    if len(one) != len(other):
+def _same_operators(symmetry: Symmetry, other: Symmetry) -> bool:
+    if len(symmetry) != len(other):
         return False
-    return set(one.codes.tolist()) == set(other.codes.tolist())
+    return set(symmetry.codes.tolist()) == set(other.codes.tolist())

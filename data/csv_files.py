@@ -204,7 +204,7 @@ def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
         if lines and len(lines[0]) > 1 and all(len(line) == len(lines[0]) for line in lines)
     ]
     # Of several, the one that makes column names that are known; else the one that comes first in the text.
-    even = [one for one in even if TEXT_COLUMNS & {name.lower() for name in readings[one][0]}] or even
+    even = [candidate for candidate in even if TEXT_COLUMNS & {name.lower() for name in readings[candidate][0]}] or even
     if even:
         delimiter = min(even, key=text.index)
         return readings[delimiter], delimiter
@@ -212,7 +212,7 @@ def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
         raise TaskError(f"{path} is not a CSV file: {problems[',']}")
     # None fits: say which line does not, of the one that the first line has most of.
     first = text.lstrip().split("\n", 1)[0]
-    delimiter = max(readings, key=lambda one: (first.count(one), one == ","))
+    delimiter = max(readings, key=lambda candidate: (first.count(candidate), candidate == ","))
     lines = readings[delimiter]
     for number, line in enumerate(lines[1:], start=1):
         if len(line) != len(lines[0]):

@@ -59,10 +59,10 @@ def read_folder(folder: Path, table: Path | None = None) -> Source:
 def _read_table(folder: Path, table: Path) -> Source:
     cells = read_cells(table)
     files = _structure_files(folder)
-    known = _known_by(files)
+    files_by_key = _known_by(files)
     header = cells.lines[0] if cells.lines else []
     notes = list(cells.notes)
-    if header and _is_a_row(header, known):
+    if header and _is_a_row(header, files_by_key):
         targets = [f"target_{k}" for k in range(1, len(header))] if len(header) > 2 else ["target"]
         cells.lines.insert(0, ["id", *targets[: len(header) - 1]])
         notes.append(f"{table.name} has no line of column names: they are taken as {', '.join(cells.lines[0])}.")
@@ -72,12 +72,12 @@ def _read_table(folder: Path, table: Path) -> Source:
     column = by_lower.get("file") or ids
     if column is None:
         column = next(iter(columns))
-        if not any(key in known for key in columns[column]):
+        if not any(key in files_by_key for key in columns[column]):
             raise TaskError(
                 f"{table} has the columns {list(columns)}; expected 'file' or 'id', or a first column, naming the "
                 f"structures. {_EXPECTED}"
             )
-    names, considered, note = _chosen_files(table, columns[column], known)
+    names, considered, note = _chosen_files(table, columns[column], files_by_key)
     if note:
         notes.append(note)
     _refuse_links_out_of(folder, [table, *(files[name] for name in names)])
@@ -133,7 +133,7 @@ def _known_by(files: dict[str, Path]) -> dict[str, list[str]]:
     A key is a relative name; that without its ending; the same two without the folders; or a folder with a structure
     file, by its relative name and its own. Whatever comes first in this order counts.
     """
-    known: dict[str, list[str]] = {}
+    files_by_key: dict[str, list[str]] = {}
     for keys in (
         lambda path: [path.as_posix()],
         lambda path: [_without_ending(path.as_posix())],
@@ -142,31 +142,31 @@ def _known_by(files: dict[str, Path]) -> dict[str, list[str]]:
         lambda path: [path.parent.as_posix()] if path.parent.name else [],
         lambda path: [path.parent.name] if path.parent.name else [],
     ):
-        found: dict[str, list[str]] = {}
+        names_by_key: dict[str, list[str]] = {}
         for name in files:
             for key in keys(PurePosixPath(name)):
-                found.setdefault(key, []).append(name)
-        for key, names in found.items():
-            known.setdefault(key, names)
-    return known
+                names_by_key.setdefault(key, []).append(name)
+        for key, names in names_by_key.items():
+            files_by_key.setdefault(key, names)
+    return files_by_key
 
 
 def _without_ending(name: str) -> str:
     return _ENDING.sub("", name)
 
 
-def _is_a_row(first_line: list[str], known: dict[str, list[str]]) -> bool:
+def _is_a_row(first_line: list[str], files_by_key: dict[str, list[str]]) -> bool:
     """Whether a first line is a row: what follows its id are targets, or nothing behind the name of a structure."""
     targets = [cell.lower() for cell in first_line[1:]]
     plain = all(
         cell in (*MISSING, "true", "false") or re.fullmatch(r"[-+]?[0-9.,]+(?:e[-+]?[0-9]+)?", cell) for cell in targets
     )
-    return plain and (first_line[0] in known or any(cell not in MISSING for cell in targets))
+    return plain and (first_line[0] in files_by_key or any(cell not in MISSING for cell in targets))
 
 
-def _chosen_files(table: Path, keys: list[str], known: dict[str, list[str]]) -> tuple[list[str], set[str], str]:
+def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str]]) -> tuple[list[str], set[str], str]:
     """The structure file that each key means, all that they fit, and a note where VASP's own names left a choice."""
-    matches = [known.get(key, []) for key in keys]
+    matches = [files_by_key.get(key, []) for key in keys]
     considered = {name for match in matches for name in match}
     chosen: Counter[str] = Counter()
     for k, match in enumerate(matches):

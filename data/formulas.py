@@ -98,8 +98,8 @@ class _Reading:
         self.notes: list[str] = []
 
     def error(self, reason: str) -> FormulaError:
-        shown = self.text if len(self.text) <= 100 else f"{self.text[:100]}..."
-        return FormulaError(f"{shown!r} is not a formula: {reason}; expected one such as Fe2O3 or Li0.5CoO2")
+        excerpt = self.text if len(self.text) <= 100 else f"{self.text[:100]}..."
+        return FormulaError(f"{excerpt!r} is not a formula: {reason}; expected one such as Fe2O3 or Li0.5CoO2")
 
     def note(self, kind: str, parts: Sequence[str] = ()) -> None:
         self.notes.append(f"{kind}: {self.text}" + (f" is {' and '.join(parts)}" if parts else ""))

@@ -24,7 +24,7 @@ def interruptible(otherwise: str) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone is told of signals
         yield
         return
-    before = {one: signal.getsignal(one) for one in _SIGNALS}
+    before = {signal_number: signal.getsignal(signal_number) for signal_number in _SIGNALS}
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
@@ -32,9 +32,9 @@ def interruptible(otherwise: str) -> Iterator[None]:
             received.append(number)
             raise KeyboardInterrupt
 
-    for one in _SIGNALS:
-        if before[one] != signal.SIG_IGN:  # as in the background
-            signal.signal(one, interrupt)
+    for signal_number in _SIGNALS:
+        if before[signal_number] != signal.SIG_IGN:  # as in the background
+            signal.signal(signal_number, interrupt)
     try:
         yield
     except KeyboardInterrupt as end:
@@ -42,5 +42,5 @@ def interruptible(otherwise: str) -> Iterator[None]:
         sys.exit(128 + (received or [signal.SIGINT])[0])
     finally:
         if not received:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            for signal_number, handler in before.items():
+                signal.signal(signal_number, handler)

@@ -111,12 +111,14 @@ def _frame(path: Path, sha256: str, text: bytes | bytearray, members: dict[str, 
             )
         inner[name] = object_members(text, start)
     keys = list(next(iter(inner.values()), {}))
-    known = {*FORMULA_COLUMNS, *_STRUCTURES}
-    if known & {name.lower() for name in inner} and all(list(one) == keys for one in inner.values()):
+    input_columns = {*FORMULA_COLUMNS, *_STRUCTURES}
+    if input_columns & {name.lower() for name in inner} and all(
+        list(cells_of_key) == keys for cells_of_key in inner.values()
+    ):
         columns = {name: [_cell(parse_json(text[a:b])) for a, b in cells.values()] for name, cells in inner.items()}
         return Table(_with_values(columns), sha256, _index(keys))
-    if known & {name.lower() for name in keys}:
-        names = list(dict.fromkeys(name for one in inner.values() for name in one))
+    if input_columns & {name.lower() for name in keys}:
+        names = list(dict.fromkeys(name for cells_of_key in inner.values() for name in cells_of_key))
         columns = {
             name: [_cell(parse_json(text[slice(*row[name])])) if name in row else None for row in inner.values()]
             for name in names

@@ -49,8 +49,8 @@ def leave_elements_out(ids: list[str], fractions: np.ndarray) -> tuple[list[Fold
         SplitError: a fold has no element to leave out.
     """
     holds = np.asarray(fractions) > 0
-    known = holds.any(axis=1)
-    limit = known.sum() / N_FOLDS
+    is_usable = holds.any(axis=1)
+    limit = is_usable.sum() / N_FOLDS
     tests = np.zeros((N_FOLDS, len(ids)), dtype=bool)
     left_out: list[list[int]] = [[] for _ in range(N_FOLDS)]
     for position in np.random.default_rng(FOLD_SEED).permutation(holds.shape[1]).tolist():
@@ -65,25 +65,25 @@ def leave_elements_out(ids: list[str], fractions: np.ndarray) -> tuple[list[Fold
     if not all(left_out):
         n_rare = int((holds.sum(axis=0)[holds.any(axis=0)] <= limit).sum())
         raise SplitError(
-            f"--split {LEAVE_ELEMENTS_OUT}: {n_rare} elements are in no more than a fifth of the {known.sum()} rows; "
-            f"{N_FOLDS} folds need at least {N_FOLDS} to leave out"
+            f"--split {LEAVE_ELEMENTS_OUT}: {n_rare} elements are in no more than a fifth of the {is_usable.sum()} "
+            f"rows; {N_FOLDS} folds need at least {N_FOLDS} to leave out"
         )
-    folds = [Fold(k, _named(ids, known & ~test), _named(ids, test)) for k, test in enumerate(tests)]
+    folds = [Fold(k, _named(ids, is_usable & ~test), _named(ids, test)) for k, test in enumerate(tests)]
     return folds, [sorted(numbers) for numbers in left_out]
 
 
-def leave_molecules_out(ids: list[str], is_molecular: np.ndarray, known: np.ndarray) -> list[Fold]:
+def leave_molecules_out(ids: list[str], is_molecular: np.ndarray, is_usable: np.ndarray) -> list[Fold]:
     """Five folds that all train on the crystals that are not molecular; each tests another fifth of those that are.
 
     Args:
         ids: one a row; rows of the same id are in the same parts.
         is_molecular: bool, shape (n,), see `data.molecules.molecular`.
-        known: bool, shape (n,); rows that are False are in no part.
+        is_usable: bool, shape (n,); rows that are False are in no part.
 
     Raises:
         SplitError: fewer than five molecular crystals, or no other ones.
     """
-    molecules, others = _named(ids, is_molecular & known), _named(ids, ~is_molecular & known)
+    molecules, others = _named(ids, is_molecular & is_usable), _named(ids, ~is_molecular & is_usable)
     if len(molecules) < N_FOLDS or not others:
         raise SplitError(
             f"--split {LEAVE_MOLECULES_OUT}: {len(molecules)} of the rows are molecular crystals, {len(others)} are "

@@ -97,7 +97,7 @@ def read_matbench_text(
         if any(kind_of_structure(next(iter(some), None)) for some in columns.values()):
             return source_of(path, Table(columns, sha256, ("index", index)))  # structures as text
         return composition_source(path, index, columns, sha256, ids_from)
-    ids = [str(one) for one in index]
+    ids = [str(label) for label in index]
     taken = f"{ids_from}, structures from column {names[structure]!r}"
     kind = _format(text, cells[:, structure])
     return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, taken)

@@ -125,8 +125,8 @@ def _names_what_lies_beside(path: Path, table: Table) -> bool:
     column = next((name for name in names if name.lower() == "file"), id_column(names) or names[0])
     first = str(table.columns[column][0]).lstrip("/")
     return bool(first) and any(
-        one.is_dir() or structure_file_format(one.name) is not None
-        for one in path.parent.glob(f"{glob.escape(first)}*")
+        neighbour.is_dir() or structure_file_format(neighbour.name) is not None
+        for neighbour in path.parent.glob(f"{glob.escape(first)}*")
     )
 
 
@@ -158,9 +158,11 @@ def _unpacked(path: Path, content: bytes) -> tuple[str, bytes | bytearray]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = [
-                one
-                for one in archive.infolist()
-                if not one.is_dir() and not one.filename.startswith("__MACOSX") and not _is_hidden(one.filename)
+                member
+                for member in archive.infolist()
+                if not member.is_dir()
+                and not member.filename.startswith("__MACOSX")
+                and not _is_hidden(member.filename)
             ]
             if len(members) != 1:
                 raise TaskError(

@@ -65,7 +65,7 @@ def source_of(path: Path, table: Table) -> Source:
     if not len(table):
         raise TaskError(f"{path} has no rows")
     ids_from, index = _ids(table)
-    if empty := sum(one in (None, "") or one != one for one in index):
+    if empty := sum(row_id in (None, "") or row_id != row_id for row_id in index):
         raise TaskError(f"{path} has no id in {empty} of its {len(index)} rows; give every row one ({ids_from})")
     structures = _structure_column(path, table)
     labels = {
@@ -82,7 +82,7 @@ def source_of(path: Path, table: Table) -> Source:
     return Source(
         index=index,
         columns=labels,
-        names=[f"{one}{ending}" for one in index],
+        names=[f"{row_id}{ending}" for row_id in index],
         format=_FORMATS[kind],
         buffer=buffer,
         spans=spans,
@@ -111,7 +111,7 @@ def composition_source(
     labels = {name: cells for name, cells in columns.items() if name != column}
     buffer, spans = joined([formula.encode() for formula in formulas])
     taken = f"{ids_from}, formulas from column {column!r}" if ids_from else ""
-    return Source(index, labels, [str(one) for one in index], "composition", buffer, spans, sha256, taken, notes)
+    return Source(index, labels, [str(row_id) for row_id in index], "composition", buffer, spans, sha256, taken, notes)
 
 
 def formula_column(names: list[str]) -> str | None:

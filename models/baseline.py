@@ -52,7 +52,9 @@ class Baseline:
         """How far values are from the baseline's: per atom where they are energies of a cell, in logits of a class."""
         if self.kind == "classification":
             certain = _SMALLEST_PROBABILITY
-            values, by_baseline = (logit(np.clip(one, certain, 1 - certain)) for one in (values, by_baseline))
+            values, by_baseline = (
+                logit(np.clip(probabilities, certain, 1 - certain)) for probabilities in (values, by_baseline)
+            )
         return np.abs(values - by_baseline) / (n_atoms if self.quantity == "energy_per_cell" else 1)
 
 

@@ -119,16 +119,16 @@ def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, d
     corrections = _corrections(rows, np.arange(len(part.targets))) if config.undo_mp2020 else None
     if energies:
         on_graphs = GraphInputs(rows.graphs, network.bond_graph_cutoff, torch.device(device), rows.collapse)
-        known = rows.outputs
-        if known is None:
-            known, seen = np.zeros(len(part.targets)), np.concatenate([part.train, part.val])
-            known[seen] = predict(network, on_graphs, seen)
-        outputs = known[part.train]
+        start = rows.outputs
+        if start is None:
+            start, visible = np.zeros(len(part.targets)), np.concatenate([part.train, part.val])
+            start[visible] = predict(network, on_graphs, visible)
+        outputs = start[part.train]
         # The network's output leaves CHGNet's own composition energies out, and so does the prior.
         prior = load_anchors(config.weights) - network.composition_energies().double().cpu().numpy()
         reference = _energy_reference(config, rows, part, corrections, prior, outputs)
     else:
-        prior, known = None, np.zeros(len(part.targets))
+        prior, start = None, np.zeros(len(part.targets))
         reference = _property_reference(config, rows, part)
         network.reset_readout(config.seed)
     network.freeze(config.freeze_depth)
@@ -162,7 +162,7 @@ def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, d
         corrections=corrections,
         moved_inputs=moved_inputs if config.jitter or config.strain else None,
         refit=refit if config.refit_reference else None,
-        start=known,
+        start=start,
         layer_decay=config.layer_decay,
         unfreeze_every=config.unfreeze_every,
     )

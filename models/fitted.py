@@ -106,12 +106,12 @@ class FittedModel:
         if copies is None:
             copies = int(self.about.get("copies", "0"))
         if copies and self.model.reads != "compositions":
-            found = averaged(self.fitted, rows, which, copies)
+            prediction = averaged(self.fitted, rows, which, copies)
         else:
-            found = self.fitted.predict_rows(rows, which)
+            prediction = self.fitted.predict_rows(rows, which)
         if self.trust is None:
-            return found
-        return self.trust.judge(rows, which, found, replace_untrusted=self.about.get("untrusted") == "baseline")
+            return prediction
+        return self.trust.judge(rows, which, prediction, replace_untrusted=self.about.get("untrusted") == "baseline")
 
     def save(self, path: Path) -> None:
         """Write everything `load_model` needs to one file, tensors and plain values only."""
@@ -151,9 +151,9 @@ class SeedEnsemble:
     ) -> Prediction:
         """The mean over the members, its std (ddof 1) between them, and the least of their trusts."""
         rows = self.members[0].rows_of(crystals)  # of one model and one training part: the same for all
-        predicted = [member.predict_rows(rows, copies=copies) for member in self.members]
-        together = np.stack([one.values for one in predicted])
-        trusts = [one.trust for one in predicted if one.trust is not None]
+        predictions = [member.predict_rows(rows, copies=copies) for member in self.members]
+        together = np.stack([prediction.values for prediction in predictions])
+        trusts = [prediction.trust for prediction in predictions if prediction.trust is not None]
         trust = np.min(trusts, axis=0) if trusts else None
         return Prediction(together.mean(axis=0), together.std(axis=0, ddof=1), trust)
 
@@ -250,8 +250,8 @@ def _formula(crystal: Structure | Crystal | str) -> str:
 
 
 def _rows_of_compositions(crystals: Sequence[Structure | Crystal | str]) -> TrainingRows:
-    read = parse_formulas([_formula(one) for one in crystals])
-    for position, reason in enumerate(read.reasons):
+    compositions = parse_formulas([_formula(crystal) for crystal in crystals])
+    for position, reason in enumerate(compositions.reasons):
         if reason is not None:
             raise BadCrystalError(f"composition {position}: {reason}")
-    return TrainingRows(read.fractions, read.n_atoms)
+    return TrainingRows(compositions.fractions, compositions.n_atoms)

@@ -279,7 +279,7 @@ def likely_strengths(
         tell(f"likelihood of {len(points):,} rows, step {next(step)} of at most {_STEPS}")
 
     tell_step()
-    found = minimize(
+    optimum = minimize(
         loss,
         _START[free],
         jac=True,
@@ -288,4 +288,4 @@ def likely_strengths(
         options={"maxiter": _STEPS},
         callback=tell_step,
     )
-    return strengths_of(torch.from_numpy(found.x)) * units
+    return strengths_of(torch.from_numpy(optimum.x)) * units

@@ -60,19 +60,19 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
     rows, notes, reasons = [], [], {}
     for crystal in crystals:
         try:
-            known = read(crystal, model.model.reads)
-            found = model.predict_with_std([known if isinstance(known, str) else known.crystal])
+            reading = read(crystal, model.model.reads)
+            prediction = model.predict_with_std([reading if isinstance(reading, str) else reading.crystal])
         except BadCrystalError as problem:
             # one crystal at a time: its position, which the message begins with, says nothing here
             reasons[crystal] = str(problem).split(" 0: ", 1)[-1]
             continue
-        formula = known if isinstance(known, str) else reduced_formula(known.crystal)
-        row = {"crystal": crystal, "formula": formula, "prediction": float(found.values[0])}
-        row |= {} if found.std is None else {"std": float(found.std[0])}
-        if found.trust is not None and found.trusted is not None:
-            row |= {"trust": float(found.trust[0]), "trusted": bool(found.trusted[0])}
+        formula = reading if isinstance(reading, str) else reduced_formula(reading.crystal)
+        row = {"crystal": crystal, "formula": formula, "prediction": float(prediction.values[0])}
+        row |= {} if prediction.std is None else {"std": float(prediction.std[0])}
+        if prediction.trust is not None and prediction.trusted is not None:
+            row |= {"trust": float(prediction.trust[0]), "trusted": bool(prediction.trusted[0])}
         rows.append(row)
-        notes.append("; ".join(parse_formulas([known]).notes[0] if isinstance(known, str) else known.notes))
+        notes.append("; ".join(parse_formulas([reading]).notes[0] if isinstance(reading, str) else reading.notes))
     table = pd.DataFrame(rows, columns=None if rows else ["crystal", "formula", "prediction"])
     return table.assign(note=notes) if any(notes) else table, reasons
 

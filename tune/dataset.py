@@ -122,20 +122,20 @@ def load_dataset(
         SplitError: too few rows to split.
         TargetScaleError: an energy target that is not on the declared scale.
     """
-    known = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
+    inputs = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
     bad_labels = bad_target_reasons(rows.ids, rows.targets)
-    unreadable = {k: reason for k, reason in enumerate(known.reasons) if reason}
+    unreadable = {k: reason for k, reason in enumerate(inputs.reasons) if reason}
     both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
     quarantine = unreadable | bad_labels | both
     if quarantine:
         say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
-    notes = {k: of_row for k, of_row in enumerate(known.notes) if of_row and k not in quarantine}
+    notes = {k: of_row for k, of_row in enumerate(inputs.notes) if of_row and k not in quarantine}
     if notes:
         say(f"{len(notes)} of {len(rows)} rows were read with notes; see notes.csv")
         for line in commonest_notes(notes.values()):
             say(f"  {line}")
-    if known.n_raised_cutoff:
-        say(f"{known.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
+    if inputs.n_raised_cutoff:
+        say(f"{inputs.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
     if usable.any() and np.ptp(rows.targets[usable]) == 0:
@@ -144,8 +144,8 @@ def load_dataset(
             "there is nothing to learn. Choose another target (--target)"
         )
 
-    folds, split_note = _folds(task, rows, known, split_rule)
-    compositions = [formula or "" for formula in known.formulas]
+    folds, split_note = _folds(task, rows, inputs, split_rule)
+    compositions = [formula or "" for formula in inputs.formulas]
     splits = {
         fold.index: split_fold(
             fold,
@@ -161,7 +161,7 @@ def load_dataset(
     }
     if any(split.by_row for split in splits.values()):
         say(ONE_COMPOSITION, style="yellow")
-    training_rows: TrainingRows = ray.get(known.rows_ref)
+    training_rows: TrainingRows = ray.get(inputs.rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     reference = untrained(space, task.kind)
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
@@ -171,25 +171,25 @@ def load_dataset(
     return Dataset(
         task=task,
         ids=rows.ids,
-        formulas=known.formulas,
+        formulas=inputs.formulas,
         labels=rows.targets,
         quarantine=quarantine,
         notes=notes,
         unscored=set(bad_labels),
-        n_raised_cutoff=known.n_raised_cutoff,
+        n_raised_cutoff=inputs.n_raised_cutoff,
         data_sha256=rows.sha256,
-        cache_key=known.cache_key,
+        cache_key=inputs.cache_key,
         folds=folds,
         split_rule=split_rule,
         split_note=split_note,
         splits=splits,
-        rows_ref=known.rows_ref,
+        rows_ref=inputs.rows_ref,
         trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Known:
+class _Inputs:
     """What was read of a task's rows, whether they are structures or compositions."""
 
     formulas: list[str | None]
@@ -201,19 +201,19 @@ class _Known:
     molecular: np.ndarray | None = None  # whether each crystal is, bool, shape (n_rows,), where the split asks for it
 
 
-def _folds(task: Task, rows: Rows, known: _Known, split_rule: SplitRule) -> tuple[list[Fold], str]:
+def _folds(task: Task, rows: Rows, inputs: _Inputs, split_rule: SplitRule) -> tuple[list[Fold], str]:
     """The folds that a rule makes, and what a reader must know of those that are not the task's own."""
     if split_rule == DEFAULT_SPLIT:
         return make_folds(task, rows.ids, rows.groups), ""
-    fractions = ray.get(known.rows_ref).fractions
+    fractions = ray.get(inputs.rows_ref).fractions
     begins = f"Split {split_rule}, not the folds of the task: scores are of crystals unlike those trained on"
     if split_rule == LEAVE_ELEMENTS_OUT:
         folds, left_out = leave_elements_out(rows.ids, fractions)
         symbols = {number: symbol for symbol, number in reversed(ATOMIC_NUMBERS.items())}
-        told = [f"fold {k}: {', '.join(symbols[z] for z in numbers)}" for k, numbers in enumerate(left_out)]
-        return folds, f"{begins}. Elements that a fold tests and does not train on: {'; '.join(told)}."
-    assert known.molecular is not None
-    folds = leave_molecules_out(rows.ids, known.molecular, fractions.any(axis=1))
+        lists = [f"fold {k}: {', '.join(symbols[z] for z in numbers)}" for k, numbers in enumerate(left_out)]
+        return folds, f"{begins}. Elements that a fold tests and does not train on: {'; '.join(lists)}."
+    assert inputs.molecular is not None
+    folds = leave_molecules_out(rows.ids, inputs.molecular, fractions.any(axis=1))
     n_tested = sum(len(fold.test_ids) for fold in folds)
     return (
         folds,
@@ -230,7 +230,7 @@ def _read(
     collapse: bool,
     split_rule: SplitRule,
     at_once: int | None,
-) -> _Known:
+) -> _Inputs:
     model = open_model(space.model)
     if task.inputs == "compositions":
         if model.reads != "compositions":
@@ -243,9 +243,9 @@ def _read(
                 f"--split {split_rule}: {task.name} as given has compositions only, and these do not say what is "
                 f"molecular; {LEAVE_ELEMENTS_OUT} goes with compositions too"
             )
-        read = read_compositions(rows)
-        rows_ref = ray.put(TrainingRows(read.fractions, read.n_atoms))
-        return _Known(read.formulas, read.reasons, read.notes, 0, "none", rows_ref)
+        compositions = read_compositions(rows)
+        rows_ref = ray.put(TrainingRows(compositions.fractions, compositions.n_atoms))
+        return _Inputs(compositions.formulas, compositions.reasons, compositions.notes, 0, "none", rows_ref)
     stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder, at_once=at_once)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
     graphs_ref = ray.put(stored.graphs)
@@ -260,7 +260,7 @@ def _read(
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
     rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
     is_molecular = molecular(stored.graphs) if split_rule == LEAVE_MOLECULES_OUT else None
-    return _Known(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref, is_molecular)
+    return _Inputs(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref, is_molecular)
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:

@@ -280,8 +280,8 @@ def report(results: dict[str, Any]) -> str:
     for member in results["members"]:
         own = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
         lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in own) + " |")
-    if told := trust_sentence(results["ensemble"], metric):
-        lines += ["", f"Of the mean {told}."]
+    if sentence := trust_sentence(results["ensemble"], metric):
+        lines += ["", f"Of the mean {sentence}."]
     record = results["record"]
     lines += ["", f"Code {record['git_commit']}, {record['created']}; data {results['data']['sha256'][:12]}."]
     return "\n".join(lines) + "\n"

@@ -177,7 +177,9 @@ def trust(shown: Shown) -> list[Section]:
     table = shown.table
     if "trusted" not in table:
         return []
-    facts = trust_facts([(int(str(fold)), one) for fold, one in table.groupby("fold")], shown.sweep.task["kind"])
+    facts = trust_facts(
+        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], shown.sweep.task["kind"]
+    )
     metric, untrusted = shown.sweep.metric.name, shown.sweep.results["options"].get("untrusted", "keep")
     entry = {"trust": facts, "mean": _mean_over_folds(table, shown)}
     sentence = trust_sentence(entry, metric, untrusted)
@@ -201,7 +203,10 @@ def trust(shown: Shown) -> list[Section]:
 def _mean_over_folds(table: pd.DataFrame, shown: Shown) -> dict[str, float]:
     """The score of the shown member."""
     metric = shown.sweep.metric
-    by_fold = [metric.value(one["y_true"].to_numpy(), one["y_pred"].to_numpy()) for _, one in table.groupby("fold")]
+    by_fold = [
+        metric.value(fold_table["y_true"].to_numpy(), fold_table["y_pred"].to_numpy())
+        for _, fold_table in table.groupby("fold")
+    ]
     return {metric.name: float(np.mean(by_fold))}
 
 

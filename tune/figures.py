@@ -286,14 +286,14 @@ def errors_by_std(table: pd.DataFrame, unit: str) -> Picture:
 def errors_by_trust(table: pd.DataFrame, unit: str) -> Picture:
     """Mean absolute error in bins of equally many crystals by their trust, the least trusted last."""
     bins = pd.qcut((-table["trust"]).rank(method="first"), min(10, max(2, len(table) // 20)), labels=False)
-    found = table.groupby(bins).agg(trust=("trust", "mean"), error=("abs_error", "mean"), n=("trust", "size"))
+    means = table.groupby(bins).agg(trust=("trust", "mean"), error=("abs_error", "mean"), n=("trust", "size"))
     figure = go.Figure(
-        go.Bar(x=[f"{trust:.2f}" for trust in found["trust"]], y=found["error"], marker={"color": BLUE},
-               customdata=found["n"], hovertemplate="trust %{x}: mean |error| %{y:.3g} of %{customdata}<extra></extra>")
+        go.Bar(x=[f"{trust:.2f}" for trust in means["trust"]], y=means["error"], marker={"color": BLUE},
+               customdata=means["n"], hovertemplate="trust %{x}: mean |error| %{y:.3g} of %{customdata}<extra></extra>")
     )  # fmt: skip
     style(figure, "mean trust", f"mean |error|{unit}", showlegend=False)
     figure.update_xaxes(type="category")
-    ratio = found["error"].iloc[-1] / max(found["error"].iloc[0], 1e-300)
+    ratio = means["error"].iloc[-1] / max(means["error"].iloc[0], 1e-300)
     return Picture(figure, f"Errors of the least trusted bin are {number(ratio)} times those of the most trusted.", 360)
 
 

@@ -53,40 +53,45 @@ _SHOWN_KIND = {"run": "", "zero-shot": "nothing trained", "peer": "peer"}
 def facts(place: Place, section: Section) -> dict[str, Any]:
     """All that is known of a place, for programs; what is not known is not there."""
     entry, metric = place.entry, section.metric.name
-    told: dict[str, Any] = {"rank": place.rank, "tied": place.tied} if place.rank is not None else {}
-    told |= {"name": entry.name, "kind": entry.kind, metric: place.scores[metric]}
+    line: dict[str, Any] = {"rank": place.rank, "tied": place.tied} if place.rank is not None else {}
+    line |= {"name": entry.name, "kind": entry.kind, metric: place.scores[metric]}
     if len(place.by_fold) > 1:
-        told["std_over_folds"] = float(pd.Series(place.by_fold).std())
-    told |= place.scores
+        line["std_over_folds"] = float(pd.Series(place.by_fold).std())
+    line |= place.scores
     if place.difference is not None:
-        found = place.difference
-        told |= {"difference_to_best": found.value, "low": found.low, "high": found.high, "n_common": place.n_common}
-    told |= {"n_ids": len(entry.table), "folds": sorted(place.by_fold), "flags": entry.flags}
-    told |= untrusted_facts(entry.table, section.task["kind"], metric)
+        difference = place.difference
+        line |= {
+            "difference_to_best": difference.value,
+            "low": difference.low,
+            "high": difference.high,
+            "n_common": place.n_common,
+        }
+    line |= {"n_ids": len(entry.table), "folds": sorted(place.by_fold), "flags": entry.flags}
+    line |= untrusted_facts(entry.table, section.task["kind"], metric)
     run = entry.run
     if run is None:
-        return told
+        return line
     results, own = run.results, run.name == entry.name
-    told |= {"member": entry.member, "run": run.name}
-    told |= {what: results["record"][what] for what in ("created", "git_commit")}
+    line |= {"member": entry.member, "run": run.name}
+    line |= {what: results["record"][what] for what in ("created", "git_commit")}
     if weights_of(run) and (own or "members" not in results):
-        told["weights"] = weights_of(run)
+        line["weights"] = weights_of(run)
     if not own:  # the untrained network that a run started from
-        return told | {"seeds": 0, "parameters": 0, "protocol": "nothing trained"}
-    told |= {"protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
+        return line | {"seeds": 0, "parameters": 0, "protocol": "nothing trained"}
+    line |= {"protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
     if "members" in results:
-        told["members"] = [one["member"] for one in results["members"]]
+        line["members"] = [trial["member"] for trial in results["members"]]
     else:
-        told |= {"seeds": entry.n_seeds, "by_chance": entry.by_chance, "model": results["model"]["name"]}
+        line |= {"seeds": entry.n_seeds, "by_chance": entry.by_chance, "model": results["model"]["name"]}
     if len(seed_scores(run)) > 1:
-        told["seed_std"] = float(seed_scores(run).std(ddof=1))
-    told |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours")}
-    trained = [one["n_trained"] for seed in results["seeds"] for one in seed["training"]]
+        line["seed_std"] = float(seed_scores(run).std(ddof=1))
+    line |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours")}
+    trained = [trial["n_trained"] for seed in results["seeds"] for trial in seed["training"]]
     if entry.member == "reference":
-        told["parameters"] = 0
+        line["parameters"] = 0
     elif trained:
-        told["parameters"] = max(trained)
-    return told
+        line["parameters"] = max(trained)
+    return line
 
 
 def decimals(section: Section) -> int:
@@ -97,10 +102,10 @@ def decimals(section: Section) -> int:
 
 def cells(place: Place, section: Section) -> dict[str, str]:
     """A line of the table as text; "" where nothing is known."""
-    told, digits = facts(place, section), decimals(section)
+    line, digits = facts(place, section), decimals(section)
     metric = section.metric.name
-    score = f"{told[metric]:.{digits}f}"
-    score += f" +- {told['std_over_folds']:.{digits}f}" if "std_over_folds" in told else ""
+    score = f"{line[metric]:.{digits}f}"
+    score += f" +- {line['std_over_folds']:.{digits}f}" if "std_over_folds" in line else ""
     behind = ""
     if place.difference is not None:
         found = place.difference
@@ -108,22 +113,22 @@ def cells(place: Place, section: Section) -> dict[str, str]:
     elif place.rank == 1:
         behind = "best"
     rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
-    others = {name: f"{told[name]:.{digits}f}" for name in ("rmse", "max_error", "accuracy") if name in told}
+    others = {name: f"{line[name]:.{digits}f}" for name in ("rmse", "max_error", "accuracy") if name in line}
     return {
         "rank": rank,
-        "name": told["name"],
-        "what": _SHOWN_KIND[place.entry.kind] or told.get("model", "average"),
+        "name": line["name"],
+        "what": _SHOWN_KIND[place.entry.kind] or line.get("model", "average"),
         metric.upper(): score,
         **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
         f"{metric.upper()} behind the best": behind,
-        "untrusted": untrusted_cell(told, metric, digits),
-        "seeds": str(told.get("seeds", "")),
-        "parameters": f"{told['parameters']:,}" if "parameters" in told else "",
-        "GPU h": _hours(told.get("gpu_hours")),
-        "CPU h": _hours(told.get("cpu_hours")),
-        "protocol": told.get("protocol", ""),
+        "untrusted": untrusted_cell(line, metric, digits),
+        "seeds": str(line.get("seeds", "")),
+        "parameters": f"{line['parameters']:,}" if "parameters" in line else "",
+        "GPU h": _hours(line.get("gpu_hours")),
+        "CPU h": _hours(line.get("cpu_hours")),
+        "protocol": line.get("protocol", ""),
         "flags": ", ".join(flags_of(place)),
-        "date": told.get("created", "")[:10],
+        "date": line.get("created", "")[:10],
     }
 
 

@@ -108,8 +108,8 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
     part: TrialFold = ray.get(dataset.trial_folds[fold])
     rows: TrainingRows = ray.get(dataset.rows_ref)
     tries = Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
-    found = [_shown(tries, space, *pair) for pair in pairs]
-    if all(isinstance(check.difference, str) for check in found):  # what it reads is to be seen all the same
+    checks = [_checked(tries, space, *pair) for pair in pairs]
+    if all(isinstance(check.difference, str) for check in checks):  # what it reads is to be seen all the same
         tries.run(combinations(space)[0])
     if unread := sorted(set(space.parameters) - tries.read):
         raise SweepError(
@@ -121,28 +121,28 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
             f"model {model.name}: no code reads {', '.join(unread)} of its {model.config.__name__}, so that setting it "
             "would change nothing: use it, or take it out"
         )
-    return found
+    return checks
 
 
-def _shown(tries: Tries, space: SearchSpace, lever: str, one: dict[str, Any], other: dict[str, Any]) -> LeverCheck:
-    """What a lever does, where these rows can tell: beside other values of the rest of the space, if need be."""
+def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any], second: dict[str, Any]) -> LeverCheck:
+    """Tries a lever on these rows, beside other values of the other fields if need be; else on the demo's crystals."""
     fields, n_train = tries.model.config.model_fields, len(tries.part.train)
-    values = [value_of(config, lever, fields) for config in (one, other)]
+    values = [value_of(config, lever, fields) for config in (first, second)]
     if np.ptp(tries.part.targets[tries.part.train]) == 0:
         return LeverCheck(lever, values, ONE_LABEL, n_train)
-    if trains_the_same(space.model, one, other, n_train):
+    if trains_the_same(space.model, first, second, n_train):
         base = differing_base(space, lever, values, n_train)
         if base is None:
             return LeverCheck(lever, values, ALIKE, n_train)
-        one, other = ({**base, lever: value} for value in values)
+        first, second = ({**base, lever: value} for value in values)
     try:
-        return tries.compare(lever, one, other)
+        return tries.compare(lever, first, second)
     except InertError:
         if n_train >= FEW:
             raise
     elsewhere = Tries(tries.model, *stand_in(space.weights, tries.part.kind, tries.part.quantity))
     try:
-        elsewhere.compare(lever, one, other)
+        elsewhere.compare(lever, first, second)
     finally:
         tries.read |= elsewhere.read
     return LeverCheck(lever, values, ONLY_ELSEWHERE, n_train)

@@ -7,7 +7,7 @@ they differ, so that the space is no mistake. What could do nothing on any rows 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class Merged:
     def sentence(self, n_train: int) -> str:
         """For the terminal."""
         *most, last = map(str, self.values)
-        told = f"{most[0]} to {last}" if self.is_range else f"{', '.join(most)} and {last}"
-        return f"{self.field}: {told} train the same model on {n_train} training rows, so the search takes {most[0]}"
+        values = f"{most[0]} to {last}" if self.is_range else f"{', '.join(most)} and {last}"
+        return f"{self.field}: {values} train the same model on {n_train} training rows, so the search takes {most[0]}"
 
 
 def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
@@ -41,37 +41,37 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
         space: of a sweep.
         n_train: training rows of the largest fold that is searched.
     """
-    parameters, found = dict(space.parameters), []
-    for field, value in space.searched.items():
-        ((kind, bounds),) = value.items()
-        rest = _others(space, field)
+    parameters, merged = dict(space.parameters), []
+    for field, spec in space.searched.items():
+        ((kind, bounds),) = spec.items()
+        bases = _others(space, field)
 
-        def same(a: Any, b: Any, field: str = field, rest: Sequence[dict[str, Any]] = rest) -> bool:
-            return all(trains_the_same(space.model, {**r, field: a}, {**r, field: b}, n_train) for r in rest)
+        def same(a: Any, b: Any, field: str = field, bases: Sequence[dict[str, Any]] = bases) -> bool:
+            return all(trains_the_same(space.model, {**base, field: a}, {**base, field: b}, n_train) for base in bases)
 
         if kind == "choice":
             classes: list[list[Any]] = []
-            for one in bounds:
-                known = next((of for of in classes if same(of[0], one)), None)
-                if known is None:
-                    classes.append([one])
+            for value in bounds:
+                alike = next((values for values in classes if same(values[0], value)), None)
+                if alike is None:
+                    classes.append([value])
                 else:
-                    known.append(one)
-            kept = [of[0] for of in classes]
-            found += [Merged(field, of, is_range=False) for of in classes if len(of) > 1]
-            parameters[field] = {kind: kept} if len(kept) > 1 else kept[0]
+                    alike.append(value)
+            offered = [values[0] for values in classes]
+            merged += [Merged(field, values, is_range=False) for values in classes if len(values) > 1]
+            parameters[field] = {kind: offered} if len(offered) > 1 else offered[0]
         elif kind in ("int", "logint") and same(bounds[1] - 1, bounds[1]):
             low, high = bounds
             first, last = low, high  # the first value that is the same as the last one
             while first < last:
                 middle = (first + last) // 2
                 first, last = (first, middle) if same(middle, high) else (middle + 1, last)
-            found.append(Merged(field, [first, high], is_range=True))
+            merged.append(Merged(field, [first, high], is_range=True))
             parameters[field] = {kind: [low, first]} if low < first else low
         elif kind in ("uniform", "loguniform") and same(*bounds):
-            found.append(Merged(field, bounds, is_range=True))
+            merged.append(Merged(field, bounds, is_range=True))
             parameters[field] = bounds[0]
-    return space.model_copy(update={"parameters": parameters}), found
+    return space.model_copy(update={"parameters": parameters}), merged
 
 
 def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict[str, Any]:
@@ -85,23 +85,23 @@ def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict
     for field, value in space.searched.items():
         ((kind, bounds),) = value.items()
         if kind == "choice" and config[field] not in bounds:
-            alike = (one for one in bounds if trains_the_same(space.model, config, {**config, field: one}, n_train))
+            alike = (each for each in bounds if trains_the_same(space.model, config, {**config, field: each}, n_train))
             config = {**config, field: next(alike, config[field])}
         elif kind in ("int", "logint"):
             config = {**config, field: min(config[field], bounds[1])}
     return config
 
 
-def trains_the_same(model: str, one: dict[str, Any], other: dict[str, Any], n_train: int) -> bool:
+def trains_the_same(model: str, first: dict[str, Any], second: dict[str, Any], n_train: int) -> bool:
     """Whether two configs leave the same model on so many training rows, although they would not on any number.
 
     Args:
         model: by name.
-        one, other: fields of its config.
+        first, second: fields of its config.
         n_train: training rows.
     """
     try:
-        configs = [open_model(model).config(**fields) for fields in (one, other)]
+        configs = [open_model(model).config(**fields) for fields in (first, second)]
     except ValidationError:
         return False
     return configs[0].effective(n_train) == configs[1].effective(n_train)
@@ -116,18 +116,14 @@ def differing_base(space: SearchSpace, lever: str, values: Sequence[Any], n_trai
         values: the two.
         n_train: training rows.
     """
-    one, other = values
-    for rest in _others(space, lever):
-        if not trains_the_same(space.model, {**rest, lever: one}, {**rest, lever: other}, n_train):
-            return rest
+    first, second = values
+    for base in _others(space, lever):
+        if not trains_the_same(space.model, {**base, lever: first}, {**base, lever: second}, n_train):
+            return base
     return None
 
 
 def _others(space: SearchSpace, field: str) -> list[dict[str, Any]]:
-    """Combinations of all fields but one, each once."""
-
-    def without() -> Iterator[dict[str, Any]]:
-        for config in combinations(space):
-            yield {name: value for name, value in config.items() if name != field}
-
-    return [fields for fields, _ in itertools.groupby(sorted(without(), key=repr))]
+    """Lists the combinations of all fields but this one, each once."""
+    others = ({name: value for name, value in config.items() if name != field} for config in combinations(space))
+    return [fields for fields, _ in itertools.groupby(sorted(others, key=repr))]

@@ -133,7 +133,7 @@ def formula(text: str) -> Markup:
 
 def _over_folds(entry: dict[str, Any], name: str) -> float:
     """The mean of a score, and of largest errors the largest."""
-    values = [one[name] for one in entry["folds"]]
+    values = [scores_of_fold[name] for scores_of_fold in entry["folds"]]
     return float(max(values) if name == "max_error" else np.mean(values))
 
 
@@ -147,10 +147,14 @@ def scores(shown: Shown) -> Section:
             (results["ensemble"].get("title", f"ensemble of {len(results['seeds'])} seeds"), results["ensemble"])
         )
     folds = shown.sweep.folds
-    others = [name for name in SCORES if name != metric and all(name in one for _, e in entries for one in e["folds"])]
+    others = [
+        name
+        for name in SCORES
+        if name != metric and all(name in scores_of_fold for _, e in entries for scores_of_fold in e["folds"])
+    ]
     rows = []
     for title, entry in entries:
-        values = {one["fold"]: one[metric] for one in entry["folds"]}
+        values = {scores_of_fold["fold"]: scores_of_fold[metric] for scores_of_fold in entry["folds"]}
         mean = entry["mean"][metric]
         spread = entry.get("std_over_folds", {}).get(metric)
         rows.append(

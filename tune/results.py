@@ -153,10 +153,14 @@ def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
     for what, tables, follows in (
         (
             "test",
-            {one.fold: one.predictions for one in scores},
+            {score.fold: score.predictions for score in scores},
             "counts as 0.5 there, in the mean of every model alike",
         ),
-        ("validation", {one.fold: one.validation for one in scores}, "is 0.5 there whatever was trained: no choice"),
+        (
+            "validation",
+            {score.fold: score.validation for score in scores},
+            "is 0.5 there whatever was trained: no choice",
+        ),
     ):
         if folds := [fold for fold, table in tables.items() if table["y_true"].nunique() < 2]:
             where = ", ".join(map(str, folds))
@@ -291,9 +295,9 @@ def write_evaluation(
 
 def summary(scores: Sequence[FoldScore], kind: Kind) -> dict[str, Any]:
     """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
-    found = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
+    result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
     facts = trust_facts([(score.fold, score.predictions) for score in scores], kind)
-    return found | ({"trust": facts} if facts else {})
+    return result | ({"trust": facts} if facts else {})
 
 
 def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:

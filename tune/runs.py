@@ -138,12 +138,12 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
     names += ["ensemble"] if "ensemble" in results else []
     if wanted is not None and wanted not in names:
         raise RunError(f"{folder} has no member {wanted!r}: it has {', '.join(names)}")
-    members = {one: load_member(filesystem, path, one, folds) for one in names if wanted in (None, one)}
-    for one, member in members.items():
-        for fold, found in member.test["fold"].value_counts().items():
-            if found != n_test[fold]:
-                file = f"{folder}/{one}/preds_fold_{fold}.csv"
-                raise RunError(f"{file} is damaged: it has {found} predictions, and results.json says {n_test[fold]}")
+    members = {member: load_member(filesystem, path, member, folds) for member in names if wanted in (None, member)}
+    for member, content in members.items():
+        for fold, n_rows in content.test["fold"].value_counts().items():
+            if n_rows != n_test[fold]:
+                file = f"{folder}/{member}/preds_fold_{fold}.csv"
+                raise RunError(f"{file} is damaged: it has {n_rows} predictions, and results.json says {n_test[fold]}")
     trained = bool(results["seeds"] or "ensemble" in results) and wanted != "reference"
     return SweepRun(
         name=name if wanted is None else f"{name}/{wanted}",

@@ -37,9 +37,9 @@ def results_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {title} | " + " | ".join(cells) + f" | **{entry['mean'][metric]:.4f}** | {spread} |")
     if "seed_std" in results:
         lines += ["", f"Standard deviation of the mean over seeds: {results['seed_std']:.5f}{unit}."]
-    if told := _trust(results):
+    if sentences := _trust(results):
         lines += ["", "## What to trust", ""]
-        lines += [f"- {title}: {sentence}." for title, sentence in told]
+        lines += [f"- {title}: {sentence}." for title, sentence in sentences]
     lines += ["", "## Chosen configuration", ""]
     lines += [
         f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in _set(results, chosen["config"]).items())
@@ -102,8 +102,8 @@ def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _trust(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Of each row of the main table, which of its predictions are not trusted."""
     untrusted = results["options"].get("untrusted", "keep")
-    told = [(title, trust_sentence(entry, results["metric"], untrusted)) for title, entry in _table_rows(results)]
-    return [(title, sentence) for title, sentence in told if sentence]
+    sentences = [(title, trust_sentence(entry, results["metric"], untrusted)) for title, entry in _table_rows(results)]
+    return [(title, sentence) for title, sentence in sentences if sentence]
 
 
 def _short(value: Any) -> str:
@@ -139,8 +139,8 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
         spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
         score = f"{entry['mean'][metric]:.4f}{spread} {unit}".rstrip()
         say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
-    if told := _trust(results):
-        title, sentence = told[-1]
+    if sentences := _trust(results):
+        title, sentence = sentences[-1]
         say(f"{title}: {sentence}", style="" if sentence.startswith("all ") else "yellow")
     for warning in _inert(results):
         say(warning, style="yellow")

@@ -192,11 +192,11 @@ def prove_levers(
         return known
     checks = check_levers(dataset, space, fold, pairs)
     for check in checks:
-        one, other = check.values
+        first, second = check.values
         by = check.difference if isinstance(check.difference, str) else f"predictions differ by {check.difference:.2g}"
-        say(f"  lever {check.lever}, {one} or {other}: {by} on {check.rows} rows")
+        say(f"  lever {check.lever}, {first} or {second}: {by} on {check.rows} rows")
     n_train = len(dataset.splits[fold].train)
-    alike = [LeverCheck(one.field, one.values, ALIKE, n_train) for one in merged]
+    alike = [LeverCheck(values.field, values.values, ALIKE, n_train) for values in merged]
     checks = known + [check for check in alike if check not in known] + checks
     folder.write_json("levers.json", [asdict(check) for check in checks])
     return checks

@@ -59,7 +59,7 @@ class Tries:
         self.model, self.rows, self.part = model, rows, part
         self.read: set[str] = set()
 
-    def compare(self, lever: str, one: dict[str, Any], other: dict[str, Any]) -> LeverCheck:
+    def compare(self, lever: str, first: dict[str, Any], second: dict[str, Any]) -> LeverCheck:
         """Run both on more and more rows until they differ.
 
         Raises:
@@ -68,14 +68,14 @@ class Tries:
         """
         fields = self.model.config.model_fields
         sizes = ROWS_WITH_EPOCHS if "epochs" in fields else ROWS_AT_ONCE
-        values = [value_of(config, lever, fields) for config in (one, other)]
+        values = [value_of(config, lever, fields) for config in (first, second)]
         if lever == "batch_size":
             sizes = tuple(max(values) + size for size in sizes)
         for number, size in enumerate(sizes):
             rows, part = self._sample(size, number)
             # What needs all its epochs, such as a late unfreezing, gets them before it is refused.
             short = lever != "epochs" and number < len(sizes) - 1
-            a, b = (self._predictions(lever, config, rows, part, number, short) for config in (one, other))
+            a, b = (self._predictions(lever, config, rows, part, number, short) for config in (first, second))
             if (a is None) != (b is None):
                 return LeverCheck(lever, values, "the loss of one was not finite", len(part.train))
             if a is None or b is None:
@@ -123,7 +123,7 @@ class Tries:
         Raises:
             SweepError: they are not one finite number a row.
         """
-        config, read = _watched(self._smaller(lever, {"seed": number, **fields}, short, len(part.train)))
+        config, fields_read = _watched(self._smaller(lever, {"seed": number, **fields}, short, len(part.train)))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -137,24 +137,24 @@ class Tries:
             raise SweepError(f"model {self.model.name}: {problem}") from None
         finally:
             torch.set_num_threads(threads)
-            self.read |= read
+            self.read |= fields_read
 
     def _smaller(self, lever: str, fields: dict[str, Any], short: bool, n_rows: int) -> ModelConfig:
         """With what a try has and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
-        known, whole = self.model.config.model_fields, fields
+        declared, whole = self.model.config.model_fields, fields
         for field, value in OF_A_TRY.items():
-            if field in known and field != lever:
+            if field in declared and field != lever:
                 with suppress(ValidationError):
                     self.model.config(**(changed := {**fields, field: value}))
                     fields = changed
-        epochs = fields.get("epochs", known["epochs"].default) if "epochs" in known else 0
+        epochs = fields.get("epochs", declared["epochs"].default) if "epochs" in declared else 0
         if short and epochs > MOST_EPOCHS:
             for fewer in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
                 with suppress(ValidationError):
                     return self.model.config(**{**fields, "epochs": fewer})
-        if lever == "ema_decay" and "batch_size" in known and not short:
+        if lever == "ema_decay" and "batch_size" in declared and not short:
             # One step stands for several of the whole training: the decay sets in only after some number of them.
-            sizes = [config.get("batch_size", known["batch_size"].default) for config in (whole, fields)]
+            sizes = [config.get("batch_size", declared["batch_size"].default) for config in (whole, fields)]
             steps = math.ceil(len(self.part.train) / sizes[0]) / math.ceil(n_rows / sizes[1])
             fields = {**fields, lever: fields[lever] ** max(1.0, steps)}
         return self.model.config(**fields)
@@ -167,24 +167,24 @@ def value_of(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -
 
 def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
     """The same config, and a set of the fields that have been read from it; who takes all of it has read them all."""
-    kind, fields, read = type(config), type(config).model_fields, set[str]()
+    kind, fields, fields_read = type(config), type(config).model_fields, set[str]()
 
     class Watched(kind):  # type: ignore[valid-type,misc]
         def __getattribute__(self, name: str) -> Any:
             if name in fields:
-                read.add(name)
+                fields_read.add(name)
             return super().__getattribute__(name)
 
         def __iter__(self) -> Any:  # as `dict` does
-            read.update(fields)
+            fields_read.update(fields)
             return super().__iter__()
 
         def model_dump(self, **options: Any) -> dict[str, Any]:
-            read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
+            fields_read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
             return super().model_dump(**options)
 
         def model_dump_json(self, **options: Any) -> str:
-            read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
+            fields_read.update(set(options.get("include") or fields) - set(options.get("exclude") or ()))
             return super().model_dump_json(**options)
 
-    return Watched.model_construct(**config.model_dump()), read
+    return Watched.model_construct(**config.model_dump()), fields_read
