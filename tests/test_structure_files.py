@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import lzma
-from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -299,7 +298,7 @@ def test_a_small_file_that_unpacks_to_much_is_refused(name, pack):
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
-    """A folder of files of several kinds, in a sweep of a moment: notes.csv and quarantine.csv, twice."""
+    """A folder of files of several kinds, in a sweep of a moment: notes.csv and quarantine.csv, from the cache."""
     folder = tmp_path / "salts"
     folder.mkdir()
     elements = ["Li", "Na", "K", "Rb", "Cs", "Mg", "Ca", "Sr", "Ba", "Zn"]
@@ -315,23 +314,19 @@ def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     (folder / "salt.res").write_text(AIRSS)
     (folder / "salt.vasp.gz").write_bytes(gzip.compress((folder / "LiO.vasp").read_bytes()))
     (folder / "t.csv").write_text("\n".join([*lines, "salt.res,1.5", "salt.vasp.gz,0.5"]) + "\n")
-    for name in ("first", "second"):  # the second reads the cache
-        done = CliRunner().invoke(
-            app,
-            ["--space=dummy", f"--task={folder}", f"--storage={tmp_path}/results", f"--name={name}", "--folds=0"],
-            env={"MATSWEEP_CACHE": str(tmp_path / "cache")},
-        )
-        assert done.exit_code == 0, done.output
-        results = Path(tmp_path / "results" / name)
-        notes = pd.read_csv(results / "notes.csv")
-        assert notes.values.tolist() == [[2, "LiF.vasp", "deuterium and tritium are read as hydrogen"]]
-        quarantine = pd.read_csv(results / "quarantine.csv")
-        assert quarantine["id"].tolist() == ["NaF.vasp"]
-        assert "'X' is no element but a dummy" in quarantine["reason"][0]
-        record = json.loads((results / "results.json").read_text())
-        assert record["data"]["n_noted"] == 1
-        assert (
-            "1 rows were read with notes (notes.csv): 1 x deuterium and tritium are read as hydrogen."
-            in record["notes"]
-        )
-        assert "notes.csv" in (results / "RESULTS.md").read_text()
+    done = CliRunner().invoke(
+        app,
+        ["--space=dummy", f"--task={folder}", f"--storage={tmp_path}/results", "--name=salts", "--folds=0"],
+        env={"MATSWEEP_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.exit_code == 0, done.output
+    results = tmp_path / "results" / "salts"
+    notes = pd.read_csv(results / "notes.csv")
+    assert notes.values.tolist() == [[2, "LiF.vasp", "deuterium and tritium are read as hydrogen"]]
+    quarantine = pd.read_csv(results / "quarantine.csv")
+    assert quarantine["id"].tolist() == ["NaF.vasp"]
+    assert "'X' is no element but a dummy" in quarantine["reason"][0]
+    record = json.loads((results / "results.json").read_text())
+    assert record["data"]["n_noted"] == 1
+    assert "1 rows were read with notes (notes.csv): 1 x deuterium and tritium are read as hydrogen." in record["notes"]
+    assert "notes.csv" in (results / "RESULTS.md").read_text()
