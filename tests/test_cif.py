@@ -36,8 +36,8 @@ def cif(cell=(5, 5, 5, 90, 90, 90), symmetry=P1, sites=("Na1 Na 0 0 0",), extra=
     return "\n".join([*lines, *sites, ""]).encode()
 
 
-def content(read):
-    counts = Counter(read.crystal.numbers.tolist())
+def content(reading):
+    counts = Counter(reading.crystal.numbers.tolist())
     return " ".join(f"{gemmi.Element(z).name}{n}" for z, n in sorted(counts.items()))
 
 
@@ -90,8 +90,8 @@ def test_full_names():
     symmetry = ["_space_group_name_H-M_full 'P 21/b 21/n 21/m'"]
     perovskite = ["Gd Gd .984 .061 .25", "Fe Fe 0 .5 0", "O1 O .101 .467 .25", "O2 O .696 .301 .051"]
     formula = ["_chemical_formula_sum 'Gd Fe O3'", "_cell_formula_units_Z 4"]
-    read = read_cif(cif((5.35, 5.61, 7.67, 90, 90, 90), symmetry, perovskite, formula))
-    assert content(read) == "O12 Fe4 Gd4"
+    reading = read_cif(cif((5.35, 5.61, 7.67, 90, 90, 90), symmetry, perovskite, formula))
+    assert content(reading) == "O12 Fe4 Gd4"
 
 
 def test_axes_that_the_cell_cannot_have():
@@ -107,9 +107,9 @@ def test_an_origin_that_the_name_leaves_open():
     assert content(read_cif(cif(**diamond, symmetry=["_symmetry_space_group_name_H-M 'F d -3 m Z'"]))) == "C8"
     assert content(read_cif(cif(**diamond, symmetry=["_symmetry_space_group_name_H-M 'F d -3 m :1'"]))) == "C16"
     formula = ["_chemical_formula_sum C", "_cell_formula_units_Z 8"]
-    read = read_cif(cif(**diamond, symmetry=bare, extra=formula))
-    assert content(read) == "C8"
-    assert "read as F d -3 m:2" in read.notes[0]
+    reading = read_cif(cif(**diamond, symmetry=bare, extra=formula))
+    assert content(reading) == "C8"
+    assert "read as F d -3 m:2" in reading.notes[0]
     assert "can mean" in reason(cif(**diamond | {"cell": (5, 5, 5, 90, 90, 90)}, symmetry=bare))
 
 
@@ -118,9 +118,9 @@ def test_no_symmetry_at_all():
     four += ["Cl Cl .5 .5 .5", "Cl Cl .5 0 0", "Cl Cl 0 .5 0", "Cl Cl 0 0 .5"]
     whole = SALT | {"symmetry": [], "sites": four}
     for extra in ([], SALT_FORMULA, ["_chemical_formula_sum 'Na4 Cl4'", "_cell_formula_units_Z 4"]):
-        read = read_cif(cif(**whole, extra=extra))
-        assert content(read) == "Na4 Cl4"
-        assert read.notes == ("the file says nothing of symmetry and is read as P 1",)
+        reading = read_cif(cif(**whole, extra=extra))
+        assert content(reading) == "Na4 Cl4"
+        assert reading.notes == ("the file says nothing of symmetry and is read as P 1",)
     asymmetric = SALT | {"symmetry": ["_symmetry_space_group_name_H-M ?"]}
     assert "no symmetry is given" in reason(cif(**asymmetric, extra=SALT_FORMULA))
     assert "density" in reason(cif(**asymmetric, extra=["_exptl_crystal_density_diffrn 2.16"]))
@@ -150,14 +150,16 @@ def test_operators_that_are_not_those_of_the_named_group():
     named = [*SALT["symmetry"], *primitive]
     assert "not of" in reason(cif(**SALT | {"symmetry": named}))
     assert "but the cell has" in reason(cif(**SALT | {"symmetry": named}, extra=SALT_FORMULA))
-    read = read_cif(cif(**SALT | {"symmetry": named}, extra=["_chemical_formula_sum NaCl", "_cell_formula_units_Z 1"]))
-    assert content(read) == "Na1 Cl1"
-    assert "operators" in read.notes[0]
+    reading = read_cif(
+        cif(**SALT | {"symmetry": named}, extra=["_chemical_formula_sum NaCl", "_cell_formula_units_Z 1"])
+    )
+    assert content(reading) == "Na1 Cl1"
+    assert "operators" in reading.notes[0]
     four = ["Na Na 0 0 0", "Na Na 0 .5 .5", "Na Na .5 0 .5", "Na Na .5 .5 0"]
-    read = read_cif(
+    reading = read_cif(
         cif(**SALT | {"symmetry": [*SALT["symmetry"], "_symmetry_equiv_pos_as_xyz 'x,y,z'"], "sites": four})
     )
-    assert content(read) == "Na4"
+    assert content(reading) == "Na4"
 
 
 def test_operators_must_be_a_group():
@@ -184,8 +186,8 @@ def test_a_magnetic_group_without_its_time_reversals():
     symmetry += ["1 x,y,z,+1", "2 -x,-y,-z,-1"]
     symmetry += ["loop_", "_space_group_symop_magn_centering.id", "_space_group_symop_magn_centering.xyz"]
     symmetry += ["1 x,y,z,+1", "2 x+1/2,y+1/2,z+1/2,-1"]
-    read = read_cif(cif(symmetry=symmetry, sites=["Mn Mn 0 0 0", "O O 0.3 0.2 0.1"]))
-    assert content(read) == "O4 Mn2"
+    reading = read_cif(cif(symmetry=symmetry, sites=["Mn Mn 0 0 0", "O O 0.3 0.2 0.1"]))
+    assert content(reading) == "O4 Mn2"
 
 
 def settings():
@@ -231,15 +233,15 @@ def random_salt(group, shape, rng):
             return atoms, ["Si1 Si 0 0 0", "O1 O {} {} {}".format(*position)]
 
 
-def holds(read, atoms):
+def holds(reading, atoms):
     """Whether a crystal has these atoms, each once."""
     for symbol, expected in atoms.items():
-        found = read.crystal.frac_coords[read.crystal.numbers == gemmi.Element(symbol).atomic_number]
-        d = found[:, None] - expected[None]
+        positions = reading.crystal.frac_coords[reading.crystal.numbers == gemmi.Element(symbol).atomic_number]
+        d = positions[:, None] - expected[None]
         nearest = np.abs(d - np.rint(d)).max(-1) < 1e-4
-        if len(found) != len(expected) or not (nearest.sum(0) == 1).all():
+        if len(positions) != len(expected) or not (nearest.sum(0) == 1).all():
             return False
-    return len(read.crystal.numbers) == sum(map(len, atoms.values()))
+    return len(reading.crystal.numbers) == sum(map(len, atoms.values()))
 
 
 def test_every_setting_by_operators_hall_symbol_and_name():
@@ -262,11 +264,11 @@ def test_every_setting_by_operators_hall_symbol_and_name():
             ways["number"] = [f"_space_group_IT_number {group.number}", *formula]
         for way, symmetry in ways.items():
             try:
-                read = read_cif(cif(shape, symmetry, sites))
+                reading = read_cif(cif(shape, symmetry, sites))
             except BadCrystalError:
                 outcomes[way, "refused"] += 1
                 continue
-            assert holds(read, atoms), (way, group.xhm(), group.hall)
+            assert holds(reading, atoms), (way, group.xhm(), group.hall)
             outcomes[way, "read"] += 1
     for way in ("operators", "Hall symbol", "full name"):
         assert outcomes[way, "read"] == len(list(gemmi.spacegroup_table()))
@@ -298,9 +300,9 @@ def test_every_setting_by_operators_hall_symbol_and_name():
     ],
 )
 def test_what_an_atom_is(site, element, note):
-    read = read_cif(cif(sites=[site]))
-    assert content(read) == f"{element}1"
-    assert read.notes == ((note,) if note else ())
+    reading = read_cif(cif(sites=[site]))
+    assert content(reading) == f"{element}1"
+    assert reading.notes == ((note,) if note else ())
 
 
 @pytest.mark.parametrize(
@@ -322,8 +324,8 @@ def test_elements_that_the_network_does_not_know():
 
 def test_the_formula_decides_what_a_label_means():
     cobalt = ["CO1 0 0 0", "O1 .5 .5 .5"]
-    read = read_cif(cif(sites=cobalt, columns="label", extra=["_chemical_formula_sum 'Co O'"]))
-    assert content(read) == "O1 Co1"
+    reading = read_cif(cif(sites=cobalt, columns="label", extra=["_chemical_formula_sum 'Co O'"]))
+    assert content(reading) == "O1 Co1"
     carbonyl = ["CO1 0 0 0", "OC1 0 0 .24"]
     assert content(read_cif(cif(sites=carbonyl, columns="label", extra=["_chemical_formula_sum 'C O'"]))) == "C1 O1"
     assert "not clearly" in reason(cif(sites=cobalt, columns="label", extra=["_chemical_formula_sum 'Co C O'"]))
@@ -441,9 +443,9 @@ def test_atoms_on_one_another():
 
 def test_sites_that_symmetry_gives_too():
     inversion = ["loop_", "_symmetry_equiv_pos_as_xyz", "x,y,z", "-x,-y,-z"]
-    read = read_cif(cif(symmetry=inversion, sites=["Fe1 Fe .2 .1 .3", "Fe2 Fe .8 .9 .7"]))
-    assert content(read) == "Fe2"
-    assert "read once: Fe2" in read.notes[0]
+    reading = read_cif(cif(symmetry=inversion, sites=["Fe1 Fe .2 .1 .3", "Fe2 Fe .8 .9 .7"]))
+    assert content(reading) == "Fe2"
+    assert "read once: Fe2" in reading.notes[0]
     assert "two full atoms" in reason(cif(symmetry=inversion, sites=["Fe1 Fe .2 .1 .3", "Ni2 Ni .8 .9 .7"]))
     part = SALT | {"sites": [*SALT["sites"], "Cl2 Cl 0.5 0 0"]}
     assert "lack some" in reason(cif(**part))
@@ -451,10 +453,10 @@ def test_sites_that_symmetry_gives_too():
 
 
 def test_rounded_positions_are_moved_onto_their_special_position():
-    read = read_cif(cif(**BRUCITE))
-    oxygen = read.crystal.frac_coords[read.crystal.numbers == 8]
+    reading = read_cif(cif(**BRUCITE))
+    oxygen = reading.crystal.frac_coords[reading.crystal.numbers == 8]
     np.testing.assert_allclose(np.sort(oxygen[:, :2], axis=0), [[1 / 3, 1 / 3], [2 / 3, 2 / 3]], atol=1e-15)
-    assert read.notes == ()
+    assert reading.notes == ()
     rough = BRUCITE | {"sites": ["Mg Mg 0 0 0", "O O .33 .67 .22"]}
     assert "moved onto special positions, O by" in read_cif(cif(**rough)).notes[0]
 
@@ -519,9 +521,9 @@ def test_encodings():
         (cif(extra=author).decode().encode("latin-1"), 1),
         (cif(extra=author).decode().encode("utf-16"), 1),
     ):
-        read = read_cif(file)
-        assert content(read) == "Na1"
-        assert len(read.notes) == notes
+        reading = read_cif(file)
+        assert content(reading) == "Na1"
+        assert len(reading.notes) == notes
 
 
 def test_blocks_without_a_structure_are_passed_over():
@@ -542,9 +544,9 @@ def test_what_pymatgen_writes(symprec):
     )
     oblique = Structure(Lattice.from_parameters(4, 5, 6, 80, 95, 105), ["K", "F"], [[0.1, 0.2, 0.3], [0.6, 0.7, 0.7]])
     for structure in (rutile, oblique, oblique.get_reduced_structure(), rutile * (2, 1, 1)):
-        read = read_cif(str(CifWriter(structure, symprec=symprec)).encode())
-        again = Structure(read.crystal.lattice, read.crystal.numbers.tolist(), read.crystal.frac_coords)
+        reading = read_cif(str(CifWriter(structure, symprec=symprec)).encode())
+        again = Structure(reading.crystal.lattice, reading.crystal.numbers.tolist(), reading.crystal.frac_coords)
         plain = structure.copy().remove_oxidation_states()
-        assert read.notes == ()
+        assert reading.notes == ()
         assert len(again) == len(plain) or symprec
         assert again.matches(plain, scale=False, primitive_cell=symprec is not None, attempt_supercell=False)

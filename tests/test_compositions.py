@@ -238,19 +238,21 @@ def test_a_bad_formula_costs_nobody_but_its_row(tmp_path, formula, reason):
 
 
 def test_a_table_in_capitals_is_not_guessed_at(tmp_path):
-    found = parsed(tmp_path, "FE2O3", "SIO2", "CO", "UO2")
-    assert found.formulas == [None, None, None, "UO2"]
-    assert found.reasons[1].startswith("'SIO2' may be SiO2: no formula of the table has a small letter, and 'FE2O3'")
+    compositions = parsed(tmp_path, "FE2O3", "SIO2", "CO", "UO2")
+    assert compositions.formulas == [None, None, None, "UO2"]
+    assert compositions.reasons[1].startswith(
+        "'SIO2' may be SiO2: no formula of the table has a small letter, and 'FE2O3'"
+    )
     assert parsed(tmp_path, "CO", "HF", "CH4").reasons == [None] * 3
     assert parsed(tmp_path, "CO", "Fe2O3").formulas == ["CO", "Fe2O3"]
 
 
 def test_what_a_formula_was_read_as_is_noted(tmp_path):
-    found = parsed(tmp_path, "NaCl", "CuSO4.5H2O", "D2O")
-    assert found.formulas == ["NaCl", "CuH10SO9", "H2O"]
-    assert found.notes[0] == ()
-    assert "a dot before water is that of a hydrate: CuSO4.5H2O is CuSO4 and 5H2O" in found.notes[1][0]
-    assert "deuterium" in found.notes[2][0]
+    compositions = parsed(tmp_path, "NaCl", "CuSO4.5H2O", "D2O")
+    assert compositions.formulas == ["NaCl", "CuH10SO9", "H2O"]
+    assert compositions.notes[0] == ()
+    assert "a dot before water is that of a hydrate: CuSO4.5H2O is CuSO4 and 5H2O" in compositions.notes[1][0]
+    assert "deuterium" in compositions.notes[2][0]
 
 
 def test_only_compositions_are_read(tmp_path):

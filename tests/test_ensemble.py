@@ -255,11 +255,11 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
         made(tmp_path, name, rows.assign(trust=of_run, trusted=of_run >= 0.5), predict(rows, 0.1))
         for name, of_run in (("a", trust), ("b", doubted))
     ]
-    found = average(runs)
-    table = pd.concat(tables(found.test).values()).set_index("id").loc[rows["id"]]
+    mean = average(runs)
+    table = pd.concat(tables(mean.test).values()).set_index("id").loc[rows["id"]]
     np.testing.assert_array_equal(table["trust"].to_numpy(), np.minimum(trust, doubted))
     assert table.index[~table["trusted"]].tolist() == [rows["id"][0], rows["id"][5]]
-    results = collect("mean", runs, found, "equal")
+    results = collect("mean", runs, mean, "equal")
     assert results["ensemble"]["trust"]["n_untrusted"] == 2
     assert f"2 of {len(rows)} test predictions are not trusted" in report(results)
     older = made(tmp_path, "older", rows, predict(rows, 0.2))

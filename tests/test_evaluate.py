@@ -215,11 +215,11 @@ def test_an_ensemble_is_the_mean_of_its_members_with_their_spread(an_outcome):
 
 
 def test_over_folds_the_largest_error_is_the_largest_and_the_others_are_means():
-    found = over_folds([(0, 10, {"mae": 0.1, "max_error": 3.0}), (3, 10, {"mae": 0.3, "max_error": 16.9})])
-    assert found["max_error"] == 16.9
-    assert found["mean"] == {"mae": pytest.approx(0.2)}
-    assert set(found["std_over_folds"]) == {"mae"}
-    assert [fold["max_error"] for fold in found["folds"]] == [3.0, 16.9]
+    result = over_folds([(0, 10, {"mae": 0.1, "max_error": 3.0}), (3, 10, {"mae": 0.3, "max_error": 16.9})])
+    assert result["max_error"] == 16.9
+    assert result["mean"] == {"mae": pytest.approx(0.2)}
+    assert set(result["std_over_folds"]) == {"mae"}
+    assert [fold["max_error"] for fold in result["folds"]] == [3.0, 16.9]
 
 
 def test_the_model_file_is_read_as_it_was_written(an_outcome, tmp_path):

@@ -229,10 +229,10 @@ def test_a_model_that_draws_nothing_has_its_seeds_and_no_noise_of_seeds(tmp_path
     drawing = made(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
     exact = made(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
     (section,) = sections([drawing, exact], {})
-    told = {place.entry.name: (place.entry.n_draws, facts(place, section)) for place in section.places}
-    assert [told[name][1]["seeds"] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 1, 0]
-    assert [told[name][0] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 0, 0]
-    assert [told[name][1]["by_chance"] for name in ("drawing", "exact")] == [True, False]
+    lines = {place.entry.name: (place.entry.n_draws, facts(place, section)) for place in section.places}
+    assert [lines[name][1]["seeds"] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 1, 0]
+    assert [lines[name][0] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 0, 0]
+    assert [lines[name][1]["by_chance"] for name in ("drawing", "exact")] == [True, False]
 
 
 def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
@@ -270,14 +270,14 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
     own = made(tmp_path, "own", rows, {"seed_0": rows["y_true"]})
     made(tmp_path, "left", rows, {"seed_0": rows["y_true"]})
     file = tmp_path / "ray_results" / "left" / "results.json"
-    told = json.loads(file.read_text())
-    told["options"]["split"] = "leave-group-out:element"
-    file.write_text(json.dumps(told))
+    record = json.loads(file.read_text())
+    record["options"]["split"] = "leave-group-out:element"
+    file.write_text(json.dumps(record))
     left = load_sweep(str(file.parent))
     peers = write_peers(tmp_path / "peers.parquet", {"peer": dict(zip(rows["id"], rows["y_true"], strict=True))})
-    found = sections([own, left], {str(peers): read_peers(peers)})
+    tables = sections([own, left], {str(peers): read_peers(peers)})
     # A peer was trained on what the split leaves out.
-    assert {tune.leaderboard.heading(one): "peer" in names(one) for one in found} == {
+    assert {tune.leaderboard.heading(one): "peer" in names(one) for one in tables} == {
         "made: e, eV/atom": True,
         "made: e, eV/atom, --split leave-group-out:element": False,
     }

@@ -90,8 +90,8 @@ def test_rows_without_a_crystal_are_in_no_part_and_repeated_ids_once(demo):
 def test_molecules_are_tested_once_and_never_trained_on():
     ids = [f"x{k}" for k in range(40)]
     is_molecule = np.arange(40) % 3 == 0
-    known = np.arange(40) != 6
-    folds = leave_molecules_out(ids, is_molecule, known)
+    is_usable = np.arange(40) != 6
+    folds = leave_molecules_out(ids, is_molecule, is_usable)
     tested = [one for fold in folds for one in fold.test_ids]
     assert sorted(tested) == sorted(ids[k] for k in range(0, 40, 3) if k != 6)
     assert {tuple(fold.train_ids) for fold in folds} == {tuple(ids[k] for k in range(40) if k % 3)}

@@ -33,23 +33,23 @@ def few():
 def merged(n_train, model="chgnet", **parameters):
     """What is left of a field's values, and what is said."""
     space = SearchSpace(name="mine", model=model, parameters=parameters)
-    narrower, found = merge(space, n_train)
-    return narrower.parameters, [one.sentence(n_train) for one in found]
+    narrower, merges = merge(space, n_train)
+    return narrower.parameters, [one.sentence(n_train) for one in merges]
 
 
 def test_batches_that_hold_all_rows_are_one_batch():
-    parameters, told = merged(40, batch_size={"choice": [16, 32, 64, 128]}, lr={"loguniform": [1e-4, 1e-2]})
+    parameters, sentences = merged(40, batch_size={"choice": [16, 32, 64, 128]}, lr={"loguniform": [1e-4, 1e-2]})
     assert parameters == {"batch_size": {"choice": [16, 32, 64]}, "lr": {"loguniform": [1e-4, 1e-2]}}
-    assert told == ["batch_size: 64 and 128 train the same model on 40 training rows, so the search takes 64"]
+    assert sentences == ["batch_size: 64 and 128 train the same model on 40 training rows, so the search takes 64"]
     assert merged(14, batch_size={"choice": [16, 32, 64]})[0] == {"batch_size": 16}
     assert merged(1000, batch_size={"choice": [16, 32, 64]})[1] == []
 
 
 @pytest.mark.parametrize("kind", ["int", "logint"])
 def test_a_range_ends_where_nothing_more_changes(kind):
-    parameters, told = merged(40, batch_size={kind: [8, 256]})
+    parameters, sentences = merged(40, batch_size={kind: [8, 256]})
     assert parameters == {"batch_size": {kind: [8, 40]}}
-    assert told == ["batch_size: 40 to 256 train the same model on 40 training rows, so the search takes 40"]
+    assert sentences == ["batch_size: 40 to 256 train the same model on 40 training rows, so the search takes 40"]
     assert merged(8, batch_size={kind: [8, 256]})[0] == {"batch_size": 8}
     assert merged(256, batch_size={kind: [8, 256]})[1] == []
 

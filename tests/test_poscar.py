@@ -73,17 +73,17 @@ def test_scale_factors_are_of_the_cell_and_of_cartesian_positions(scale, factors
     ],
 )
 def test_what_programs_write_is_read(text, numbers, note):
-    found = read(text)
-    assert found.crystal.numbers.tolist() == numbers
-    np.testing.assert_array_equal(found.crystal.lattice, LATTICE)
-    np.testing.assert_array_equal(found.crystal.frac_coords[:2], [[0, 0, 0], [0.5, 0.5, 0.5]])
-    assert (note or "") in "; ".join(found.notes)
-    assert bool(found.notes) == bool(note)
+    reading = read(text)
+    assert reading.crystal.numbers.tolist() == numbers
+    np.testing.assert_array_equal(reading.crystal.lattice, LATTICE)
+    np.testing.assert_array_equal(reading.crystal.frac_coords[:2], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    assert (note or "") in "; ".join(reading.notes)
+    assert bool(reading.notes) == bool(note)
 
 
 def test_a_comment_in_latin_1_is_no_obstacle():
-    found = read_poscar(PLAIN.replace("salt", "Ångström\x85 salt").encode("latin-1"))
-    assert found.crystal.numbers.tolist() == [11, 17]
+    reading = read_poscar(PLAIN.replace("salt", "Ångström\x85 salt").encode("latin-1"))
+    assert reading.crystal.numbers.tolist() == [11, 17]
 
 
 @pytest.mark.parametrize(

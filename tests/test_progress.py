@@ -34,9 +34,9 @@ def test_a_fit_of_minutes_is_heard_of(waiting, capsys):
     assert "fold 3 after 0:00: likelihood of 800 rows, step 1 of at most 60" in " ".join(
         capsys.readouterr().err.split()
     )
-    shown = Console(width=160)
-    with shown.capture() as table:
-        shown.print(terminal)
+    console = Console(width=160)
+    with console.capture() as table:
+        console.print(terminal)
     assert "likelihood of 800 rows, step 1 of at most 60, 0:0" in table.get()
 
 

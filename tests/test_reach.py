@@ -110,9 +110,9 @@ def test_a_composition_network_is_limited_too(data, strangers):
     before = run.objective.reference.predict(strangers.fractions.astype(float))
     limit = 3 * asked(data.targets[TRAIN], run.objective.reference.predict(data.rows.fractions[TRAIN].astype(float)))
     fitted = steeper(run)
-    found = moves(load_composition(fitted.content()), strangers, before)
+    loaded = moves(load_composition(fitted.content()), strangers, before)
     assert moves(replace(fitted, reach=None), strangers, before).max() > limit
-    assert found.max() <= limit * (1 + 1e-9)
+    assert loaded.max() <= limit * (1 + 1e-9)
 
 
 def test_nothing_limits_what_trains_nothing_and_what_has_no_end(data):

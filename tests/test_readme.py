@@ -93,10 +93,10 @@ def test_command_takes_the_options_it_is_shown_with(line):
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_options_that_a_page_names_exist(page):
-    known = set().union(*map(options_of, [*COMMANDS.values(), *BENCHMARKS]))
-    known |= {"--help", "--logdir"}  # the latter of TensorBoard
+    options = set().union(*map(options_of, [*COMMANDS.values(), *BENCHMARKS]))
+    options |= {"--help", "--logdir"}  # the latter of TensorBoard
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", (REPOSITORY / page).read_text()))
-    assert named - known == set()
+    assert named - options == set()
 
 
 def test_every_option_of_a_sweep_is_named():

@@ -329,14 +329,14 @@ def small_rows(at_hand) -> Rows:
 def test_a_cache_is_built_and_read_through_faults(server, small_rows):
     expected, key = graphs_of(small_rows, (6, 3), "s3://bucket/quiet", rows_per_shard=50)
     faults = server.fail("503", lambda method, path, count: count % 3 == 0)
-    found, same = graphs_of(small_rows, (6, 3), "s3://bucket/troubled", rows_per_shard=50)
+    graphs, same = graphs_of(small_rows, (6, 3), "s3://bucket/troubled", rows_per_shard=50)
     assert same == key
     assert faults.done["PUT"] >= 1
     server.heal()
     filesystem, _ = open_folder("s3://bucket")
     names = file_names(filesystem, f"bucket/troubled/{key}")
     assert names == file_names(filesystem, f"bucket/quiet/{key}")  # the names carry the content's checksum
-    assert (found.ids, found.formulas) == (expected.ids, expected.formulas)
+    assert (graphs.ids, graphs.formulas) == (expected.ids, expected.formulas)
 
 
 def test_a_disk_that_fills_while_shards_are_written(small_disk, small_rows, ray_session):

@@ -205,8 +205,8 @@ def test_extended_xyz_that_is_no_crystal(text, reason):
 
 def test_shelx_files_are_expanded_by_their_symmetry():
     crystal = read("a.res", RES)
-    found = Structure(crystal.lattice, crystal.numbers, crystal.frac_coords)
-    assert StructureMatcher(primitive_cell=False).fit(found, NACL)
+    structure = Structure(crystal.lattice, crystal.numbers, crystal.frac_coords)
+    assert StructureMatcher(primitive_cell=False).fit(structure, NACL)
     assert crystal.numbers.tolist() == [11] * 4 + [17] * 4
 
 

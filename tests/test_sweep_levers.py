@@ -300,11 +300,11 @@ def test_levers_that_act_late_are_seen_although_the_best_epoch_is_an_early_one()
 def test_decays_that_differ_only_after_more_steps_than_a_try_has_are_told_apart():
     """Until the step 9 / (1 - 0.98) = 450 both are one warm-up; no try, of 192 steps at most, gets there."""
     decays = {"averaging": "ema", "ema_decay": {"choice": [0.98, 0.995]}, "epochs": 3, "width": 16, "rounds": 1}
-    found = checks("composition_network", *salts(600), batch_size=1, **decays)  # 400 rows in 3 epochs are 1,200 steps
-    (check,) = (check for check in found if check.lever == "ema_decay")
+    outcome = checks("composition_network", *salts(600), batch_size=1, **decays)  # 400 rows in 3 epochs are 1,200 steps
+    (check,) = (check for check in outcome if check.lever == "ema_decay")
     assert check.values == [0.98, 0.995]
-    found = checks("composition_network", *salts(600), batch_size=4, **decays)  # and these are 300
-    assert [check.difference for check in found if check.lever == "ema_decay"] == [ALIKE]
+    outcome = checks("composition_network", *salts(600), batch_size=4, **decays)  # and these are 300
+    assert [check.difference for check in outcome if check.lever == "ema_decay"] == [ALIKE]
 
 
 # ---- predictions that are none -------------------------------------------------------------------------
@@ -435,8 +435,8 @@ def test_epochs_are_those_of_the_config_where_the_space_does_not_set_them():
     pair = [outcome(f"{lr}", {"lr": lr}, whole) for lr in (0.1, 0.2)]
     for one in pair:
         del one.config["epochs"]
-    (found,) = inert_pairs(pair, 100)
-    assert found["levers"] == ["lr"]
+    (inert,) = inert_pairs(pair, 100)
+    assert inert["levers"] == ["lr"]
     for one in pair:
         del one.history[-1]
     assert inert_pairs(pair, 100) == []

@@ -45,8 +45,8 @@ def fitted(run):
 
 @pytest.fixture(scope="module")
 def trust(data, run, fitted) -> Trust:
-    known = calibration_rows(run.part)
-    predicted = fitted.predict_rows(data.rows, known).values
+    calibration = calibration_rows(run.part)
+    predicted = fitted.predict_rows(data.rows, calibration).values
     return fit_trust(data.rows, run.part, predicted, weights="0.3.0", energies=True)
 
 
@@ -90,9 +90,9 @@ def test_a_wild_prediction_is_marked_and_the_others_are_not(data, fitted, trust)
 
 def test_the_further_a_prediction_moves_the_less_it_is_trusted(data, fitted, trust):
     plain = fitted.predict_rows(data.rows, TEST[:1]).values
-    told = [trust.judge(data.rows, TEST[:1], Prediction(plain + by)).trust[0] for by in (0, 0.5, 1, 15)]
-    assert sorted(told, reverse=True) == told
-    assert told[-1] < 1e-3
+    trusts = [trust.judge(data.rows, TEST[:1], Prediction(plain + by)).trust[0] for by in (0, 0.5, 1, 15)]
+    assert sorted(trusts, reverse=True) == trusts
+    assert trusts[-1] < 1e-3
 
 
 def test_what_replaces_an_untrusted_prediction_is_what_training_has_to_beat(data, fitted, trust):
@@ -131,21 +131,21 @@ def test_one_odd_atom_in_a_large_cell_counts(data, model, trust):
     squeezed = Structure(usual.lattice.scale(usual.volume * 0.4), usual.species, usual.frac_coords)
     rows, which = model.rows_of([usual, odd, squeezed]), np.arange(3)
     values = model.predict_rows(rows).values
-    found = measures(trust, rows, which, values, trust.baseline.predict(rows, which), of_task=False)
-    assert found["largest"][1] > 1.5 * found["largest"][0]
-    assert (found["mean"][1] - found["mean"][0]) < 0.5 * (found["largest"][1] - found["largest"][0])
-    assert found["mean"][2] > 1.5 * found["mean"][0]
+    by_name = measures(trust, rows, which, values, trust.baseline.predict(rows, which), of_task=False)
+    assert by_name["largest"][1] > 1.5 * by_name["largest"][0]
+    assert (by_name["mean"][1] - by_name["mean"][0]) < 0.5 * (by_name["largest"][1] - by_name["largest"][0])
+    assert by_name["mean"][2] > 1.5 * by_name["mean"][0]
 
 
 @pytest.mark.parametrize("n_val", [1, 4])
 def test_a_small_validation_part_is_enough(data, n_val):
     part = TrainingPart(data.targets, TRAIN, VAL[:n_val], "regression", "energy_per_atom")
-    known = calibration_rows(part)
-    assert len(known) == n_val + len(TRAIN)
-    judge = fit_trust(data.rows, part, data.targets[known], weights="0.3.0", energies=True)
-    found = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
-    assert np.isfinite(found.trust).all()
-    assert found.trusted.mean() > 0.6
+    calibration = calibration_rows(part)
+    assert len(calibration) == n_val + len(TRAIN)
+    judge = fit_trust(data.rows, part, data.targets[calibration], weights="0.3.0", energies=True)
+    judged = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
+    assert np.isfinite(judged.trust).all()
+    assert judged.trusted.mean() > 0.6
 
 
 @pytest.mark.parametrize("n_val", [1, 4])
@@ -164,9 +164,9 @@ def test_where_nothing_was_trained_nothing_moved(data):
     fitted = run.fitted()
     predicted = fitted.predict_rows(data.rows, calibration_rows(run.part)).values
     judge = fit_trust(data.rows, run.part, predicted, weights="0.3.0", energies=True)
-    found = of_test(data, fitted, judge)
-    assert np.isfinite(found.trust).all()
-    assert found.trusted.mean() > 0.6
+    judged = of_test(data, fitted, judge)
+    assert np.isfinite(judged.trust).all()
+    assert judged.trusted.mean() > 0.6
 
 
 def test_trust_knows_no_unit(data):
@@ -188,10 +188,10 @@ def test_classes_are_judged_too(data):
     part = TrainingPart(labels, TRAIN, VAL, "classification", "other")
     sure = np.clip(labels, 0.1, 0.9)
     judge = fit_trust(data.rows, part, sure[calibration_rows(part)], weights="0.3.0")
-    found = judge.judge(data.rows, TEST, Prediction(sure[TEST]), of_task=True, replace_untrusted=True)
-    assert np.isfinite(found.trust).all()
-    assert ((found.values >= 0) & (found.values <= 1)).all()
-    assert found.trusted.mean() > 0.6
+    judged = judge.judge(data.rows, TEST, Prediction(sure[TEST]), of_task=True, replace_untrusted=True)
+    assert np.isfinite(judged.trust).all()
+    assert ((judged.values >= 0) & (judged.values <= 1)).all()
+    assert judged.trusted.mean() > 0.6
 
 
 def test_a_model_file_has_its_trust_and_an_older_one_says_nothing_of_it(model, data, tmp_path):
@@ -265,12 +265,12 @@ def test_the_command_marks_what_is_not_trusted(model, data, tmp_path):
     files = [str(tmp_path / f"{k}.cif") for k in crystals]
     for name, saved, ok in (("calm", model, True), ("wild", gone_wild(model, 15), False)):
         saved.save(tmp_path / f"{name}.pth")
-        shown = CliRunner().invoke(app, [str(tmp_path / f"{name}.pth"), *files, "-o", str(tmp_path / "out.csv")])
-        assert shown.exit_code == 0, shown.output
+        result = CliRunner().invoke(app, [str(tmp_path / f"{name}.pth"), *files, "-o", str(tmp_path / "out.csv")])
+        assert result.exit_code == 0, result.output
         table = pd.read_csv(tmp_path / "out.csv")
         assert table["trusted"].tolist() == [ok, ok]
         assert ((table["trust"] >= TRUSTED) == ok).all()
-        assert ("2 of 2 predictions are not to be trusted" in shown.output) is not ok
+        assert ("2 of 2 predictions are not to be trusted" in result.output) is not ok
 
 
 def test_compositions_and_the_linear_models_carry_trust(data, tmp_path):
@@ -281,10 +281,10 @@ def test_compositions_and_the_linear_models_carry_trust(data, tmp_path):
     FittedModel(RIDGE, ridge, dict(ABOUT), judge).save(tmp_path / "ridge.pth")
     seen = set(np.flatnonzero(rows.fractions[TRAIN].any(axis=0)) + 1)
     assert 54 not in seen
-    found = load_model(tmp_path / "ridge.pth").predict_with_std(
+    prediction = load_model(tmp_path / "ridge.pth").predict_with_std(
         [data.structures[TRAIN[0]].formula.replace(" ", ""), "XeF2"]
     )
-    assert found.trusted.tolist() == [True, False]
+    assert prediction.trusted.tolist() == [True, False]
 
 
 def test_counts_and_scores_with_and_without():
@@ -301,11 +301,11 @@ def test_counts_and_scores_with_and_without():
     )
     facts = trust_facts([(2, table)], "regression")
     assert (facts["n"], facts["n_untrusted"]) == (4, 1)
-    assert [one["id"] for one in facts["worst"]] == ["b"]
+    assert [row["id"] for row in facts["worst"]] == ["b"]
     assert facts["mean_of_trusted"]["mae"] == pytest.approx(0.1)
-    told = trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae")
-    assert "1 of 4 test predictions are not trusted" in told
-    assert "PCl3 (b, fold 2) 15 for -1" in told
-    assert "MAE 4.0750 with them, 0.1000 without" in told
+    sentence = trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae")
+    assert "1 of 4 test predictions are not trusted" in sentence
+    assert "PCl3 (b, fold 2) 15 for -1" in sentence
+    assert "MAE 4.0750 with them, 0.1000 without" in sentence
     assert "the baseline's" in trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae", "baseline")
     assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], "regression") == {}
