@@ -1,4 +1,4 @@
-"""Files of many structures that ASE reads: extended XYZ, and ASE's databases (SQLite or JSON)."""
+"""Reads files of many structures as ASE writes them: extended XYZ, and ASE's databases (SQLite or JSON)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crystals as JSON in the layout of JARVIS's `Atoms.to_dict()`: lattice, elements and coordinates as lists.
+"""Writes and reads crystals as JSON in the layout of JARVIS's `Atoms.to_dict()`, which is of lists.
 
 JARVIS publishes its databases so; readers that parse structures themselves (`data/ase_files.py`,
 `data/vasp_runs.py`) hand them on so, and in the stead of one that cannot be used, the reason.
@@ -19,7 +19,7 @@ _REASON = "unusable"
 
 
 def atoms_record(elements: Sequence[str], frac_coords: np.ndarray, lattice: np.ndarray) -> bytes:
-    """The JSON of a crystal.
+    """Writes the JSON of a crystal.
 
     Args:
         elements: symbols, one an atom.
@@ -36,12 +36,12 @@ def atoms_record(elements: Sequence[str], frac_coords: np.ndarray, lattice: np.n
 
 
 def unusable_record(reason: str) -> bytes:
-    """What stands for a structure that cannot be used, with the reason that the quarantine gives."""
+    """Stands for a structure that cannot be used, and holds the reason that the quarantine gives."""
     return orjson.dumps({_REASON: reason})
 
 
 def read_atoms_record(payload: bytes) -> ReadCrystal:
-    """Read the JSON of one crystal.
+    """Reads the JSON of one crystal.
 
     Raises:
         BadCrystalError: it is not in JARVIS's layout, or names something that is no element up to Pu.

@@ -1,4 +1,4 @@
-"""What a CIF file says of the content of its cell (formula, Z, density, volume, multiplicities), and whether it is so.
+"""Compares the atoms of a cell with what its CIF file says of them: formula, Z, density and weight.
 
 Called by `data/cif.py` for every crystal that the file could mean.
 """
@@ -22,7 +22,7 @@ _MIN_FILLING = 0.06
 
 @dataclass(frozen=True)
 class Content:
-    """What a file says.
+    """Holds what a file says of the content of its cell.
 
     Attributes:
         formula: its text, "" where none is given or none can be read.
@@ -50,7 +50,7 @@ class Content:
 
 @dataclass
 class Verdict:
-    """How a cell compares with what the file says.
+    """Says how a cell compares with what the file says.
 
     Attributes:
         against: sentences, each on what disagrees.
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def read_content(tags: Tags) -> Content:
-    """Collect what the file says of its content."""
+    """Collects what the file says of its content."""
     notes = []
     total = tags.text("_chemical_formula_sum")
     structural = tags.text("_chemical_formula_structural")
@@ -92,7 +92,7 @@ def read_content(tags: Tags) -> Content:
 
 
 def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry_is_stated: bool) -> Verdict:
-    """Hold the atoms of a cell against what the file says of them.
+    """Compares the atoms of a cell with what the file says of them.
 
     Args:
         content: what the file says.
@@ -151,7 +151,7 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
 
 
 def _factor(counts: dict[int, float], formula: dict[int, float]) -> float | None:
-    """How many formulas the counts are, None where they are no multiple of it."""
+    """Divides the atoms of a cell by those of a formula; None where they are no multiple of it."""
     if counts.keys() != formula.keys():
         return None
     factor = sum(counts.values()) / sum(formula.values())
@@ -161,17 +161,17 @@ def _factor(counts: dict[int, float], formula: dict[int, float]) -> float | None
 
 
 def _is_number_of_units(factor: float, z: float, n_atoms: int) -> bool:
-    """Whether a cell of so many atoms has Z formula units, if by its atoms it has `factor` of them."""
+    """Says whether `factor` formula units are Z of them, to the atom, in a cell of so many atoms."""
     return abs(factor - z) <= 1e-3 * z and abs(factor - z) / factor * n_atoms < 0.5
 
 
 def _is_whole_cell(reading: dict[int, float], content: Content, z: float) -> bool:
-    """Whether the sum formula can be that of all Z units."""
+    """Says whether the sum formula can be that of all Z units."""
     if content.structural is not None and content.structural.keys() == reading.keys():
         return all(abs(content.structural[k] * z - n) < 1e-3 * n for k, n in reading.items())
     return all(abs(n / z - round(n / z)) < 1e-6 for n in reading.values())
 
 
 def _filling(numbers: np.ndarray, volume: float) -> float:
-    """Share of the cell within spheres of the covalent radii."""
+    """Computes the share of the cell within spheres of the covalent radii."""
     return float((4 / 3 * np.pi * RADII[numbers] ** 3).sum()) / volume

@@ -1,4 +1,4 @@
-"""Sites and symmetry operators -> all atoms of a cell.
+"""Applies symmetry operators to sites, which gives all atoms of a cell.
 
 A site near a special position is moved onto it, for coordinates in a file are rounded. Called by `data/cif.py`.
 """
@@ -28,7 +28,7 @@ _MAX_IMAGES, _MAX_NEIGHBOURS = 200_000, 200
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """All atoms of a cell.
+    """Holds all atoms of a cell.
 
     Attributes:
         numbers: atomic numbers, uint8, shape (n_atoms,).
@@ -50,7 +50,7 @@ class Cell:
 def expand(
     labels: Sequence[str], numbers: np.ndarray, frac_coords: np.ndarray, symmetry: Symmetry, lattice: np.ndarray
 ) -> Cell:
-    """Apply the operators to the sites.
+    """Applies the operators to the sites.
 
     Args:
         labels: what messages call each site.
@@ -108,7 +108,7 @@ def expand(
 
 
 def _lengths(differences: np.ndarray, lattice: np.ndarray) -> np.ndarray:
-    """Length of the shortest of each fractional difference's images, for differences much shorter than the cell."""
+    """Measures the shortest of each fractional difference's images, for differences much shorter than the cell."""
     vectors = (differences - np.rint(differences)) @ lattice
     return np.sqrt((vectors * vectors).sum(-1))
 
@@ -127,7 +127,7 @@ def _images(coords: np.ndarray, symmetry: Symmetry) -> np.ndarray:
 def _on_special_positions(
     labels: Sequence[str], coords: np.ndarray, symmetry: Symmetry, lattice: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sites moved onto the special positions they are near, and how far each moved, Angstrom."""
+    """Moves sites onto the special positions they are near, and says how far each moved, Angstrom."""
     moved = coords.copy()
     for _ in range(3):
         differences = _images(moved, symmetry) - moved[:, None]
@@ -150,7 +150,7 @@ def _on_special_positions(
 
 
 def _orbits(coords: np.ndarray, symmetry: Symmetry, lattice: np.ndarray) -> list[np.ndarray]:
-    """The distinct images of every site, in the order of the operators."""
+    """Lists the distinct images of every site, in the order of the operators."""
     images = _images(coords, symmetry)
     orbits = []
     fixed = (_lengths(images - coords[:, None], lattice) < SPECIAL_POSITION_ANGSTROM).sum(1)
@@ -172,7 +172,7 @@ def _coincident_sites(
     site_of: np.ndarray,
     lattice: np.ndarray,
 ) -> dict[int, int]:
-    """Sites that are equivalent to an earlier one, {site: the earlier one}; atoms too near one another are refused."""
+    """Finds sites that are equivalent to an earlier one, {site: the earlier one}; refuses atoms that overlap."""
     reach = _reach(MIN_DISTANCE_ANGSTROM, lattice)
     same: dict[int, int] = {}
     tree = cKDTree(everywhere, boxsize=1.0)
@@ -200,7 +200,7 @@ def _coincident_sites(
 
 
 def same_atoms(cell: Cell, other: Cell, lattice: np.ndarray) -> bool:
-    """Whether two fillings of one cell are the same crystal, but for where the origin is."""
+    """Says whether two fillings of one cell are the same crystal, but for where the origin is."""
     if len(cell.numbers) != len(other.numbers) or not np.array_equal(np.sort(cell.numbers), np.sort(other.numbers)):
         return False
     kinds, counts = np.unique(cell.numbers, return_counts=True)
@@ -227,7 +227,7 @@ def _coincide(cell: Cell, other: Cell, shift: np.ndarray, lattice: np.ndarray) -
 
 
 def closest_contact(cell: Cell, lattice: np.ndarray, radii: np.ndarray) -> float:
-    """The shortest distance between two atoms, in parts of the sum of their covalent radii.
+    """Measures the shortest distance between two atoms, in parts of the sum of their covalent radii.
 
     Args:
         cell: the atoms.

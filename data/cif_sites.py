@@ -1,4 +1,4 @@
-"""The sites of a CIF file: elements, positions, and whatever says that an atom is missing or only partly there.
+"""Reads the sites of a CIF file, and refuses what says that an atom is missing or only partly there.
 
 Called by `data/cif.py`.
 """
@@ -39,7 +39,7 @@ class Sites:
 
 
 def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
-    """Read the loop of sites.
+    """Reads the loop of sites.
 
     Args:
         tags: the file's block.
@@ -110,7 +110,7 @@ def _is_water(name: str, numbers: np.ndarray, labels: list[str]) -> bool:
 
 
 def _is_vacant(name: str, site: dict[str, str | None], notes: list[str]) -> bool:
-    """Whether a site has the occupancy 0; one that is a part of an atom is refused."""
+    """Says whether a site has the occupancy 0, and refuses one that is a part of an atom."""
     if (text := site["occupancy"]) is not None:
         occupancy = number_of(text)
         if occupancy is None:

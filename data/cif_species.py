@@ -1,4 +1,4 @@
-"""What the atoms of a CIF file are: type symbols, labels and formulas read as elements, or refused by name.
+"""Reads type symbols, labels and formulas of a CIF file as elements, or refuses them by name.
 
 A text that could mean two elements is decided by the file's formula and by nothing else. Called by `data/cif.py`.
 """
@@ -24,7 +24,7 @@ _NO_ATOM = {"va", "vac", "wat", "water", "du", "dum", "dummy", "cent", "void", "
 
 @dataclass(frozen=True)
 class Species:
-    """What a text of the file says of an atom.
+    """Holds what a text of the file says of an atom.
 
     Attributes:
         number: atomic number.
@@ -36,7 +36,7 @@ class Species:
 
 
 def species_of(symbol: str | None, label: str | None, formula: set[int] | None) -> Species:
-    """The element of a site.
+    """Tells the element of a site.
 
     Args:
         symbol: its type symbol (`Fe3+`, `13C`), if given.
@@ -85,7 +85,7 @@ _LOOSE = "loose"  # a reading that only a formula can confirm
 
 @lru_cache(4096)
 def _numbers_of_type(symbol: str) -> tuple[tuple[int, ...], str]:
-    """Atomic numbers that a type symbol can mean, and a note."""
+    """Lists the atomic numbers that a type symbol can mean, with a note."""
     match = _TYPE.fullmatch(symbol)
     if match is None:
         return _numbers_of_label(symbol)[0], _LOOSE
@@ -103,7 +103,7 @@ def _numbers_of_type(symbol: str) -> tuple[tuple[int, ...], str]:
 
 @lru_cache(16384)
 def _numbers_of_label(label: str) -> tuple[tuple[int, ...], str]:
-    """Atomic numbers that a label can mean, and a note."""
+    """Lists the atomic numbers that a label can mean, with a note."""
     match = _LABEL.fullmatch(label)
     if match is None:
         return (), ""
@@ -121,7 +121,7 @@ def _numbers_of_label(label: str) -> tuple[tuple[int, ...], str]:
 
 
 def _numbers_of_letters(letters: str) -> tuple[tuple[int, ...], str]:
-    """Atomic numbers that letters other than a symbol can mean: `FE`, `fe`, `CA`, `OW`, `Cal`."""
+    """Lists the atomic numbers that letters other than a symbol can mean: `FE`, `fe`, `CA`, `OW`, `Cal`."""
     first, second = letters[:1].upper(), letters[1:2].lower()
     candidates = []
     if second and first + second in NUMBERS:
@@ -140,7 +140,7 @@ def _numbers_of_letters(letters: str) -> tuple[tuple[int, ...], str]:
 
 
 def _label_against(symbol: str, label: str, number: int, formula: set[int] | None) -> str:
-    """A note where a label names another element than the type symbol; the symbol rules, if the formula has it."""
+    """Notes that a label names another element than the type symbol, which rules if the formula has it."""
     match = _LABEL.fullmatch(label)
     letters = match.group(1) if match else ""
     other = NUMBERS.get(letters)
@@ -161,7 +161,7 @@ _MARKUP = re.compile(r"\^[^^]*\^|~|['\"]")
 
 @lru_cache(4096)
 def read_formula(text: str) -> dict[int, float] | None:
-    """Amounts by atomic number of a formula, None for a text that is none.
+    """Reads a formula as amounts by atomic number; None for a text that is none.
 
     Reads sums (`C2 H6 O`), groups (`Mg (O H)2`), parts with a factor in front (`2(Cl 1-), 0.5(H2 O)`,
     `CuSO4.5H2O`, `·` and `*` alike), charges set apart, and D and T as hydrogen.
@@ -201,7 +201,6 @@ def read_formula(text: str) -> dict[int, float] | None:
         elif opened is not None:
             stack.append((part, factor))
             part, factor, fresh = {}, 1.0, True
-            stack[-1] = (stack[-1][0], stack[-1][1])
         elif closed is not None:
             if not stack or not part:
                 return None
@@ -226,7 +225,7 @@ def read_formula(text: str) -> dict[int, float] | None:
 
 
 def read_formula_sum(text: str) -> list[dict[int, float]]:
-    """What a formula can mean: as it is spelled, and where all is upper case (`SI O2`) one element a word."""
+    """Lists what a formula can mean: as it is spelled, and where all is upper case (`SI O2`) one element a word."""
     readings = []
     if (exact := read_formula(text)) is not None:
         readings.append(exact)
@@ -244,5 +243,5 @@ def read_formula_sum(text: str) -> list[dict[int, float]]:
 
 
 def format_amounts(amounts: dict[int, float]) -> str:
-    """A formula for messages: `Na4 Cl4`."""
+    """Writes a formula for messages: `Na4 Cl4`."""
     return " ".join(f"{SYMBOLS[z]}{'' if abs(n - 1) < 1e-9 else f'{n:.6g}'}" for z, n in amounts.items())

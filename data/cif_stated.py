@@ -1,4 +1,7 @@
-"""What a CIF file states about its symmetry, as the groups that it can mean. Called by `data/cif.py`."""
+"""Lists the space groups that a CIF file can mean by its operators, symbols, names and numbers.
+
+Called by `data/cif.py`.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ FIT = 1e-2  # part of the cell's lengths by which it may miss a setting
 
 @dataclass(frozen=True)
 class Stated:
-    """The symmetry of a file.
+    """Holds what a file states of its symmetry.
 
     Attributes:
         candidates: the groups that it can mean.
@@ -67,7 +70,7 @@ class Stated:
 
 
 def stated_symmetry(tags: Tags, lattice: np.ndarray) -> Stated:
-    """The groups that a file can mean.
+    """Lists the groups that a file can mean.
 
     Raises:
         BadCrystalError: its operators are no group, its name is unknown, or it contradicts itself.
@@ -99,14 +102,14 @@ def _magnetic_operators(tags: Tags) -> Symmetry | None:
 
 
 def _without_time(text: str) -> str:
-    """A magnetic operator without its last part, +1 or -1."""
+    """Takes the last part, +1 or -1, off a magnetic operator."""
     parts = text.split(",")
     return ",".join(parts[:3]) if len(parts) == 4 and parts[3].strip() in ("+1", "-1", "1") else text
 
 
 @dataclass(frozen=True)
 class _Named:
-    """What Hall symbol, names and number say together."""
+    """Holds what Hall symbol, names and number say together."""
 
     candidates: tuple[Symmetry, ...] = ()
     numbers: frozenset[int] = frozenset()
@@ -118,7 +121,7 @@ class _Named:
 
 
 def _named(tags: Tags, lattice: np.ndarray) -> _Named:
-    """Hold names and number of the group against one another, then against the Hall symbol."""
+    """Compares names and number of the group with one another, then with the Hall symbol."""
     unknown: list[str] = []
     numbers = _numbers(tags, unknown)
     settings, quoted = _settings(tags, unknown)
@@ -149,7 +152,7 @@ def _named(tags: Tags, lattice: np.ndarray) -> _Named:
 
 
 def _numbers(tags: Tags, unknown: list[str]) -> set[int]:
-    """The space-group numbers that a file gives; what is none goes to `unknown`."""
+    """Lists the space-group numbers that a file gives; adds to `unknown` what is none."""
     numbers = set()
     for text in tags.texts(*_NUMBERS):
         number = number_of(text)
@@ -161,7 +164,7 @@ def _numbers(tags: Tags, unknown: list[str]) -> set[int]:
 
 
 def _settings(tags: Tags, unknown: list[str]) -> tuple[list[int] | None, str]:
-    """Positions of the settings that all names allow, and the names; None where no name is known."""
+    """Lists the positions of the settings that all names allow, and the names; None where no name is known."""
     settings: list[int] | None = None
     names = []
     for name in tags.texts(*_NAMES):

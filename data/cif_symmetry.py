@@ -1,4 +1,4 @@
-"""The symmetry that a CIF file states: its operators, or what its Hall symbol, names and number stand for.
+"""Turns operators, Hall symbols, names and numbers into space groups.
 
 A name that several settings share (`F d -3 m` has two origins) gives several candidates; `data/cif.py` lets the rest
 of the file decide.
@@ -43,7 +43,7 @@ class Symmetry:
 
     @cached_property
     def codes(self) -> np.ndarray:
-        """See `operator_codes`."""
+        """Numbers the operators, see `operator_codes`."""
         return operator_codes(self.rotations, self.translations)
 
 
@@ -144,7 +144,7 @@ def _check_group(rotations: np.ndarray, translations: np.ndarray, texts: Sequenc
 
 
 def operator_codes(rotations: np.ndarray, translations: np.ndarray) -> np.ndarray:
-    """A number for each operator, uint64, the same for operators that differ by whole translations."""
+    """Gives each operator a number, uint64, the same where they differ by whole translations."""
     shifts = np.rint(translations * _DENOMINATOR).astype(np.int64) % _DENOMINATOR
     codes = np.zeros(len(rotations), dtype=np.uint64)
     for column in np.concatenate([rotations.reshape(-1, 9), shifts], axis=1).T:
@@ -223,7 +223,7 @@ _SUFFIX = re.compile(r"(?::|\(?(?:origin(?:choice)?|choice|o)[:=]?)(-?[a-c]?[1-6
 
 
 def _key(name: str) -> str:
-    """A Hermann-Mauguin name without what is only layout: case, blanks, underscores, marks of subscripts."""
+    """Takes off a Hermann-Mauguin name what is only layout: case, blanks, underscores, marks of subscripts."""
     text = re.sub(r"[\s_'\"\\{}$~]", "", name.lower())
     return re.sub(r"(?<=[2346])\(([1-5])\)", r"\1", text)
 
@@ -253,7 +253,7 @@ def _names() -> dict[str, list[int]]:
 
 @cache
 def _full_names() -> dict[str, list[int]]:
-    """As `_names`, of the full names, such as `P 21/n 21/m 21/a`; spglib has them."""
+    """Lists the positions of full names, such as `P 21/n 21/m 21/a`, which spglib has."""
     import spglib
 
     positions = {(entry.number, entry.hall): k for k, entry in reversed(list(enumerate(_table())))}
@@ -289,7 +289,7 @@ def _settings_in(names: dict[str, list[int]], key: str) -> tuple[int, ...]:
 
 
 def code_of(position: int, code: str) -> bool:
-    """Whether a setting has this code: an origin, H or R, or the axes and cell choice."""
+    """Says whether a setting has this code: an origin, H or R, or the axes and cell choice."""
     entry = _table()[position]
     code = _ORIGIN.get(code.lower(), code.lower()).strip()
     if code in ("hr", "rh"):
@@ -305,12 +305,12 @@ def settings_of_number(number: int) -> tuple[int, ...]:
 
 
 def fits_cell(symmetry: Symmetry, lattice: np.ndarray, tolerance: float) -> bool:
-    """Whether every rotation keeps lengths and angles of the cell, to this part of its lengths."""
+    """Says whether every rotation keeps lengths and angles of the cell, to this part of its lengths."""
     return misfit(symmetry, lattice) <= tolerance
 
 
 def misfit(symmetry: Symmetry, lattice: np.ndarray) -> float:
-    """How far a cell is from having the symmetry: the largest change of a lattice vector's length or angle.
+    """Measures how far a cell is from having the symmetry: the largest change of a lattice vector's length or angle.
 
     A length counts in parts of itself, an angle in radian.
     """

@@ -1,4 +1,4 @@
-"""The items of one block of a CIF file by name, whatever way the name is spelled. Called by `data/cif.py`."""
+"""Collects the items of one block of a CIF file by name, however it is spelled. Called by `data/cif.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tags:
         return list(dict.fromkeys(values))
 
     def positive(self, name: str) -> float | None:
-        """A number above zero, None for anything else."""
+        """Reads a number above zero; None for anything else."""
         number = number_of(self.text(name))
         return number if number is not None and number > 0 else None
 

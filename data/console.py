@@ -1,4 +1,4 @@
-"""What commands print on the terminal's error stream."""
+"""Prints lines and errors of commands on the terminal's error stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A CSV file as people's programs write it -> a table of cells; what could be two numbers is refused."""
+"""Reads a CSV file as people's programs write it; what could be two numbers is refused."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def read_cells(path: Path, content: bytes | None = None) -> Cells:
 
 
 def typed_columns(path: Path, columns: dict[str, list[str]]) -> tuple[dict[str, list[object]], str]:
-    """Text -> numbers, booleans and None, but in the columns that are text by their name; and a note or ""."""
+    """Reads text as numbers, booleans and None, but in columns that are text by their name; gives a note or "" too."""
     free = {name: cells for name, cells in columns.items() if name.lower() not in TEXT_COLUMNS}
     number, note = _reader_of_numbers(path, free)
     typed: dict[str, list[object]] = {}
@@ -120,7 +120,7 @@ def _comma_number(text: str) -> float:
 
 
 def _reader_of_numbers(path: Path, columns: dict[str, list[str]]) -> tuple[Callable[[str], float], str]:
-    """How this file writes numbers, and a note where that is with decimal commas.
+    """Finds out how this file writes numbers, and notes decimal commas.
 
     Raises:
         TaskError: a comma in a column of numbers may be a decimal one or part thousands.
@@ -164,7 +164,7 @@ def _reader_of_numbers(path: Path, columns: dict[str, list[str]]) -> tuple[Calla
 
 
 def _decoded(path: Path, content: bytes) -> tuple[str, str]:
-    """Text, and a note where its encoding is not UTF-8."""
+    """Decodes the text, and notes an encoding other than UTF-8."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif b"\x00" in content:
@@ -186,7 +186,7 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
 
 
 def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
-    """Lines of equally many cells, and the delimiter that makes them so."""
+    """Cuts the text into lines of equally many cells, by the delimiter that makes them so."""
     readings: dict[str, list[list[str]]] = {}
     problems: dict[str, csv.Error] = {}
     for delimiter in _DELIMITERS:
@@ -221,7 +221,7 @@ def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
 
 
 def _without_empty_ends(lines: list[list[str]]) -> list[list[str]]:
-    """Without blank lines, and without last columns that are empty in every line, their name included."""
+    """Leaves out blank lines, and last columns that are empty in every line, their name included."""
     lines = [line for line in lines if any(line)]
     width = max((max(k for k, cell in enumerate(line) if cell) + 1 for line in lines), default=0)
     return [line[:width] for line in lines]

@@ -1,4 +1,4 @@
-"""Element symbols as crystal files and formulas write them -> atomic numbers, and what is no element by its name."""
+"""Reads element symbols as atomic numbers, and says what a symbol is that is no element."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ HYDROGEN_NOTE = "deuterium and tritium are read as hydrogen"
 
 
 class SymbolError(ValueError):
-    """What is no element that a model could know; its message says what it is instead."""
+    """A symbol is no element that a model could know; the message says what it is instead."""
 
 
 def read_symbol(symbol: str) -> tuple[int, str]:
-    """What a symbol means.
+    """Reads a symbol as an atomic number.
 
     Args:
         symbol: as written, without spaces, charge or number of a site: `Fe`, `D`, `13C`.

@@ -1,4 +1,4 @@
-"""A frame of extended XYZ -> a crystal; files of many frames are cut into them by `data/ase_files.py`."""
+"""Reads a frame of extended XYZ; `data/ase_files.py` cuts files of many frames into such."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLAIN = "species:S:1:pos:R:3"
 
 
 def read_extended_xyz(content: bytes) -> ReadCrystal:
-    """Read one frame with a lattice; what its second line means is ASE's to say.
+    """Reads one frame with a lattice; what its second line means is ASE's to say.
 
     Args:
         content: of the file, not packed.
@@ -60,7 +60,7 @@ def read_extended_xyz(content: bytes) -> ReadCrystal:
 
 
 def frame_facts(line: str) -> dict[str, Any]:
-    """What the second line of a frame says by its keys, as ASE reads it.
+    """Reads the second line of a frame, as ASE does, into what it says by its keys.
 
     Raises:
         BadCrystalError: ASE cannot read it.
@@ -74,7 +74,7 @@ def frame_facts(line: str) -> dict[str, Any]:
 
 
 def _lattice(facts: dict[str, Any], line: str) -> np.ndarray:
-    """Lattice vectors in rows, Angstrom, of a frame that is periodic along each of them."""
+    """Takes the lattice vectors, rows in Angstrom, of a frame that is periodic along each of them."""
     if "Lattice" not in facts:
         raise BadCrystalError('no crystal: line 2 has no Lattice="..." of a cell')
     try:
@@ -90,7 +90,7 @@ def _lattice(facts: dict[str, Any], line: str) -> np.ndarray:
 
 
 def _columns(properties: str) -> tuple[list[int], int]:
-    """Which columns hold the element, as symbol or number or both, and the first coordinate.
+    """Finds the columns that hold the element, as symbol or number or both, and the first coordinate.
 
     Args:
         properties: `name:type:count` of each property, joined by colons.
@@ -109,7 +109,7 @@ def _columns(properties: str) -> tuple[list[int], int]:
 
 
 def _element(word: str, site: int) -> tuple[int, str]:
-    """The element of an atom, by its symbol or its atomic number, and a note or ""."""
+    """Reads the element of an atom, by its symbol or its atomic number, and a note or ""."""
     atomic_number = count(word)
     if atomic_number is not None and 1 <= atomic_number <= MAX_ATOMIC_NUMBER:
         return atomic_number, ""

@@ -1,4 +1,4 @@
-"""A folder of structure files and the CSV that names them, as CGCNN, ALIGNN and people lay it out."""
+"""Reads a folder of structure files and the CSV that names them, as CGCNN, ALIGNN and people lay it out."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _structure_files(folder: Path) -> dict[str, Path]:
 
 
 def _known_by(files: dict[str, Path]) -> dict[str, list[str]]:
-    """The files that each key means.
+    """Lists the files that each key means.
 
     A key is a relative name; that without its ending; the same two without the folders; or a folder with a structure
     file, by its relative name and its own. Whatever comes first in this order counts.
@@ -156,7 +156,7 @@ def _without_ending(name: str) -> str:
 
 
 def _is_a_row(first_line: list[str], files_by_key: dict[str, list[str]]) -> bool:
-    """Whether a first line is a row: what follows its id are targets, or nothing behind the name of a structure."""
+    """Says whether a first line is a row: an id and targets, or the name of a structure and nothing."""
     targets = [cell.lower() for cell in first_line[1:]]
     plain = all(
         cell in (*MISSING, "true", "false") or re.fullmatch(r"[-+]?[0-9.,]+(?:e[-+]?[0-9]+)?", cell) for cell in targets
@@ -165,7 +165,7 @@ def _is_a_row(first_line: list[str], files_by_key: dict[str, list[str]]) -> bool
 
 
 def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str]]) -> tuple[list[str], set[str], str]:
-    """The structure file that each key means, all that they fit, and a note where VASP's own names left a choice."""
+    """Chooses the structure file that each key means, and all that they fit, and a note where VASP left a choice."""
     matches = [files_by_key.get(key, []) for key in keys]
     considered = {name for match in matches for name in match}
     chosen: Counter[str] = Counter()
@@ -205,7 +205,7 @@ def _bare_name(name: str) -> str:
 
 
 def _refuse_links_out_of(folder: Path, files: list[Path]) -> None:
-    """A folder from elsewhere may hold a link to a file of whoever reads it."""
+    """Refuses links out of the folder: one from elsewhere may link to a file of whoever reads it."""
     inside = folder.resolve()
     if wrong := [file for file in files if not file.resolve().is_relative_to(inside)]:
         names = [f"{file.relative_to(folder)} -> {file.resolve()}" for file in wrong]

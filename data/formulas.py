@@ -1,4 +1,4 @@
-"""A chemical formula as text -> amounts of its elements; what has two meanings is refused, never guessed.
+"""Reads a chemical formula as amounts of its elements; what has two meanings is refused, never guessed.
 
 Called by `data/compositions.py` for the rows of a table. The formulas of CIF files, which have charges and parts of
 their own, are read by `data/cif_species.py`.
@@ -44,7 +44,7 @@ _MAX_LENGTH = 1000
 
 
 class FormulaError(ValueError):
-    """A text that is no formula, or could be two; the message says why and what is expected."""
+    """A text is no formula, or could be two; the message says why and what is expected."""
 
 
 def element_amounts(text: str) -> tuple[dict[str, float], tuple[str, ...]]:
@@ -129,7 +129,7 @@ class _Reading:
         return amounts, tuple(self.notes)
 
     def _plain(self, formula: str) -> str:
-        """Without subscripts, and the Greek letter of a phase."""
+        """Takes off subscripts and the Greek letter of a phase."""
         if phase := _PHASE.match(formula):
             formula = formula[phase.end() :]
             self.note("a Greek letter before a formula names a phase and is left out")
@@ -146,7 +146,7 @@ class _Reading:
         return plain
 
     def _parts(self, formula: str) -> list[str]:
-        """What stands between the dots of a hydrate, or of a compound of several."""
+        """Splits a hydrate, or a compound of several parts, at its dots."""
         parts = _SEPARATORS.split(formula)
         if len(parts) > 1:
             self.note("a dot or star joins the parts of a compound", parts)
@@ -157,7 +157,7 @@ class _Reading:
         return parts
 
     def _parts_at_full_stops(self, formula: str) -> list[str]:
-        """The same where the dot is a full stop, which is a decimal point too."""
+        """Splits at full stops, which may be decimal points too."""
         dry, *water = _WATER_AFTER_DOT.split(formula)
         if water:
             # In CaSO40.5H2O, Al2O3.2SiO2.2H2O and Na0.33CoO2.1.3H2O nobody can tell which digits belong to what.

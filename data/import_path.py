@@ -1,4 +1,4 @@
-"""Where Python looks for modules: in what is installed and in the project, and in no folder of the user's.
+"""Lets Python look for modules in what is installed and in the project, and in no folder of the user's.
 
 A project of the user's may well have a `models/`, a `queue.py` or a `yaml.py`. Python looks into the folders of
 `PYTHONPATH` before its own library, and Ray's workers look into the driver's working directory first of all.
@@ -63,7 +63,7 @@ def _in_order(python: list[str], given: list[str]) -> list[str]:
 
 
 def _has_packages(folder: str) -> bool:
-    """Whether pip has installed something there, as where a cluster's module system keeps libraries."""
+    """Says whether pip has installed something in a folder, as where a cluster's module system keeps libraries."""
     try:
         return any(name.endswith(".dist-info") for name in os.listdir(folder))  # noqa: PTH208
     except OSError:

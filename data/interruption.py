@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which `kill`, batch systems and containers send: both end a command in one sentence."""
+"""Ends a command in one sentence on Ctrl-C and SIGTERM, which `kill`, batch systems and containers send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A JSON file of records, as JARVIS, pandas and web interfaces write them -> a table of cells.
+"""Reads a JSON file of records, as JARVIS, pandas and web interfaces write them, as a table of cells.
 
 Records are parsed one by one, so that a file of a gigabyte never becomes as many Python objects at once.
 """
@@ -52,7 +52,7 @@ def read_json_table(path: Path, text: bytes | bytearray) -> Table:
 
 
 def has_records_in_lines(text: bytes | bytearray) -> bool:
-    """Whether the first line is a JSON object and another begins after it (pandas, `lines=True`)."""
+    """Says whether the first line is a JSON object and another begins after it (pandas, `lines=True`)."""
     start = re.match(rb"\s*", text).end()  # type: ignore[union-attr]
     end = text.find(b"\n", start)
     if end < 0 or text[start : start + 1] != b"{" or text[end : end + 100].lstrip()[:1] != b"{":
@@ -75,7 +75,7 @@ def _list(text: bytes | bytearray, start: int) -> tuple[Iterator[tuple[str, byte
 
 
 def _records(path: Path, sha256: str, records: Iterator[tuple[str, bytes]], total: int) -> Table:
-    """A table of dictionaries: the columns are all their keys."""
+    """Makes a table of dictionaries; the columns are all their keys."""
     columns: dict[str, list[object]] = {}
     n_rows = 0
     for where, content in with_progress(records, f"reading {path.name}", total):
@@ -99,7 +99,7 @@ def _records(path: Path, sha256: str, records: Iterator[tuple[str, bytes]], tota
 
 
 def _frame(path: Path, sha256: str, text: bytes | bytearray, members: dict[str, tuple[int, int]]) -> Table:
-    """A table of pandas' orient 'columns', {column: {row: cell}}, or 'index', {row: {column: cell}}."""
+    """Reads a table of pandas' orient 'columns', {column: {row: cell}}, or 'index', {row: {column: cell}}."""
     if {"lattice", "sites"} <= members.keys() or {"lattice_mat", "elements"} <= members.keys():
         raise TaskError(f"{path} is one structure; expected a file of many, or a folder with a CSV of targets")
     inner: dict[str, dict[str, tuple[int, int]]] = {}
@@ -131,12 +131,12 @@ def _frame(path: Path, sha256: str, text: bytes | bytearray, members: dict[str, 
 
 
 def _index(labels: list[str]) -> tuple[str, list[object]] | None:
-    """The index of a data frame; None where it counts rows."""
+    """Takes the index of a data frame; None where it counts rows."""
     return None if labels == [str(k) for k in range(len(labels))] else ("", list(labels))
 
 
 def _cell(value: object) -> object:
-    """A cell of a table; None for a list, and for a dictionary that is no structure."""
+    """Makes a value a cell of a table: None for a list, and for a dictionary that is no structure."""
     if isinstance(value, dict):
         content = orjson.dumps(value)
         return content if kind_of_structure(content) else None
@@ -144,5 +144,5 @@ def _cell(value: object) -> object:
 
 
 def _with_values(columns: dict[str, list[object]]) -> dict[str, list[object]]:
-    """Without the columns that hold nothing that a task could use, such as lists."""
+    """Leaves out columns that hold nothing that a task could use, such as lists."""
     return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}

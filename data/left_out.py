@@ -1,4 +1,4 @@
-"""Folds whose test parts are unlike all that is trained on: `--split leave-group-out`.
+"""Makes folds whose test parts are unlike all that is trained on: `--split leave-group-out`.
 
 A task's own folds ask how well a model predicts more of the same. These ask what it says of chemistry that its
 training part does not hold: elements, or molecular crystals, which fold by fold are left out of it altogether.
@@ -19,7 +19,7 @@ LEAVE_MOLECULES_OUT: SplitRule = "leave-group-out:molecular"
 
 
 def split_rule(text: str) -> SplitRule:
-    """What `--split` asks for; `leave-group-out` alone is by element.
+    """Reads the value of `--split`; `leave-group-out` alone is by element.
 
     Raises:
         SplitError: no such rule.

@@ -1,4 +1,4 @@
-"""A JSON file in Matbench's layout, also pandas' `orient="split"`: structures are located, not parsed.
+"""Reads a JSON file in Matbench's layout, pandas' `orient="split"`; structures are located, not parsed.
 
 The official files are up to a gigabyte; a row's structure is parsed where it is wanted.
 """
@@ -53,7 +53,7 @@ def read_matbench_text(
     text: bytes | bytearray,
     members: dict[str, tuple[int, int]],
 ) -> Source:
-    """The same of a file that is unpacked.
+    """Reads the unpacked text of a file in Matbench's layout.
 
     Args:
         path: for messages.
@@ -111,13 +111,13 @@ def _incomplete(path: Path, error: ValueError) -> TaskError:
 
 
 def _format(text: bytes | bytearray, spans: np.ndarray) -> Format:
-    """What the dictionaries of structures are, as the first of them tells."""
+    """Tells the format of the structures by the first of them."""
     first = next((bytes(text[a:b]) for a, b in spans.tolist() if text[a : a + 1] == b"{"), b"")
     return "atoms_json" if kind_of_structure(first) == "jarvis" else "matbench_json"
 
 
 def _structure_column(path: Path, names: list[str], text: bytes | bytearray, cells: np.ndarray) -> int | None:
-    """Position of the column of structures as dictionaries; None where there are texts or formulas in its stead."""
+    """Finds the column of structures as dictionaries by its position; None where there are texts or formulas."""
     is_text = {k for k, start in enumerate(cells[0, :, 0].tolist()) if text[start : start + 1] == b'"'}
     if "structure" in names and names.index("structure") not in is_text:
         return names.index("structure")

@@ -1,4 +1,4 @@
-"""Notes on rows: what a reader did beyond copying numbers, counted for those who will not read them one by one."""
+"""Counts the readers' notes on rows by their kind, for those who will not read them all."""
 
 from __future__ import annotations
 

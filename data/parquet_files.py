@@ -1,4 +1,4 @@
-"""A Parquet file -> a table of cells, with the index that pandas keeps in it."""
+"""Reads a Parquet file as a table of cells, with the index that pandas keeps in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data.task_table import TaskError
 
 
 def read_parquet_table(path: Path) -> Table:
-    """Columns of text, numbers, booleans or structures; others, such as dates and lists, are left out.
+    """Reads columns of text, numbers, booleans or structures; leaves out others, such as dates and lists.
 
     Raises:
         TaskError: the file is damaged, has a column name twice, or no rows.

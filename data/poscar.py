@@ -1,4 +1,4 @@
-"""VASP's POSCAR and CONTCAR -> crystals: everything stated in the file is used, and nothing is guessed.
+"""Reads VASP's POSCAR and CONTCAR: everything stated in the file is used, and nothing is guessed.
 
 The format is that of https://www.vasp.at/wiki/index.php/POSCAR, with what programs write into it: names of POTCAR
 files for elements, comments behind numbers, element labels behind positions.
@@ -71,7 +71,7 @@ def _numbers(lines: list[list[str]], at: int, what: str) -> list[float]:
 
 
 def _scale(words: list[str], lattice: np.ndarray) -> np.ndarray:
-    """What x, y and z of lattice vectors and Cartesian positions are multiplied by, shape (3,)."""
+    """Reads the factors of x, y and z in lattice vectors and Cartesian positions, shape (3,)."""
     values = []
     for word in words:
         if (value := number(word)) is None:

@@ -77,7 +77,7 @@ def read_path(path: Path) -> Source:
 
 
 def task_name(path: Path) -> str:
-    """What a task is called after its file or folder: the name without the endings that tell the layout."""
+    """Names a task after its file or folder, without the endings that tell the layout."""
     name = path.resolve().name
     while (stem := re.sub(rf"({'|'.join(map(re.escape, _ENDINGS))})$", "", name, flags=re.IGNORECASE)) not in (
         "",
@@ -111,7 +111,7 @@ def read_demo(path: Path) -> Source:
 
 
 def _read_csv(path: Path, content: bytes) -> Source:
-    """A table of formulas or structures; else of targets for structure files that lie beside it."""
+    """Reads a table of formulas or structures; else of targets for structure files that lie beside it."""
     table = read_csv_table(path, content)
     has_inputs = {name.lower() for name in table.columns} & (TEXT_COLUMNS - {*ID_COLUMNS, "file", GROUP_COLUMN})
     if not has_inputs and len(table) and _names_what_lies_beside(path, table):
@@ -120,7 +120,7 @@ def _read_csv(path: Path, content: bytes) -> Source:
 
 
 def _names_what_lies_beside(path: Path, table: Table) -> bool:
-    """Whether its first row names a file or folder there; to look for all of them could take minutes."""
+    """Says whether the first row of a table names a neighbour of it; to look for all rows could take minutes."""
     names = list(table.columns)
     column = next((name for name in names if name.lower() == "file"), id_column(names) or names[0])
     first = str(table.columns[column][0]).lstrip("/")
@@ -149,7 +149,7 @@ def _read_json(path: Path, sha256: str, is_gzip: bool, text: bytes | bytearray) 
 
 
 def _unpacked(path: Path, content: bytes) -> tuple[str, bytes | bytearray]:
-    """Name and content of what a gzip or zip file holds."""
+    """Unpacks a gzip or zip file, and gives the name and content of what it holds."""
     if content.startswith(GZIP):
         try:
             return path.name.lower().removesuffix(".gz"), decompressed(content)

@@ -1,4 +1,4 @@
-"""SHELX's .res and .ins, which AIRSS writes too -> crystals.
+"""Reads SHELX's .res files, which AIRSS writes too.
 
 The file is put into the words of a CIF, whose reader expands the symmetry and holds UNIT, LATT, SYMM and the sites'
 occupancies against one another. The format is that of https://shelx.uni-goettingen.de/shelxl_html.php.
@@ -38,7 +38,7 @@ _PASSED_OVER = set(
 
 @dataclass
 class _Stated:
-    """What the instructions before the atoms say."""
+    """Holds what the instructions before the atoms say."""
 
     cell: list[float] = field(default_factory=list)
     lattice: int = 0
@@ -49,7 +49,7 @@ class _Stated:
 
 
 def read_res(content: bytes) -> ReadCrystal:
-    """Read a .res file, with any symmetry.
+    """Reads a .res file, with any symmetry.
 
     Args:
         content: of the file, not packed.
@@ -101,7 +101,7 @@ def read_res(content: bytes) -> ReadCrystal:
 
 
 def _instructions(content: bytes) -> list[str]:
-    """Lines with text, each with those that continue it behind a `=`; what stands behind `!` or REM is left out."""
+    """Lists the lines with text but for comments, each with those that continue it behind a `=`."""
     lines: list[str] = []
     goes_on = False
     for line in text_lines(content):
@@ -118,7 +118,7 @@ def _instructions(content: bytes) -> list[str]:
 
 
 def _state(stated: _Stated, word: str, words: list[str]) -> bool:
-    """Take up an instruction that places atoms; False for any other line."""
+    """Takes up an instruction that places atoms; False for any other line."""
     values = [value for value in map(number, words[1:]) if value is not None]
     line = " ".join(words)
     if word in ("CELL", "UNIT", "FVAR") and len(values) != len(words) - 1:
@@ -154,7 +154,7 @@ def _state(stated: _Stated, word: str, words: list[str]) -> bool:
 
 
 def _all_operators(stated: _Stated) -> list[gemmi.Op]:
-    """Every operator of the cell: those of SYMM, with inversion and centring as LATT has it."""
+    """Lists every operator of the cell: those of SYMM, with inversion and centring as LATT has it."""
     inversions = [gemmi.Op("x,y,z")] + ([gemmi.Op("-x,-y,-z")] if stated.lattice > 0 else [])
     centrings = [gemmi.Op(triplet) for triplet in ("x,y,z", *_CENTRINGS[abs(stated.lattice)])]
     operators = {
@@ -167,7 +167,7 @@ def _all_operators(stated: _Stated) -> list[gemmi.Op]:
 
 
 def _site(words: list[str], stated: _Stated, n_operators: int) -> str:
-    """The line of a CIF that an atom's line means: name, element, position, occupancy and multiplicity."""
+    """Writes an atom's line as one of a CIF: name, element, position, occupancy and multiplicity."""
     line = " ".join(words)
     values = [number(word) for word in words[1:6]]
     if len(values) < 4 or None in values[:4]:
@@ -190,7 +190,7 @@ def _site(words: list[str], stated: _Stated, n_operators: int) -> str:
 
 
 def _share(words: list[str], stated: _Stated) -> float:
-    """The occupancy of an atom, over the number of operators that leave it where it is.
+    """Reads the occupancy of an atom, over the number of operators that leave it where it is.
 
     10 added keeps a value in a refinement; 10 m refers to the free variable m, and -10 m to one minus it.
     """

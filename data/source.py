@@ -1,4 +1,4 @@
-"""What a reader of a user's file or folder gives: labels by column, and structures or formulas still unparsed.
+"""Holds what a reader has read of a user's file or folder: labels by column, inputs still unparsed.
 
 Each layout has a reader (`data/readers.py` lists them); `data/tasks.py` picks the target column.
 """
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def inputs(self) -> Inputs:
-        """What a row is."""
+        """Says whether rows are structures or compositions."""
         return "compositions" if self.format == "composition" else "structures"
 
     def rows(self, ids: list[str], target: str) -> Rows:

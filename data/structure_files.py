@@ -1,4 +1,4 @@
-"""One structure file -> one crystal: the only reader of them, for sweeps, for the cache and for `models/predict.py`."""
+"""Reads a structure file of any format as one crystal, for sweeps, the cache and `models/predict.py`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NO_STRUCTURES = (
 
 @dataclass(frozen=True)
 class _Kind:
-    """How messages call a format, and how many MiB a file of it may have."""
+    """Names a format in messages, and limits the MiB of a file of it."""
 
     title: str
     most_mib: int
@@ -60,7 +60,7 @@ _KINDS: dict[FileFormat, _Kind] = {
 
 
 def structure_file_format(name: str) -> FileFormat | None:
-    """The format that the name of a file tells, packed or not; None where it tells none."""
+    """Tells the format by the name of a file, packed or not; None where it tells none."""
     lower = name.replace("\\", "/").rsplit("/", 1)[-1].lower()
     lower = next((lower.removesuffix(ending) for ending in _PACKED if lower.endswith(ending)), lower)
     if lower.startswith(".") or lower.endswith(("~", "#")):  # hidden, or an editor's copy
@@ -71,7 +71,7 @@ def structure_file_format(name: str) -> FileFormat | None:
 
 
 def read_structure_file(name: str, content: bytes) -> ReadCrystal:
-    """Read the one structure of a file.
+    """Reads the one structure of a file.
 
     Args:
         name: of the file, which tells its format; endings such as `.gz` may follow.
@@ -99,7 +99,7 @@ def read_structure_file(name: str, content: bytes) -> ReadCrystal:
 
 
 def _reader(kind: FileFormat) -> Callable[[bytes], ReadCrystal]:
-    """Imported one by one: each format needs libraries that the others need not load."""
+    """Imports the reader of a format; each needs libraries that the others need not load."""
     if kind == "cif":
         from data.cif import read_cif
 

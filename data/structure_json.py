@@ -1,4 +1,4 @@
-"""Pymatgen's `Structure` as JSON, in a row of a table or a file of its own -> crystals; no `Structure` is built."""
+"""Reads pymatgen's `Structure` as JSON, in a row of a table or a file of its own; no `Structure` is built."""
 
 from __future__ import annotations
 

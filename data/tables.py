@@ -1,4 +1,4 @@
-"""A table of cells, from CSV, Parquet or JSON -> a `Source`: which column has the ids, structures or formulas."""
+"""Finds the columns of ids, structures or formulas in a table from CSV, Parquet or JSON: makes it a `Source`."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Table:
 
 
 def source_of(path: Path, table: Table) -> Source:
-    """Choose the columns of ids and of structures or formulas.
+    """Chooses the columns of ids and of structures or formulas.
 
     Ids are, whichever comes first, in a column `mbid` or `mb_id`; the named index of pandas; a column of another of
     `ID_COLUMNS`; an index without a name. Else rows are numbered from 0.
@@ -95,7 +95,7 @@ def source_of(path: Path, table: Table) -> Source:
 def composition_source(
     path: Path, index: list[object], columns: dict[str, list[object]], sha256: str, ids_from: str = "", notes: str = ""
 ) -> Source:
-    """A source of compositions, the formulas being one of the columns.
+    """Makes a source of compositions, the formulas being one of the columns.
 
     Raises:
         TaskError: none of them has a name of `FORMULA_COLUMNS`.
@@ -125,7 +125,7 @@ def id_column(names: list[str]) -> str | None:
 
 
 def kind_of_structure(cell: object) -> _Kind | None:
-    """What notation of a structure a cell holds, as JSON (text or bytes) or as the text of a CIF; None if none."""
+    """Tells the notation of the structure in a cell, JSON (text or bytes) or the text of a CIF; None if none."""
     if isinstance(cell, bytes):
         if b'"lattice_mat"' in cell:
             return "jarvis"
@@ -149,7 +149,7 @@ def _first_named(wanted: tuple[str, ...], names: list[str]) -> str | None:
 
 
 def _ids(table: Table) -> tuple[str, list[object]]:
-    """Where the ids come from, in words, and the ids."""
+    """Chooses the ids, and says in words where they come from."""
     column = id_column(list(table.columns))
     if table.index is not None:
         name, cells = table.index

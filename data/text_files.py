@@ -1,4 +1,4 @@
-"""Bytes of a structure file -> its text: unpacked, decoded, cut into lines."""
+"""Unpacks and decodes a structure file, and cuts its text into lines and numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COUNT = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def unpacked(content: bytes, most_mib: int) -> bytes:
-    """What a file holds, whether it is packed by gzip, bzip2 or xz or not at all; its first bytes tell.
+    """Unpacks a file that is packed by gzip, bzip2 or xz, as its first bytes tell, or not at all.
 
     Args:
         content: of the file.
@@ -46,7 +46,7 @@ def unpacked(content: bytes, most_mib: int) -> bytes:
 
 
 def text_lines(content: bytes) -> list[str]:
-    """The lines of a text in UTF-8, UTF-16 with its mark, or Latin-1; with LF, CRLF or CR at their ends.
+    """Cuts a text into lines that end with LF, CRLF or CR; it is in UTF-8, UTF-16 with its mark, or Latin-1.
 
     Raises:
         BadCrystalError: the bytes are no text.
@@ -64,7 +64,7 @@ def text_lines(content: bytes) -> list[str]:
 
 
 def number(text: str) -> float | None:
-    """A finite number as Fortran or C write it, such as `1`, `-.5`, `1.0D+00`, `1.5-100`; None for anything else."""
+    """Reads a finite number as Fortran or C write it: `1`, `-.5`, `1.0D+00`, `1.5-100`; None for anything else."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None
@@ -74,5 +74,5 @@ def number(text: str) -> float | None:
 
 
 def count(text: str) -> int | None:
-    """A number of atoms, of nine digits at most; None for anything else."""
+    """Reads a number of atoms, of nine digits at most; None for anything else."""
     return int(text) if _COUNT.fullmatch(text) else None

@@ -1,4 +1,4 @@
-"""VASP's vasprun.xml -> the structure of its last ionic step."""
+"""Reads the structure of the last ionic step in VASP's vasprun.xml."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LARGE = {"calculation", "dos", "eigenvalues", "projected", "scstep", "dielectri
 
 
 def read_vasprun(content: bytes) -> ReadCrystal:
-    """Read the last structure that VASP has computed.
+    """Reads the last structure that VASP has computed.
 
     Args:
         content: of the file, not packed.

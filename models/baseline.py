@@ -1,4 +1,4 @@
-"""What training has to beat, kept beside a model to measure its predictions by: see `models/trust.py`."""
+"""Fits the baseline that training has to beat; `models/trust.py` measures predictions by it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALLEST_PROBABILITY = 1e-3  # beyond it a class is certain
 
 @dataclass(frozen=True)
 class Baseline:
-    """What training has to beat, and what may stand for a prediction that is not trusted.
+    """Predicts what training has to beat, and what may stand for a prediction that is not trusted.
 
     Attributes:
         reference: fitted on the training rows.
@@ -49,7 +49,7 @@ class Baseline:
         return combine(self.reference, outputs, fractions, rows.n_atoms[which], correction, self.kind, self.quantity)
 
     def moves(self, values: np.ndarray, by_baseline: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
-        """How far values are from the baseline's: per atom where they are energies of a cell, in logits of a class."""
+        """Measures how far values are from the baseline's: energies of cells per atom, classes in logits."""
         if self.kind == "classification":
             certain = _SMALLEST_PROBABILITY
             values, by_baseline = (
@@ -59,7 +59,7 @@ class Baseline:
 
 
 def fit_baseline(rows: TrainingRows, part: TrainingPart, weights: str, *, undo_mp2020: bool) -> Baseline:
-    """Fit the reference on the training rows, to the outputs of a pretrained network where some weights are named."""
+    """Fits the reference on the training rows, to the outputs of a pretrained network where some weights are named."""
     train = part.train
     fractions, targets = rows.fractions[train].astype(np.float64), part.targets[train]
     if part.quantity == "energy_per_cell":
@@ -79,6 +79,6 @@ def fit_baseline(rows: TrainingRows, part: TrainingPart, weights: str, *, undo_m
 
 
 def _corrections(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
-    """eV/atom, shape (len(which),); computed here for crystals that no task holds."""
+    """Gives the corrections, eV/atom, shape (len(which),); computes them for crystals that no task holds."""
     assert rows.graphs is not None
     return mp2020_minus_legacy(rows.graphs, which) if rows.corrections is None else rows.corrections[which]

@@ -1,4 +1,4 @@
-"""How far training may move a prediction: no further than a few times what the training rows ask for.
+"""Limits how far training may move a prediction, to a few times what the training rows ask for.
 
 A network's last layers are steep, and training moves them along whatever its rows do not show. The pretrained norm
 before CHGNet's readout closes half of its 64 channels; a training opens them, and atoms unlike all that were trained
@@ -31,7 +31,7 @@ def zero(_rows: TrainingRows, which: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Reach:
-    """A prediction is at most `limit` from what it was before training.
+    """Keeps a prediction within `limit` of what it was before training.
 
     Attributes:
         limit: in the target's unit, per atom where that is an energy of a cell.
@@ -44,7 +44,7 @@ class Reach:
     def limited(
         self, values: np.ndarray, start: np.ndarray, fractions: np.ndarray, correction: np.ndarray
     ) -> np.ndarray:
-        """Predictions, those beyond the limit at it and all others to the last bit as they are.
+        """Moves predictions beyond the limit to it, and leaves all others as they are to the last bit.
 
         Args:
             values: predictions, in the unit of `limit`, shape (n,).
@@ -56,19 +56,19 @@ class Reach:
         return np.clip(values, begun - self.limit, begun + self.limit)
 
     def content(self) -> dict[str, Any]:
-        """Tensors and plain values, for a file."""
+        """Gives tensors and plain values for a file."""
         return {"limit": self.limit, "reference": self.reference.content()}
 
     @staticmethod
     def of(content: dict[str, Any]) -> Reach:
-        """The reach that `content` describes."""
+        """Makes a reach of what its `content` was."""
         return Reach(content["limit"], Reference.of(content["reference"]))
 
 
 def fit_reach(
     rows: TrainingRows, part: TrainingPart, reference: Reference, start: np.ndarray, correction: np.ndarray
 ) -> Reach:
-    """Learn from the training rows of a regression how far they ask predictions to move.
+    """Learns from the training rows of a regression how far they ask predictions to move.
 
     Args:
         rows: all rows of the task.

@@ -1,4 +1,4 @@
-"""Which code, libraries and machine a run is of."""
+"""Records the code, the libraries and the machine of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One member of a finished sweep, read back from the CSV files of its folder. Called by `tune/runs.py`."""
+"""Reads a member of a finished sweep back from the CSV files of its folder. Called by `tune/runs.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIX = {"test": "preds", "validation": "val"}
 
 
 class RunError(ValueError):
-    """A run that cannot be read, or runs that do not go together; the message says why and what to do."""
+    """A run cannot be read, or runs do not go together; the message says why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Member:
 
 
 def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
-    """Read a member of the sweep in a folder.
+    """Reads a member of the sweep in a folder.
 
     Raises:
         RunError: files are missing or damaged; the message names them.
@@ -65,7 +65,7 @@ def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int
 
 
 def load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
-    """The epochs of one training; RunError where the file is damaged."""
+    """Reads the epochs of one training; RunError where the file is damaged."""
     try:  # a fingerprint is text, even one of digits alone
         return pd.read_csv(io.BytesIO(read_whole(filesystem, file)), dtype={"fingerprint": str})
     except ValueError as problem:
@@ -102,5 +102,5 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.Dat
 
 
 def marked(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with `trusted`, whether each trust is high enough, as its last column."""
+    """Adds `trusted` to a table as its last column: whether each trust is high enough."""
     return table.assign(trusted=table["trust"] >= TRUSTED)

@@ -1,4 +1,4 @@
-"""Values of a space that leave the same model on the rows at hand: the search offers one of them, and a line says so.
+"""Merges values of a space that leave the same model on the rows at hand: the search offers one of them.
 
 What is the same depends on the rows alone: batches of 32 and of 64 are one batch where 14 rows train. On more rows
 they differ, so that the space is no mistake. What could do nothing on any rows is refused by `tune/levers.py`.
@@ -19,21 +19,21 @@ from tune.space import SearchSpace, combinations
 
 @dataclass(frozen=True)
 class Merged:
-    """Values of a field, the first of which stands for all: from and to where it is a range."""
+    """Names values of a field, the first of which stands for all; of a range its two ends."""
 
     field: str
     values: list[Any]
     is_range: bool
 
     def sentence(self, n_train: int) -> str:
-        """For the terminal."""
+        """Says on the terminal what was merged."""
         *most, last = map(str, self.values)
         values = f"{most[0]} to {last}" if self.is_range else f"{', '.join(most)} and {last}"
         return f"{self.field}: {values} train the same model on {n_train} training rows, so the search takes {most[0]}"
 
 
 def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
-    """The space with one value in place of those that are the same on so many training rows.
+    """Narrows a space to one value of those that are the same on so many training rows.
 
     Values of a field are the same if that is so beside every combination of the others.
 
@@ -75,7 +75,7 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
 
 
 def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict[str, Any]:
-    """A config of a narrower space, or of one that was merged otherwise, with the values that this space offers.
+    """Puts values that a space offers into a config of a narrower space, or of one that was merged otherwise.
 
     Args:
         space: that was merged.
@@ -93,7 +93,7 @@ def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict
 
 
 def trains_the_same(model: str, first: dict[str, Any], second: dict[str, Any], n_train: int) -> bool:
-    """Whether two configs leave the same model on so many training rows, although they would not on any number.
+    """Says whether two configs leave the same model on so many training rows, if not on any number of them.
 
     Args:
         model: by name.
@@ -108,7 +108,7 @@ def trains_the_same(model: str, first: dict[str, Any], second: dict[str, Any], n
 
 
 def differing_base(space: SearchSpace, lever: str, values: Sequence[Any], n_train: int) -> dict[str, Any] | None:
-    """Fields beside which two values of a lever are not the same on so many training rows; None where they always are.
+    """Finds fields beside which two values of a lever differ on so many training rows; None where there are none.
 
     Args:
         space: that the other fields are of.

@@ -1,4 +1,4 @@
-"""Crystals of the embedded demo, on which a lever is tried that a task of few rows cannot show.
+"""Makes rows of the embedded demo, on which a lever is tried that a task of few rows cannot show.
 
 Where a few rows leave nothing to learn, a model gives the same predictions whatever its config: a linear model of the
 composition already fits them, say. A lever that does something elsewhere is no mistake then; one that does nothing
@@ -27,7 +27,7 @@ N_TRAIN, N_VAL = 80, 20
 
 @cache
 def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[TrainingRows, TrainingPart]:
-    """The demo's smallest crystals as rows of a task of some kind.
+    """Makes the demo's smallest crystals the rows of a task of some kind.
 
     Args:
         weights: whose features, outputs and cutoffs the rows have.

@@ -1,4 +1,4 @@
-"""Tiny runs of a model on a few rows of one fold, by which `tune/levers.py` sees what a field of a config does."""
+"""Runs a model on a few rows of one fold, by which `tune/levers.py` sees what a field of a config does."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Tries:
     def _predictions(
         self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
     ) -> np.ndarray | None:
-        """Of the rows in place of validation, by the model that a run keeps; None where its loss was not finite.
+        """Predicts the rows in place of validation by the model that a run keeps; None where its loss was not finite.
 
         Raises:
             SweepError: they are not one finite number a row.
@@ -140,7 +140,7 @@ class Tries:
             self.read |= fields_read
 
     def _smaller(self, lever: str, fields: dict[str, Any], short: bool, n_rows: int) -> ModelConfig:
-        """With what a try has and, if `short`, fewer epochs, as many as the config goes with; but for what is tried."""
+        """Makes a config smaller as a try needs it, and if `short` with fewer epochs, but for the lever itself."""
         declared, whole = self.model.config.model_fields, fields
         for field, value in OF_A_TRY.items():
             if field in declared and field != lever:
@@ -161,12 +161,12 @@ class Tries:
 
 
 def value_of(config: dict[str, Any], lever: str, fields: dict[str, FieldInfo]) -> Any:
-    """Of a lever in a config."""
+    """Reads the value of a lever in a config, or its default."""
     return config.get(lever, fields[lever].default)
 
 
 def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
-    """The same config, and a set of the fields that have been read from it; who takes all of it has read them all."""
+    """Gives the config again, with a set that collects the fields as they are read from it."""
     kind, fields, fields_read = type(config), type(config).model_fields, set[str]()
 
     class Watched(kind):  # type: ignore[valid-type,misc]
