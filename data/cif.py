@@ -18,12 +18,11 @@ from data.cif_orbits import Cell, closest_contact, expand, same_atoms
 from data.cif_sites import Sites, read_sites
 from data.cif_species import format_amounts
 from data.cif_stated import Stated, stated_symmetry
-from data.cif_symmetry import Symmetry, misfit
+from data.cif_symmetry import MAX_MISFIT, Symmetry, fits_cell, misfit
 from data.cif_tags import Tags, number_of, read_tags
 from data.crystal import BadCrystalError, Crystal, ReadCrystal
 
-# The cell may miss its symmetry by this much, as rounding and relaxed cells do.
-NOTED_MISFIT, MAX_MISFIT = 1e-3, 1e-2
+NOTED_MISFIT = 1e-3  # of at most `MAX_MISFIT`
 # Real contacts in parts of the sum of the covalent radii: 0.7 for X-ray's short O-H, 0.9 and more for others.
 SENSIBLE_CONTACT, IMPOSSIBLE_CONTACT = 0.7, 0.5
 # An item whose value is several words without quotes, which no CIF file may have: `_name F m -3 m`.
@@ -228,9 +227,9 @@ def _read(symmetry: Symmetry, stated: Stated, sites: Sites, facts: Content, latt
                 f"{symmetry.name}"
             )
     if verdict.against:
-        doubt = "" if stated.is_given else "no symmetry is given, and "
+        reason = verdict.against[0]
         raise BadCrystalError(
-            f"{doubt}{verdict.against[0]} (in {symmetry.name})" if not doubt else doubt + verdict.against[0]
+            f"no symmetry is given, and {reason}" if not stated.is_given else f"{reason} (in {symmetry.name})"
         )
     return _Reading(symmetry, cell, verdict)
 
@@ -240,7 +239,7 @@ def _compare_with_rivals(reading: _Reading, stated: Stated, sites: Sites, facts:
 
     They are kept where the named group gives the same crystal, or the file's content says that they are right.
     """
-    possible = [symmetry for symmetry in stated.rivals if misfit(symmetry, lattice) <= MAX_MISFIT]
+    possible = [symmetry for symmetry in stated.rivals if fits_cell(symmetry, lattice)]
     for symmetry in possible:
         try:
             rival = _read(symmetry, stated, sites, facts, lattice)

@@ -10,19 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.cif_symmetry import (
-    IDENTITY,
-    Symmetry,
-    code_of,
-    fits_cell,
-    from_hall,
-    group_number,
-    of_table,
-    read_operators,
-    setting,
-    settings_of_name,
-    settings_of_number,
-)
+from data.cif_settings import code_of, from_hall, of_table, setting, settings_of_name, settings_of_number
+from data.cif_symmetry import IDENTITY, Symmetry, fits_cell, group_number, read_operators
 from data.cif_tags import Tags, number_of
 from data.crystal import BadCrystalError
 
@@ -41,7 +30,6 @@ _NAMES = (
 _HALL = ("_space_group_name_Hall", "_symmetry_space_group_name_Hall")
 _NUMBERS = ("_space_group_IT_number", "_symmetry_Int_Tables_number", "_symmetry_space_group_IT_number")
 _CODES = ("_space_group_IT_coordinate_system_code",)
-FIT = 1e-2  # part of the cell's lengths by which it may miss a setting
 
 
 @dataclass(frozen=True)
@@ -182,7 +170,7 @@ def _by_hall(hall: Symmetry, settings: list[int], quoted: str, lattice: np.ndarr
     candidates = [hall]
     named = [of_table(k) for k in settings]
     if not any(_same_operators(hall, other) for other in named):
-        candidates += [other for other in named if fits_cell(other, lattice, FIT)]
+        candidates += [other for other in named if fits_cell(other, lattice)]
     source = hall.name + (f" and its name {quoted}" if len(candidates) > 1 else "")
     number = group_number(hall, lattice)
     numbers = frozenset() if number is None else frozenset({number})
@@ -206,7 +194,7 @@ def _by_settings(
         coded = [k for k in settings if code_of(k, code)]
         unknown += [] if coded else [f"the setting {code!r}"]
         settings = coded or settings
-    possible = [k for k in settings if fits_cell(of_table(k), lattice, FIT)] or settings
+    possible = [k for k in settings if fits_cell(of_table(k), lattice)] or settings
     chosen = [k for k in possible if is_number_only or setting(k).hm == setting(possible[0]).hm]
     return _Named(
         candidates=tuple(of_table(k) for k in chosen),

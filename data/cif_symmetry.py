@@ -1,8 +1,4 @@
-"""Turns operators, Hall symbols, names and numbers into space groups.
-
-A name that several settings share (`F d -3 m` has two origins) gives several candidates; `data/cif.py` lets the rest
-of the file decide.
-"""
+"""Reads symmetry operators as a space group, and measures how well a cell fits one. Called by `data/cif.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +7,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 
 import gemmi
 import numpy as np
 
 from data.crystal import BadCrystalError
 
+MAX_MISFIT = 1e-2  # part of the cell's lengths by which it may miss its symmetry, as rounding and relaxed cells do
 MAX_OPERATORS = 4_000  # the largest space group has 192, a supercell's multiples of that
 
 
@@ -119,7 +116,7 @@ def read_operators(texts: tuple[str, ...], centrings: tuple[str, ...] = ()) -> S
     translations = np.array([[float(t) for t in operator[1]] for operator in parsed])
     _check_group(rotations, translations, list(parsed.values()))
     symmetry = Symmetry("its operators", rotations, translations, None)
-    table = _table_entry(symmetry)
+    table = table_entry(symmetry)
     name = f"its operators ({table.xhm()})" if table else "its operators"
     return Symmetry(name, rotations, translations, table.number if table else None)
 
@@ -153,7 +150,7 @@ def operator_codes(rotations: np.ndarray, translations: np.ndarray) -> np.ndarra
     return codes
 
 
-def _table_entry(symmetry: Symmetry) -> gemmi.SpaceGroup | None:
+def table_entry(symmetry: Symmetry) -> gemmi.SpaceGroup | None:
     """The tabulated setting with exactly these operators."""
     shifts = symmetry.translations * gemmi.Op.DEN
     if np.abs(shifts - np.rint(shifts)).max() > 1e-6:
@@ -184,129 +181,9 @@ def group_number(symmetry: Symmetry, lattice: np.ndarray) -> int | None:
     return None if kind is None else int(kind.number)
 
 
-@cache
-def of_table(index: int) -> Symmetry:
-    """The group at a position of the table."""
-    entry = _table()[index]
-    return _of_group_ops(entry.operations(), entry.xhm(), entry.number)
-
-
-def _of_group_ops(group: gemmi.GroupOps, name: str, number: int | None) -> Symmetry:
-    operators = list(group)
-    rotations = np.array([operator.rot for operator in operators], dtype=np.int64) // gemmi.Op.DEN
-    translations = np.array([operator.tran for operator in operators], dtype=np.float64) / gemmi.Op.DEN % 1.0
-    return Symmetry(name, rotations, translations, number)
-
-
-@cache
-def _table() -> list[gemmi.SpaceGroup]:
-    return list(gemmi.spacegroup_table())
-
-
-@lru_cache(1024)
-def from_hall(symbol: str) -> Symmetry | None:
-    """The group of a Hall symbol, None where it is none."""
-    text = " ".join(symbol.replace("_", " ").split())
-    try:
-        group = gemmi.symops_from_hall(text)
-    except (RuntimeError, ValueError):
-        return None
-    if len(group) > 192:
-        return None
-    symmetry = _of_group_ops(group, f"the Hall symbol {symbol!r}", None)
-    table = _table_entry(symmetry)
-    return Symmetry(symmetry.name, symmetry.rotations, symmetry.translations, table.number if table else None)
-
-
-_ORIGIN = {"s": "1", "z": "2"}  # in names of the ICSD: origin at the highest symmetry, or at a centre
-_SUFFIX = re.compile(r"(?::|\(?(?:origin(?:choice)?|choice|o)[:=]?)(-?[a-c]?[1-6]|[hrsz]|hr|rh)\)?$")
-
-
-def _key(name: str) -> str:
-    """Takes off a Hermann-Mauguin name what is only layout: case, blanks, underscores, marks of subscripts."""
-    text = re.sub(r"[\s_'\"\\{}$~]", "", name.lower())
-    return re.sub(r"(?<=[2346])\(([1-5])\)", r"\1", text)
-
-
-@cache
-def _names() -> dict[str, list[int]]:
-    """Positions in the table of all settings that a name can mean, the conventional one first."""
-    full: dict[str, list[int]] = {}
-    others: dict[str, list[int]] = {}
-    for position, entry in enumerate(_table()):
-        full.setdefault(_key(entry.hm), []).append(position)
-        words = entry.hm.split()
-        spellings = []
-        if entry.number >= 195:  # F m 3 m: old symbols of the cubic groups have no bar on the 3
-            spellings.append(entry.hm.replace("-3", "3", 1))
-        if 3 <= entry.number <= 15:
-            spellings.append(" ".join(word for word in words if word != "1"))
-        if entry.number in (39, 41, 64, 67, 68):  # renamed in 1992: C m c e for C m c a
-            axis = "ABC".index(words[0]) + 1
-            spellings.append(" ".join([*words[:axis], "e", *words[axis + 1 :]]))
-        if entry.ext == "H":
-            spellings.append("H" + entry.hm[1:])
-        for spelling in spellings:
-            others.setdefault(_key(spelling), []).append(position)
-    return others | full
-
-
-@cache
-def _full_names() -> dict[str, list[int]]:
-    """Lists the positions of full names, such as `P 21/n 21/m 21/a`, which spglib has."""
-    import spglib
-
-    positions = {(entry.number, entry.hall): k for k, entry in reversed(list(enumerate(_table())))}
-    names: dict[str, list[int]] = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of how it is going to report errors
-        kinds = [spglib.get_spacegroup_type(k) for k in range(1, 531)]
-    for kind in kinds:
-        if kind is None:
-            continue
-        entry = gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(kind.hall_symbol))
-        if entry is not None:
-            names.setdefault(_key(kind.international_full), []).append(positions[entry.number, entry.hall])
-    return names
-
-
-@lru_cache(1024)
-def settings_of_name(name: str) -> tuple[int, ...]:
-    """Positions of the settings that a Hermann-Mauguin name can mean, () for a name that is none."""
-    return _settings_in(_names(), _key(name)) or _settings_in(_full_names(), _key(name))
-
-
-def _settings_in(names: dict[str, list[int]], key: str) -> tuple[int, ...]:
-    if key in names:
-        return tuple(names[key])
-    if (match := _SUFFIX.search(key)) is not None:
-        base, code = key[: match.start()], match[1]
-    else:
-        base, code = key[:-1], key[-1:]
-        if code not in ("h", "r", "s", "z"):
-            return ()
-    return tuple(k for k in names.get(base, ()) if code_of(k, code))
-
-
-def code_of(position: int, code: str) -> bool:
-    """Says whether a setting has this code: an origin, H or R, or the axes and cell choice."""
-    entry = _table()[position]
-    code = _ORIGIN.get(code.lower(), code.lower()).strip()
-    if code in ("hr", "rh"):
-        return entry.ext in ("H", "R")
-    if entry.ext in ("1", "2", "H", "R"):
-        return code in (entry.ext.lower(), entry.ext.lower() + entry.qualifier, entry.qualifier + entry.ext.lower())
-    return code == entry.qualifier or (code == "1" and entry.number >= 16 and entry.is_reference_setting())
-
-
-def settings_of_number(number: int) -> tuple[int, ...]:
-    """Positions of all settings of a space-group type."""
-    return tuple(k for k, entry in enumerate(_table()) if entry.number == number)
-
-
-def fits_cell(symmetry: Symmetry, lattice: np.ndarray, tolerance: float) -> bool:
-    """Says whether every rotation keeps lengths and angles of the cell, to this part of its lengths."""
-    return misfit(symmetry, lattice) <= tolerance
+def fits_cell(symmetry: Symmetry, lattice: np.ndarray) -> bool:
+    """Says whether every rotation keeps lengths and angles of the cell, to `MAX_MISFIT` of its lengths."""
+    return misfit(symmetry, lattice) <= MAX_MISFIT
 
 
 def misfit(symmetry: Symmetry, lattice: np.ndarray) -> float:
@@ -319,8 +196,3 @@ def misfit(symmetry: Symmetry, lattice: np.ndarray) -> float:
     # x' = R x keeps distances when R^T G R = G.
     moved = np.einsum("nki,kl,nlj->nij", symmetry.rotations, metric, symmetry.rotations)
     return float(np.abs((moved - metric) / np.outer(length, length)).max())
-
-
-def setting(position: int) -> gemmi.SpaceGroup:
-    """The entry of gemmi's table."""
-    return _table()[position]
