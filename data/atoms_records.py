@@ -53,9 +53,11 @@ def read_atoms_record(payload: bytes) -> ReadCrystal:
         elements = [str(element).strip() for element in record["elements"]]
         coords = np.array(record["coords"], dtype=np.float64)
         lattice = np.array(record["lattice_mat"], dtype=np.float64)
-        cartesian = record.get("cartesian", False)
+        cartesian = record["cartesian"]
     except KeyError as error:
-        raise BadCrystalError(f"no key {error}; expected JARVIS's elements, coords and lattice_mat") from None
+        raise BadCrystalError(
+            f"no key {error}; expected JARVIS's elements, coords, cartesian and lattice_mat"
+        ) from None
     except BadCrystalError:
         raise
     except (TypeError, ValueError, AttributeError) as error:

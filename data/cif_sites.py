@@ -48,17 +48,8 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
     Raises:
         BadCrystalError: a site is no atom, is one partly, has no position, or says that hydrogens are missing.
     """
-    axes = [tags.values.get(f"_atom_site_fract_{x}") for x in "xyz"]
-    if any(axis is None for axis in axes):
-        if "_atom_site_cartn_x" in tags.values:
-            raise BadCrystalError("its atoms have Cartesian positions only; expected _atom_site_fract_x, _y and _z")
-        raise BadCrystalError("its atoms have no positions (_atom_site_fract_x, _y and _z)")
-    x, y, z = (axis or [] for axis in axes)
-    if not x or not len(x) == len(y) == len(z):
-        raise BadCrystalError(f"it has {len(x)}, {len(y)} and {len(z)} coordinates along the axes")
-    n_sites = len(x)
-    if n_sites > MAX_ATOMS:
-        raise BadCrystalError(f"it lists {n_sites} sites; at most {MAX_ATOMS} atoms are read")
+    axes = _axes(tags)
+    n_sites = len(axes[0])
     columns = {
         name: tags.column(f"_atom_site_{name}", n_sites) or [None] * n_sites
         for name in ("type_symbol", "label", "occupancy", "disorder_group", "calc_flag", "attached_hydrogens")
@@ -79,10 +70,10 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
         numbers[k] = species.number
         if species.note:
             notes.append(species.note)
-        for axis, text in enumerate((x[k], y[k], z[k])):
-            number = number_of(text)
+        for axis, texts in enumerate(axes):
+            number = number_of(texts[k])
             if number is None or abs(number) > 1e3:
-                raise BadCrystalError(f"site {name} has no position along {'xyz'[axis]}: {text or '?'!r}")
+                raise BadCrystalError(f"site {name} has no position along {'xyz'[axis]}: {texts[k] or '?'!r}")
             frac_coords[k, axis] = number
     _refuse_two_disorder_groups(labels, columns["disorder_group"])
     if vacant.any():
@@ -103,6 +94,21 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
     multiplicities = _multiplicities(tags, n_sites)
     multiplicities = None if multiplicities is None else multiplicities[~vacant]
     return Sites(labels, numbers, frac_coords, multiplicities, tuple(dict.fromkeys(notes)))
+
+
+def _axes(tags: Tags) -> list[list[str | None]]:
+    """Gives the texts of all sites' coordinates along each of the three axes."""
+    axes = [tags.values.get(f"_atom_site_fract_{x}", []) for x in "xyz"]
+    counts = [len(texts) for texts in axes]
+    if min(counts) == 0:
+        if "_atom_site_cartn_x" in tags.values:
+            raise BadCrystalError("its atoms have Cartesian positions only; expected _atom_site_fract_x, _y and _z")
+        raise BadCrystalError("its atoms have no positions (_atom_site_fract_x, _y and _z)")
+    if len(set(counts)) > 1:
+        raise BadCrystalError("it has {}, {} and {} coordinates along the axes".format(*counts))
+    if counts[0] > MAX_ATOMS:
+        raise BadCrystalError(f"it lists {counts[0]} sites; at most {MAX_ATOMS} atoms are read")
+    return axes
 
 
 def _is_water(name: str, numbers: np.ndarray, labels: list[str]) -> bool:

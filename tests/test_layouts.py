@@ -168,6 +168,15 @@ def test_records_of_jarvis(tmp_path, ending):
     np.testing.assert_array_equal(opened(path, target="gap")[1].targets, [1, np.nan, 1])
 
 
+def test_a_record_that_does_not_say_what_its_coordinates_are_is_a_bad_row(tmp_path):
+    """Angstrom read as fractions of the cell would be another crystal."""
+    content = records()
+    del content[0]["atoms"]["cartesian"]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content))
+    assert "no key 'cartesian'" in str(read(opened(path, target="e")[1])[0])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
