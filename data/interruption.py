@@ -1,17 +1,22 @@
-"""Ends a command in one sentence on Ctrl-C and SIGTERM, which `kill`, batch systems and containers send."""
+"""Ends a command in one sentence on a signal.
+
+The signals are Ctrl-C, SIGTERM, which `kill`, batch systems and containers send, and the SIGHUP of a terminal that is closed.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from data.console import say
+from data.ray_session import end
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -30,6 +35,7 @@ def interruptible(otherwise: str) -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
         if not received:  # a second one would cut the end short, and leave tracebacks and processes
             received.append(number)
+            _have_somewhere_to_write()
             raise KeyboardInterrupt
 
     for signal_number in _SIGNALS:
@@ -37,10 +43,20 @@ def interruptible(otherwise: str) -> Iterator[None]:
             signal.signal(signal_number, interrupt)
     try:
         yield
-    except KeyboardInterrupt as end:
-        say(f"interrupted: {' '.join(getattr(end, '__notes__', [])) or otherwise}")
-        sys.exit(128 + (received or [signal.SIGINT])[0])
+    except KeyboardInterrupt as problem:
+        say(f"interrupted: {' '.join(getattr(problem, '__notes__', [])) or otherwise}")
+        end(128 + (received or [signal.SIGINT])[0])
     finally:
         if not received:
             for signal_number, handler in before.items():
                 signal.signal(signal_number, handler)
+
+
+def _have_somewhere_to_write() -> None:
+    """Let what is written to a terminal that is closed go nowhere, where it would be one more error at the end."""
+    for stream in (1, 2):
+        with suppress(OSError):  # there is no such stream
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)

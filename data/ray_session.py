@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import secrets
 import signal
+import socket
+import sys
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private import ray_constants
-from ray.exceptions import RaySystemError
+from ray._private.services import canonicalize_bootstrap_address, extract_ip_port
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import RayError, RaySystemError
 from ray.job_config import JobConfig
 
 from data.console import say
 from data.import_path import environment_of_workers
 from data.store_faults import StorageError
 
+_ANSWER_S = 10.0  # in which a cluster's machine must answer
+_FEWEST_PROCESSES = 256  # and threads, which Ray needs
 _LONGEST_SOCKET = 107  # bytes in the path of one, on Linux
 
 
@@ -31,6 +41,7 @@ def connect(address: str | None = None) -> None:
 
     Raises:
         RayError, ConnectionError: Ray did not start, or there is none at the address.
+        StorageError: Ray's temporary folder cannot be used, or none that is made here.
     """
     if ray.is_initialized():
         return
@@ -42,7 +53,9 @@ def connect(address: str | None = None) -> None:
         # Nodes of a cluster have the project installed, but perhaps not this version of it.
         repository = Path(__file__).resolve().parent.parent
         runtime_env = {"py_modules": [str(repository / package) for package in ("data", "models", "tune")]}
+        _refuse_silence(address)
     else:
+        _refuse_limits()
         _have_a_token()
         _mind_no_proxy()
     # Ray would have its workers look for modules in the working directory and in the script's folder first of all.
@@ -51,9 +64,8 @@ def connect(address: str | None = None) -> None:
     # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
     # imported, so that to set it there would be too late.
     clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
-    told_to_end = signal.getsignal(signal.SIGTERM)
     try:
-        with _environment(environment_of_workers()):
+        with _environment(environment_of_workers()), _end_as_before():
             ray.init(
                 address=address or "local",  # without an address Ray would join whatever cluster it finds here
                 job_config=job,
@@ -71,8 +83,57 @@ def connect(address: str | None = None) -> None:
         raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
-    if callable(told_to_end):  # Ray answers to the signal with a stack trace in C++
-        signal.signal(signal.SIGTERM, told_to_end)
+
+
+def end(code: int) -> NoReturn:
+    """End this process, which a signal has told to end.
+
+    What it has started of Ray ends with it, and is not spoken to: the signal may have reached that as well, as those of
+    batch systems do, and Ray would wait a minute for its answer, or complain with tracebacks that there is none.
+    """
+    node = ray._private.worker._global_node
+    if node is None or not node.is_head():
+        sys.exit(code)
+    with suppress(OSError):
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _refuse_silence(address: str) -> None:
+    """Raise ConnectionError where no Ray is at an address: Ray itself would go on asking for a quarter of an hour."""
+    if "://" in address:  # which Ray itself asks for half a minute only
+        return
+    try:
+        place = canonicalize_bootstrap_address(address) or address
+        host, port = extract_ip_port(place)
+    except (ValueError, OSError) as problem:
+        raise ConnectionError(f"--address {address}: {problem}") from problem
+    given = os.environ.get("RAY_ADDRESS")
+    by = f" (of RAY_ADDRESS, {given})" if address == "auto" and given else ""
+    remedy = f"Start the cluster, correct {'or unset RAY_ADDRESS' if by else 'the address'}, or leave out --address"
+    try:
+        socket.create_connection((host, port), timeout=_ANSWER_S).close()
+        GcsClient(address=place)  # waits for 40 s
+    except (OSError, RayError) as problem:
+        raise ConnectionError(
+            f"--address {address}: no Ray cluster answers at {place}{by}: {problem}. {remedy} to run on this machine"
+        ) from problem
+
+
+def _refuse_limits() -> None:
+    """Raise where Ray cannot start, and would say that with tracebacks or after half a minute."""
+    if not os.geteuid():  # whom neither concerns
+        return
+    mask = os.umask(0o022)
+    os.umask(mask)
+    if mask & 0o700:
+        raise StorageError(f"umask {mask:03o} has you make files that you cannot use. Give `umask 022` before")
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if processes != resource.RLIM_INFINITY and processes < _FEWEST_PROCESSES:
+        raise RaySystemError(
+            f"Ray does not start where one may have {processes} processes and threads. Raise the limit, as by "
+            "`ulimit -u 4096`"
+        )
 
 
 def _have_a_token() -> None:
@@ -100,9 +161,17 @@ def _temporary_folder() -> str | None:
     """Where Ray keeps logs and sockets; None for where it would by itself.
 
     Raises:
-        StorageError: that is too long for sockets, and /tmp cannot be written to.
+        StorageError: it cannot be written to; or it is too long for sockets, and neither can /tmp.
     """
     folder = get_default_ray_temp_dir()
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as problem:
+        raise StorageError(
+            f"Ray can keep no logs and sockets in the temporary folder {folder}: {problem.strerror}. Set RAY_TMPDIR or "
+            "TMPDIR to a folder that is yours to write to"
+        ) from problem
     socket = f"{folder}/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
         return None
@@ -113,6 +182,34 @@ def _temporary_folder() -> str | None:
         )
     say(f"Ray's sockets cannot be in {folder}, whose path is too long: its logs and sockets go to /tmp/ray")
     return "/tmp/ray"
+
+
+@contextmanager
+def _end_as_before() -> Iterator[None]:
+    """Let SIGTERM do what it did before: Ray would end without a word while it starts, and later with a stack in C++.
+
+    The signal waits while Ray connects, which takes a moment and has threads begin that are never to receive it.
+    """
+    told_to_end = signal.getsignal(signal.SIGTERM)
+    if not callable(told_to_end) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    set_handler, connect_driver = ray._private.utils.set_sigterm_handler, ray._private.worker.connect
+
+    def connect_unheard(*arguments: Any, **options: Any) -> None:
+        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            connect_driver(*arguments, **options)
+        finally:
+            signal.signal(signal.SIGTERM, told_to_end)
+            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+
+    ray._private.utils.set_sigterm_handler = lambda _: None
+    ray._private.worker.connect = connect_unheard
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler, ray._private.worker.connect = set_handler, connect_driver
 
 
 class _NoFolders(list[str]):
