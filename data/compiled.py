@@ -51,11 +51,12 @@ def _folder() -> Path | None:
 
 # Has to be said before the first function is decorated.
 _config.CACHE_DIR = str(_folder() or "")
+KEPT = bool(_config.CACHE_DIR)  # whether there is a place for machine code
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code for the types it is called with."""
-    return numba.njit(cache=bool(_config.CACHE_DIR))(function)
+    return numba.njit(cache=KEPT)(function)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

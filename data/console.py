@@ -23,5 +23,7 @@ def say_problem(problem: BaseException) -> None:
     say(f"{type(problem).__name__}: {problem}", style="red")
     if isinstance(problem, FileNotFoundError) and problem.filename is None and not os.path.exists("."):  # noqa: PTH110
         say("The folder that this command was given in no longer exists: change to another one, and give it again")
+    if isinstance(problem, PermissionError):
+        say("Give a file or folder that is yours to use, or have its owner change its permissions")
     for note in notes:
         say(note[0].upper() + note[1:])

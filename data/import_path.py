@@ -4,6 +4,7 @@ A project of the user's may well have a `models/`, a `queue.py` or a `yaml.py`. 
 `PYTHONPATH` before its own library, and Ray's workers look into the driver's working directory first of all.
 """
 
+import io
 import os
 import sys
 
@@ -15,8 +16,12 @@ _GIVEN = "MATSWEEP_PYTHONPATH"  # to processes that are started from here: what 
 def own_first() -> None:
     """Put `sys.path` in order: what every command does first, with the project's folder at its head.
 
-    A command's own folder is taken out, whose modules are imported by their package alone.
+    A command's own folder is taken out, whose modules are imported by their package alone. And Python is put in order,
+    where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without.
     """
+    _have_all_letters()
+    if sys.flags.optimize > 1:
+        sys.exit("Ray does not run without docstrings: unset PYTHONOPTIMIZE, or leave out -OO")
     here = sys.path[1:] if sys.flags.safe_path else sys.path[2:]
     given = _given()
     sys.path[:] = _in_order([folder for folder in here if folder not in given], given)
@@ -38,6 +43,18 @@ def environment_of_workers() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(_in_order(run.stdout.splitlines(), given)),
         _GIVEN: os.pathsep.join(given),
     }
+
+
+def _have_all_letters() -> None:
+    """Begin anew where names of files would not be read as UTF-8; letters that the output lacks are written as codes.
+
+    `PYTHONUTF8=0` asks for that in the locale C, and others, such as de_DE.ISO-8859-1, without it.
+    """
+    if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # of the processes that are started from here
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _given() -> list[str]:

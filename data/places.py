@@ -9,7 +9,11 @@ from data.store_faults import StorageError
 
 
 def expanded(path: str | Path) -> Path:
-    """A path with the home for `~` or `~user`; StorageError where the system knows none."""
+    """A path with the home for `~` or `~user`; StorageError where the system knows none, or the name is no UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise StorageError(f"{str(path)!r}: a name that is not in UTF-8. Rename it, as by `convmv`") from None
     if not str(path).startswith("~"):  # `./~x` too, of which `Path` would leave `~x`
         return Path(path)
     try:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-import data.compiled  # noqa: F401  (says where machine code is kept)
+from data.compiled import KEPT
 
 WIDTH = 64
 _1 = np.float32(1.0)
@@ -26,7 +26,7 @@ _EPSILON = np.float32(1e-5)  # of torch's LayerNorm
 # Sums over rows are reassociated and multiply-adds fused, without which they are not vectorised. It is not
 # assumed that there are no NaNs: a network that diverges must be seen to.
 _MATH = {"reassoc", "contract", "arcp", "nsz"}
-_kernel = numba.njit(cache=True, nogil=True, fastmath=_MATH, error_model="numpy")
+_kernel = numba.njit(cache=KEPT, nogil=True, fastmath=_MATH, error_model="numpy")
 _part = numba.njit(inline="always", fastmath=_MATH, error_model="numpy")
 
 

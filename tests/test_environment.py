@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +60,21 @@ def run(script: str, *arguments: str, cwd: Path, expect: int = 0, **environment:
     return done.stdout
 
 
+def run_program(program: str, expect: int = 0, **environment: str) -> str:
+    """Run lines of Python, which find the project, and return what they printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == expect, done.stdout
+    return done.stdout
+
+
 def test_driver_and_workers_import_nothing_of_a_project(project, tmp_path):
     ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"].iloc[::200]
     (tmp_path / "ids.txt").write_text("\n".join(ids))
@@ -107,6 +122,27 @@ def test_kernels_are_compiled_where_nothing_can_be_written(tmp_path, cache):
         assert list(tmp_path.glob("kernels/**/*.nbi"))
 
 
+def test_a_read_only_installation_without_a_home_has_its_networks_all_the_same(tmp_path):
+    """Nowhere can machine code be kept: beside the source a disk lies that is read-only."""
+    if os.geteuid():
+        pytest.skip("mounting a disk is not permitted here")
+    beside = [str(REPOSITORY / folder / "__pycache__") for folder in ("data", "models")]
+    mounts = "".join(f"mkdir -p {folder} && mount -t tmpfs -o ro tmpfs {folder} && " for folder in beside)
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", f"{mounts} exec {sys.executable} -c 'import models.train'"],
+        cwd=REPOSITORY,
+        env={**os.environ, "HOME": NOWHERE, "MATSWEEP_CACHE": "", "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if "unshare" in done.stdout or "mount" in done.stdout:
+        pytest.skip(f"mounting a disk is not permitted here: {done.stdout}")
+    assert done.returncode == 0, done.stdout
+    assert "every process compiles the kernels for itself" in done.stdout
+
+
 @pytest.mark.parametrize("command", [build_cache, run_sweep, run_queue], ids=lambda module: module.__name__)
 def test_a_home_that_is_not_known_is_said_to_be(command):
     done = CliRunner().invoke(command.app, ["--task=~nobody-of-this-name/x"])
@@ -123,28 +159,86 @@ def test_a_folder_that_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
     assert "by --cache or in MATSWEEP_CACHE" in output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_command_in_a_sentence_and_a_second_one_changes_nothing(number, code):
+@pytest.fixture
+def silent_port() -> int:
+    """A port of this machine that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("by", ["--address", "RAY_ADDRESS"])
+def test_a_cluster_that_does_not_answer_is_named_with_the_remedy(tmp_path, silent_port, by):
+    place = f"127.0.0.1:{silent_port}"
+    given = {"RAY_ADDRESS": place} if by == "RAY_ADDRESS" else {}
+    output = run("data/build_cache.py", f"--address={'auto' if given else place}", cwd=tmp_path, expect=1, **given)
+    *_, about_the_task, sentence = output.splitlines()
+    assert "prototypes" in about_the_task
+    assert sentence.startswith("ConnectionError: ")
+    assert f":{silent_port}" in sentence
+    assert ("correct or unset RAY_ADDRESS" if given else "correct the address") in sentence
+
+
+def test_without_an_address_RAY_ADDRESS_and_a_proxy_are_no_matter(project, tmp_path, silent_port):  # noqa: N802
+    (tmp_path / "ids.txt").write_text(str(pd.read_parquet(REPOSITORY / "data/demo/demo.parquet")["id"].iloc[0]))
+    proxy = {f"{name}_proxy": f"http://127.0.0.1:{silent_port}" for name in ("http", "https", "all")}
+    places = (f"--ids={tmp_path}/ids.txt", f"--cache={tmp_path}/graphs")
+    output = run("data/build_cache.py", *places, cwd=project, RAY_ADDRESS=f"127.0.0.1:{silent_port}", **proxy)
+    assert "demo: 1 graphs, 0 rows rejected" in output
+
+
+@pytest.mark.parametrize(
+    ("limit", "sentence"),
+    [
+        ("os.umask(0o277)", "StorageError: umask 277 has you make files that you cannot use. Give `umask 022` before"),
+        ("resource.setrlimit(resource.RLIMIT_NPROC, (30, 30))", "have 30 processes and threads. Raise the limit, as"),
+    ],
+)
+def test_a_limit_under_which_ray_cannot_start_is_named(limit, sentence):
     program = (
-        "import time; from data.interruption import interruptible\n"
-        "with interruptible('the same command goes on'):\n"
-        "    try: print('ready', flush=True); time.sleep(100)\n"
-        "    finally: print('ending', flush=True); time.sleep(1)"
+        "import os, resource\nfrom data.console import say_problem\nfrom data.ray_session import connect\n"
+        f"if not os.geteuid(): os.setuid(65534)\n{limit}\n"
+        "try: connect()\nexcept Exception as problem: say_problem(problem)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    output = run_program(program)
+    assert sentence in output
+    assert output.count("\n") == 1
+
+
+def test_a_temporary_folder_that_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
+    output = run("data/build_cache.py", f"--cache={tmp_path}", cwd=tmp_path, expect=1, RAY_TMPDIR=NOWHERE)
+    assert f"\nStorageError: Ray can keep no logs and sockets in the temporary folder {NOWHERE}/ray: " in output
+    assert "Set RAY_TMPDIR or TMPDIR to a folder" in output
+
+
+def test_a_cache_that_cannot_be_written_to_is_refused_before_a_sweep_begins(ray_session, tmp_path):
+    """Of a model that reads compositions as well: those of structures are read from their graphs."""
+    done = CliRunner().invoke(
+        run_sweep.app, ["--space=ridge", f"--cache={NOWHERE}", "--name=x", f"--storage={tmp_path}/results"]
     )
-    with process:
-        for line in ("ready\n", "ending\n"):
-            assert process.stdout.readline() == line
-            process.send_signal(number)
-        assert process.stdout.read() == "interrupted: the same command goes on\n"
-    assert process.returncode == code
+    assert done.exit_code == 1
+    assert f"StorageError: --cache {NOWHERE}: nothing can be written there" in done.output
+    assert not (tmp_path / "results/x").exists()
+
+
+ASCII = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def test_names_are_read_as_utf_8_in_any_locale(tmp_path):
+    output = run("tune/compare.py", "é", "ü", f"--storage={tmp_path}/ö", cwd=tmp_path, expect=1, **ASCII)
+    assert f"{tmp_path}/ö" in output
+    with pytest.raises(StorageError, match="not in UTF-8"):
+        open_folder(os.fsdecode(b"a\xff"))
+
+
+def test_letters_that_the_output_lacks_are_written_as_codes():
+    program = "from data.import_path import own_first; own_first(); print('é and Ω')"
+    assert run_program(program, PYTHONIOENCODING="ascii") == "\\xe9 and \\u03a9\n"
+
+
+def test_a_python_without_docstrings_is_refused_in_a_sentence(tmp_path):
+    output = run("tune/run_sweep.py", "--help", cwd=tmp_path, expect=1, PYTHONOPTIMIZE="2")
+    assert output == "Ray does not run without docstrings: unset PYTHONOPTIMIZE, or leave out -OO\n"
 
 
 def test_the_command_to_go_on_has_all_that_it_needs(tmp_path, monkeypatch):

@@ -72,7 +72,7 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
         refuse_copies(options, task, space)
     connect(address)
     places = {"--storage": options.storage}
-    if any(open_model(space.model).reads != "compositions" for space in spaces):
+    if task.inputs != "compositions":
         places["--cache"] = options.cache
     check_storage(places, cluster=address is not None)
     if address is None:
