@@ -31,7 +31,7 @@ from data.console import console, say, say_problem
 from data.convert import convert_chunk
 from data.download import DownloadError
 from data.interruption import interruptible
-from data.notes import commonest_notes
+from data.notes import commonest_notes, rows_were
 from data.places import default_cache, downloads_folder, expanded
 from data.ray_session import connect
 from data.rows import RawChunk, Rows
@@ -245,7 +245,7 @@ def main(
         if reason is not None:
             say(f"  {row_id}: {reason}")
     if n_noted := sum(map(bool, stored.notes)):
-        say(f"{n_noted} rows were read with notes, which a sweep lists in notes.csv:")
+        say(f"{rows_were(n_noted)} read with notes, which a sweep lists in notes.csv:")
         for line in commonest_notes(stored.notes, most=10):
             say(f"  {line}")
 

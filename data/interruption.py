@@ -1,6 +1,7 @@
 """Ends a command in one sentence on a signal.
 
-The signals are Ctrl-C, SIGTERM, which `kill`, batch systems and containers send, and the SIGHUP of a terminal that is closed.
+The signals are Ctrl-C, SIGTERM, which `kill`, batch systems and containers send, and the SIGHUP of a terminal that is
+closed.
 """
 
 from __future__ import annotations

@@ -6,6 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 
+def rows_were(n_rows: int) -> str:
+    """The subject of a sentence on rows, with its verb: `1 row was`, `3 rows were`."""
+    return "1 row was" if n_rows == 1 else f"{n_rows} rows were"
+
+
 def commonest_notes(notes: Iterable[Sequence[str]], most: int = 3) -> list[str]:
     """The commonest kinds of note, each in a line with the number of rows that have it.
 

@@ -191,6 +191,8 @@ def load_model(
     places = [address, *(f"{address}/seed_{seed}" for seed in seeds), *([] if seeds else [f"{address}/reference"])]
     having = [place for place in places if name in file_names(*open_folder(place))]
     if not having:
+        if {"results.json", "sweep.json"} & set(file_names(filesystem, folder)) == {"results.json"}:
+            raise ModelFileError(f"{path} is an average of runs, of which there is no model: predict with its members")
         raise ModelFileError(f"{path} has no {name}: no sweep trained on fold {fold} left its models there")
     members = [_load_file(f"{place}/{name}", device, model) for place in having]
     return members[0] if len(members) == 1 else SeedEnsemble(members)

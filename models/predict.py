@@ -63,8 +63,8 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
             reading = read(crystal, model.model.reads)
             prediction = model.predict_with_std([reading if isinstance(reading, str) else reading.crystal])
         except BadCrystalError as problem:
-            # one crystal at a time: its position, which the message begins with, says nothing here
-            reasons[crystal] = str(problem).split(" 0: ", 1)[-1]
+            # one crystal at a time: its position or name, which the message begins with, says nothing here
+            reasons[crystal] = str(problem).split(" 0: ", 1)[-1].removeprefix(f"{Path(crystal).name}: ")
             continue
         formula = reading if isinstance(reading, str) else reduced_formula(reading.crystal)
         row = {"crystal": crystal, "formula": formula, "prediction": float(prediction.values[0])}
@@ -98,7 +98,7 @@ def main(
         table, reasons = predict(loaded, crystals)
         about = loaded.about
         unit = about["unit"] or "no unit"
-        typer.echo(f"{about['target']} ({unit}) as of {about['task']}. Trained on: {about['labels']}", err=True)
+        typer.echo(f"Predicted is {about['target']} ({unit}), learnt from {about['task']}. {about['labels']}", err=True)
         if "note" in table:
             for crystal, note in zip(table["crystal"], table["note"], strict=True):
                 typer.echo(f"{crystal}: {note}", err=True) if note else None

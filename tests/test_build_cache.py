@@ -153,7 +153,7 @@ def test_bad_rows_are_rejected_with_reasons_and_good_rows_stay(tmp_path):
     file.write_bytes(gzip.compress(json.dumps(table).encode()))
     output = run_command(file, tmp_path / "cache")
     assert "mixed: 4 graphs, 5 rows rejected, 1 with a raised cutoff" in output
-    assert "1 rows were read with notes" in output
+    assert "1 row was read with notes" in output
     assert "  1 x deuterium and tritium are read as hydrogen" in output
     reasons = dict(re.findall(r"^  (\w+): (.*)$", output, flags=re.MULTILINE))
     expected = {

@@ -540,12 +540,13 @@ def test_configurations_are_compared_field_by_field_and_fold_by_fold(tmp_path):
     of_a = {fold: {"lr": 0.001, "loss": "mae", "epochs": 100, "seed": 0} for fold in range(3)}
     of_b = {fold: {"lr": 0.002, "loss": "huber" if fold == 1 else "mae", "epochs": 100, "seed": 9} for fold in range(3)}
     of_b[2]["mixup"] = True
-    a = made(tmp_path, "a", rows, predict(rows, 0.1), configs=of_a)
-    b = made(tmp_path, "b", rows, predict(rows, 0.1, seeds=2), configs=of_b)
+    a = made(tmp_path, "a", rows, predict(rows, 0.1), configs=of_a, task={"quantity": "energy_per_atom"})
+    b = made(tmp_path, "b", rows, predict(rows, 0.1, seeds=2), configs=of_b, task={"quantity": "other"})
     assert config_differences(a, b) == [
         ("lr", "all", "0.001", "0.002"),
         ("loss", "1", "mae", "huber"),
         ("mixup", "2", "not there", "True"),
+        ("--quantity", "all", "energy_per_atom", "other"),
         ("trained", "all", "seed_0", "seed_0, seed_1"),
     ]
 

@@ -10,6 +10,7 @@ from click.testing import Result
 from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
+from models.fitted import ModelFileError, load_model
 from tune.comparison import compare
 from tune.ensemble import app, average, collect, report, tables
 from tune.ranking import sections
@@ -196,6 +197,8 @@ def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows,
     assert "| two/ensemble | 0.800 | 0.500 |" in text
     assert "1 / MAE^2" in text
     assert "null" not in (folder / "results.json").read_text()
+    with pytest.raises(ModelFileError, match="an average of runs, of which there is no model"):
+        load_model(folder, fold=0)
 
     both = load_sweep(str(folder))
     assert both.configs[0] == pytest.approx({"weight of one/seed_0": 0.2, "weight of two/ensemble": 0.8})

@@ -328,5 +328,5 @@ def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     assert "'X' is no element but a dummy" in quarantine["reason"][0]
     record = json.loads((results / "results.json").read_text())
     assert record["data"]["n_noted"] == 1
-    assert "1 rows were read with notes (notes.csv): 1 x deuterium and tritium are read as hydrogen." in record["notes"]
+    assert "1 row was read with notes (notes.csv): 1 x deuterium and tritium are read as hydrogen." in record["notes"]
     assert "notes.csv" in (results / "RESULTS.md").read_text()

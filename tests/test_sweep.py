@@ -431,6 +431,37 @@ def test_classification_with_one_search_a_fold(own_data):
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_results_say_what_the_scores_are_of_and_what_they_cannot_tell(folder):
+    """Rows without a label, the quantity, folds in which training was no gain, seeds that do nothing."""
+    rows = pd.read_parquet(DEMO).iloc[::40]
+    data = [
+        [Structure(row.lattice.reshape(3, 3), row.numbers, row.frac_coords.reshape(-1, 3)).as_dict(), row.e_form]
+        for row in rows.itertuples()
+    ]
+    data[3][1] = None
+    table = {"index": list(range(len(data))), "columns": ["structure", "energy"], "data": data}
+    (folder / "energies.json").write_text(json.dumps(table))
+    (folder / "useless.yaml").write_text("parameters: {freeze_depth: readout, lr: 0.5, epochs: 2, batch_size: 512}\n")
+    space, task = f"--space={folder}/useless.yaml", f"--task={folder}/energies.json"
+    output = run_here(folder, space, task, "--name=useless", "--quantity=energy_per_atom", "--folds=0,1", "--seeds=2")
+    results = json.loads((folder / "results/useless/results.json").read_text())
+    scored = sum(fold["n_test"] for fold in results["reference"]["folds"])
+    text = (folder / "results/useless/RESULTS.md").read_text()
+    for sentence in (
+        "taken for CHGNet's energy, as declared",
+        "1 row was quarantined (quarantine.csv): neither trained on nor scored",
+        "In fold(s) 0 (seed 0), 1 (seed 0), 0 (seed 1), 1 (seed 1) no epoch was better on validation",
+        "All seeds train the same model",
+    ):
+        assert any(sentence in note for note in results["notes"])
+        assert sentence in text
+    assert f"n={len(data)}, {scored} of them scored." in text
+    assert f"(n={len(data)}, {scored} of them scored)" in output
+    assert scored < len(data)
+    assert "- folds 0, 1: " in text
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_energies_declared_on_the_wrong_scale_are_refused_before_any_trial(own_data):
     arguments = [f"--task={own_data}/e_cell.json.gz", "--quantity=energy_per_atom", "--name=wrong"]
     output = run_here(own_data, f"--space={own_data}/small.yaml", *arguments, expect=1)

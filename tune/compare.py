@@ -37,7 +37,8 @@ from tune.runs import STORAGE, On, RunError, SweepRun, judged, load_sweep
 
 SHOWN = 10  # ids in the report
 COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: told apart by colour-blind people
-_PROTOCOL = ("search_folds", "num_samples", "seed", "every_atom", "tta")  # options that may change a result
+# Options that may change a result.
+_PROTOCOL = ("search_folds", "num_samples", "seed", "every_atom", "tta", "untrusted")
 
 
 def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, str]]:
@@ -57,6 +58,7 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
     spaces = [run.results["options"].get("space", {}) for run in (a, b)]  # an average has none
     for what, value_a, value_b in (
         ("model", *(space.get("model") for space in spaces)),
+        ("--quantity", a.task.get("quantity"), b.task.get("quantity")),
         ("trained", _judged_by(a), _judged_by(b)),
         *(
             (f"--{name.replace('_', '-')}", *(run.results["options"][name] for run in (a, b)))

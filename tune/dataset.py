@@ -27,7 +27,7 @@ from data.left_out import (
     leave_molecules_out,
 )
 from data.molecules import molecular
-from data.notes import commonest_notes
+from data.notes import commonest_notes, rows_were
 from data.quality import bad_target_reasons
 from data.rows import Rows
 from data.tasks import Task
@@ -131,7 +131,7 @@ def load_dataset(
         say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
     notes = {k: of_row for k, of_row in enumerate(inputs.notes) if of_row and k not in quarantine}
     if notes:
-        say(f"{len(notes)} of {len(rows)} rows were read with notes; see notes.csv")
+        say(f"{rows_were(len(notes))} read with notes, of {len(rows)}; see notes.csv")
         for line in commonest_notes(notes.values()):
             say(f"  {line}")
     if inputs.n_raised_cutoff:

@@ -247,7 +247,7 @@ def levers(shown: Shown) -> Section:
         difference = check["difference"]
         verdict = "inert" if difference == 0 else "changes predictions"
         if isinstance(difference, str):
-            verdict = "not measured"
+            verdict = "nothing to measure"
         values = " and ".join(short(v) for v in check["values"])
         rows.append([Cell(check["lever"]), Cell(values), cell(difference), cell(check["rows"]), Cell(verdict)])
     columns = ["lever", "values", f"largest difference of predictions{shown.in_unit}", "rows", "verdict"]

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import ray
 
-from data.notes import commonest_notes
 from data.tasks import DEMO
 from models.metrics import Kind, metric_of
 from models.registry import open_model, planned_epochs
@@ -21,6 +20,7 @@ from tune.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.levers import inert_pairs
 from tune.options import Folder, Options
+from tune.result_notes import energy_note, one_class_notes, row_notes, same_seeds_notes, untrained_notes
 from tune.search import Outcome
 from tune.space import SearchSpace
 from tune.tries import LeverCheck
@@ -75,7 +75,7 @@ def collect(
     subset = task.n_official is not None and len(dataset.ids) < task.n_official
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
-    notes += [task.notes] if task.notes else []
+    notes += [note for note in (energy_note(task, space), task.notes) if note]
     notes += [dataset.split_note] if dataset.split_note else []
     notes += [ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []
     reads_structures = open_model(space.model).reads != "compositions"
@@ -94,14 +94,8 @@ def collect(
         "inert": bool(inert),
     }
     n_fallback = sum(score.n_fallback for score in scores[:n])
-    if dataset.notes:
-        kinds = "; ".join(commonest_notes(dataset.notes.values()))
-        notes.append(f"{len(dataset.notes)} rows were read with notes (notes.csv): {kinds}.")
-    if dataset.quarantine:
-        notes.append(
-            f"{len(dataset.quarantine)} rows are quarantined (quarantine.csv); {n_fallback} of them are test "
-            "crystals without a graph, predicted by the mean of the training labels."
-        )
+    notes += row_notes(dataset, n_fallback)
+    notes += untrained_notes(trained[n:])
     if task.kind == "classification":
         notes += one_class_notes(scores[:n])
     results: dict[str, Any] = {
@@ -144,28 +138,8 @@ def collect(
             folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
         results["ensemble"] = summary(members, task.kind)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
+        notes += same_seeds_notes(members, dataset.labels)
     return results
-
-
-def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
-    """Where a ROC-AUC has nothing to rank, of each fold's test and validation part."""
-    notes = []
-    for what, tables, follows in (
-        (
-            "test",
-            {score.fold: score.predictions for score in scores},
-            "counts as 0.5 there, in the mean of every model alike",
-        ),
-        (
-            "validation",
-            {score.fold: score.validation for score in scores},
-            "is 0.5 there whatever was trained: no choice",
-        ),
-    ):
-        if folds := [fold for fold, table in tables.items() if table["y_true"].nunique() < 2]:
-            where = ", ".join(map(str, folds))
-            notes.append(f"The {what} part of fold(s) {where} holds one class alone: ROC-AUC {follows}.")
-    return notes
 
 
 def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
@@ -201,9 +175,12 @@ def model_facts(name: str) -> dict[str, str]:
 
 def protocol(options: Options, space: SearchSpace) -> str:
     """How configurations were chosen, in a sentence for everyone who reads the results."""
+    use = "the search uses it alone" if space.searched else "no choice is made by it"
+    if "epochs" in space.config.model_fields:
+        use = "best epoch and early stopping use it alone"
     split = (
         f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
-        f"(seed {options.seed}); best epoch and early stopping use it alone; the test part is predicted once"
+        f"(seed {options.seed}); {use}; the test part is predicted once"
     )
     if options.untrusted == "baseline":
         split += (

@@ -21,7 +21,7 @@ def results_markdown(results: dict[str, Any]) -> str:
     lines = [
         f"# {results['sweep']}",
         "",
-        f"**{task['name']}**, target `{task['target']}`{unit}: {results['data']['description']}.",
+        f"**{task['name']}**, target `{task['target']}`{unit}: {_extent(results)}.",
         "",
         *(f"- {note}" for note in results["notes"]),
         f"- Protocol: {results['protocol']}",
@@ -41,10 +41,7 @@ def results_markdown(results: dict[str, Any]) -> str:
         lines += ["", "## What to trust", ""]
         lines += [f"- {title}: {sentence}." for title, sentence in sentences]
     lines += ["", "## Chosen configuration", ""]
-    lines += [
-        f"- fold {chosen['fold']}: " + ", ".join(f"{k} {_short(v)}" for k, v in _set(results, chosen["config"]).items())
-        for chosen in results["chosen"]
-    ]
+    lines += [f"- {_folds(folds)}: {config or 'all defaults'}" for config, folds in _chosen(results).items()]
     if results["levers"]:
         lines += ["", "## Levers", "", "Tiny runs that differ in one lever alone, before the sweep:", ""]
         lines += [f"| lever | values | largest difference of predictions{unit} | rows |", "|---|---|---|---|"]
@@ -76,9 +73,25 @@ def results_markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _set(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Of a config what the space sets; the rest are defaults, which results.json has too."""
-    return {field: value for field, value in config.items() if field in results["options"]["space"]["parameters"]}
+def _extent(results: dict[str, Any]) -> str:
+    """How many rows there are, and how many of them are scored where that is not all."""
+    n_scored = sum(fold["n_test"] for fold in results["reference"]["folds"])
+    rest = "" if n_scored == results["data"]["n_rows"] else f", {n_scored} of them scored"
+    return str(results["data"]["description"]) + rest
+
+
+def _chosen(results: dict[str, Any]) -> dict[str, list[int]]:
+    """The folds of each configuration that was chosen: what the space sets of it; the rest are defaults."""
+    parameters = results["options"]["space"]["parameters"]
+    folds: dict[str, list[int]] = {}
+    for chosen in results["chosen"]:
+        config = ", ".join(f"{name} {_short(value)}" for name, value in chosen["config"].items() if name in parameters)
+        folds.setdefault(config, []).append(chosen["fold"])
+    return folds
+
+
+def _folds(folds: list[int]) -> str:
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
 def _inert(results: dict[str, Any]) -> list[str]:
@@ -129,16 +142,12 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
                 *(_short(trial["config"][field]) for field in others),
             )
         console.print(table)
-    folds_by_config: dict[str, list[str]] = {}
-    for chosen in results["chosen"]:
-        config = ", ".join(f"{key}={_short(value)}" for key, value in _set(results, chosen["config"]).items())
-        folds_by_config.setdefault(config, []).append(str(chosen["fold"]))
-    for config, folds in folds_by_config.items():
-        say(f"Best configuration, fold(s) {', '.join(folds)}: {config}")
+    for config, folds in _chosen(results).items():
+        say(f"{'Best configuration' if ranked else 'Configuration'}, {_folds(folds)}: {config or 'all defaults'}")
     for title, entry in _table_rows(results):
         spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
         score = f"{entry['mean'][metric]:.4f}{spread} {unit}".rstrip()
-        say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({results['data']['description']})")
+        say(f"Test {metric}, {entry['n_folds']} fold(s), {title}: {score} ({_extent(results)})")
     if sentences := _trust(results):
         title, sentence = sentences[-1]
         say(f"{title}: {sentence}", style="" if sentence.startswith("all ") else "yellow")

@@ -29,6 +29,7 @@ from tune.levers import Pair, check_levers, lever_pairs, not_shown
 from tune.merged import Merged, merge
 from tune.options import RECORD, Batch, Folder, Options, SweepError, check_record, keep_options, write_record
 from tune.packing import share_of_gpu
+from tune.result_notes import energy_note
 from tune.results import collect, write_quarantine
 from tune.search import Outcome, Resources, search_fold, train_chosen
 from tune.space import SearchSpace
@@ -85,9 +86,9 @@ def _prepare(
     """Everything that trials share, the spaces that fit it, and the proof that the levers of the last do something."""
     refusals, space = (SweepError, SplitError, TargetScaleError), batches[-1].space
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
-    say(f"  {task.labels}")
-    if task.notes:
-        say(f"  {task.notes}")
+    for note in (task.labels, energy_note(task, space), task.notes):
+        if note:
+            say(f"  {note}")
     try:
         with noted(options, address, but_for=refusals):
             dataset = open_dataset(options, space, task, rows)
