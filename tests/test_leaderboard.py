@@ -287,6 +287,15 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
         refuse_incomplete(left, left.members["seed_0"])
 
 
+def test_ids_that_several_folds_test_are_counted_once(tmp_path):
+    rows = make_rows(n_folds=2, n=20)
+    rows.loc[1, ["id", "composition", "y_true"]] = rows.loc[0, ["id", "composition", "y_true"]]
+    run = made(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
+    (section,) = sections([run], {})
+    assert "39 test ids of fold(s) 0, 1 (40 predictions: some are in several)" in tune.leaderboard.caption(section)[0]
+    assert facts(section.places[0], section)["n_ids"] == 39
+
+
 def test_a_run_that_lacks_folds_has_no_rank_and_is_compared_on_what_it_has(tmp_path):
     rows = make_rows(n_folds=3, n=40)
     y = rows["y_true"].to_numpy()

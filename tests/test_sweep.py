@@ -445,7 +445,8 @@ def test_results_say_what_the_scores_are_of_and_what_they_cannot_tell(folder):
     space, task = f"--space={folder}/useless.yaml", f"--task={folder}/energies.json"
     output = run_here(folder, space, task, "--name=useless", "--quantity=energy_per_atom", "--folds=0,1", "--seeds=2")
     results = json.loads((folder / "results/useless/results.json").read_text())
-    scored = sum(fold["n_test"] for fold in results["reference"]["folds"])
+    scored = results["data"]["n_scored"]
+    assert scored == sum(fold["n_test"] for fold in results["reference"]["folds"])
     text = (folder / "results/useless/RESULTS.md").read_text()
     for sentence in (
         "taken for CHGNet's energy, as declared",

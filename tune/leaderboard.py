@@ -66,7 +66,7 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
             "high": difference.high,
             "n_common": place.n_common,
         }
-    line |= {"n_ids": len(entry.table), "folds": sorted(place.by_fold), "flags": entry.flags}
+    line |= {"n_ids": entry.table["id"].nunique(), "folds": sorted(place.by_fold), "flags": entry.flags}
     line |= untrusted_facts(entry.table, section.task["kind"], metric)
     run = entry.run
     if run is None:
@@ -159,7 +159,9 @@ def caption(section: Section) -> list[str]:
     entry = best.entry
     folds = ", ".join(map(str, sorted(best.by_fold)))
     data = f"{section.data['description']}, data {section.data['sha256'][:12]}"
-    told = [f"{data}: {len(entry.table):,} test ids of fold(s) {folds}. {section.task.get('labels', '')}".strip()]
+    n_ids, n_predictions = entry.table["id"].nunique(), len(entry.table)
+    several = f" ({n_predictions:,} predictions: some are in several)" if n_predictions > n_ids else ""
+    told = [f"{data}: {n_ids:,} test ids of fold(s) {folds}{several}. {section.task.get('labels', '')}".strip()]
     over_folds = " and its standard deviation over folds" if len(best.by_fold) > 1 else ""
     largest = "; the max error is the largest of all" if "max_error" in best.scores else ""
     told.append(

@@ -92,6 +92,7 @@ def collect(
         "pretraining overlap": overlap,
         "search saw other folds": borrowed,
         "inert": bool(inert),
+        "baseline where not trusted": options.untrusted == "baseline",
     }
     n_fallback = sum(score.n_fallback for score in scores[:n])
     notes += row_notes(dataset, n_fallback)
@@ -113,6 +114,7 @@ def collect(
             "n_quarantined": len(dataset.quarantine),
             "n_noted": len(dataset.notes),
             "n_fallback": n_fallback,
+            "n_scored": len({one for score in scores[:n] for one in score.predictions["id"]}),
             "n_raised_cutoff": dataset.n_raised_cutoff,
             "sha256": dataset.data_sha256,
             "graph_cache_key": dataset.cache_key,

@@ -75,9 +75,9 @@ def results_markdown(results: dict[str, Any]) -> str:
 
 def _extent(results: dict[str, Any]) -> str:
     """How many rows there are, and how many of them are scored where that is not all."""
-    n_scored = sum(fold["n_test"] for fold in results["reference"]["folds"])
-    rest = "" if n_scored == results["data"]["n_rows"] else f", {n_scored} of them scored"
-    return str(results["data"]["description"]) + rest
+    data = results["data"]
+    rest = "" if data["n_scored"] == data["n_rows"] else f", {data['n_scored']} of them scored"
+    return f"{data['description']}{rest}"
 
 
 def _chosen(results: dict[str, Any]) -> dict[str, list[int]]:
