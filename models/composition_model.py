@@ -35,6 +35,17 @@ class CompositionConfig(GradientConfig):
     reference: Literal["none", "ridge"] = Field(
         default="none", description="linear in the element fractions; the network learns what it leaves"
     )
+    least_steps: int = Field(
+        default=1, ge=1, le=1000, description="of an epoch: batches are smaller where rows are too few for so many"
+    )
+
+    def rows_a_step(self, n_train: int) -> int:
+        """Rows of a batch, where there are so many training rows."""
+        return min(self.batch_size, max(1, n_train // self.least_steps))
+
+    def effective(self, n_train: int) -> dict[str, Any]:
+        """See `ModelConfig`: what `least_steps` does is in the size of a batch."""
+        return super().effective(n_train) | {"least_steps": 1}
 
 
 @dataclass(frozen=True)

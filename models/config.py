@@ -123,12 +123,16 @@ class GradientConfig(ModelConfig):
             raise ValueError(f"target_scale {self.target_scale!r} with loss cross_entropy: classes have no scale")
         return self
 
+    def rows_a_step(self, n_train: int) -> int:
+        """Rows of a batch, where there are so many training rows."""
+        return min(self.batch_size, n_train)
+
     def effective(self, n_train: int) -> dict[str, Any]:
         """See `ModelConfig`: a batch has no more rows than there are, and few steps reach no slow decay."""
         fields = super().effective(n_train)
-        fields["batch_size"] = min(self.batch_size, n_train)
+        fields["batch_size"] = self.rows_a_step(n_train)
         if self.averaging == "ema":
-            n_steps = self.epochs * math.ceil(n_train / self.batch_size)
+            n_steps = self.epochs * math.ceil(n_train / fields["batch_size"])
             fields["ema_decay"] = min(self.ema_decay, largest_decay(n_steps))
         return fields
 

@@ -166,7 +166,8 @@ class GradientRun:
         order = self.train[random.permutation(len(self.train))]
         self.network.train()
         torch.manual_seed(int(random.integers(2**62)))  # of dropout, where there is any
-        n_batches = math.ceil(len(order) / config.batch_size)
+        n_rows = config.rows_a_step(len(order))
+        n_batches = math.ceil(len(order) / n_rows)
         halved = 0
         if config.schedule == "plateau":
             halved = halvings([result.val_metric for result in self.history], config.patience, self.metric)
@@ -189,7 +190,7 @@ class GradientRun:
             lr = learning_rate(config, (epoch - 1) * n_batches + k, config.epochs * n_batches, halved)
             for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
                 group["lr"] = lr * factor
-            which = order[k * config.batch_size : (k + 1) * config.batch_size]
+            which = order[k * n_rows : (k + 1) * n_rows]
             share = random.beta(config.mixup_alpha, config.mixup_alpha) if self._mixes(random) else 1.0
             value = self._backward(inputs, which, max(share, 1 - share), random)
             if config.gradient_clip:

@@ -10,12 +10,17 @@ import optuna
 import pandas as pd
 import pytest
 from pymatgen.core import Composition
-from sweeps import run
+from sweeps import DEMO, run
 from test_report import text_of
 from typer.testing import CliRunner
 
+from data.compositions import parse_formulas
+from models.composition_model import COMPOSITION_NETWORK
 from models.fitted import load_model
+from models.linear import RIDGE
+from models.model import TrainingPart, TrainingRows
 from tune.run_sweep import app
+from tune.space import load_space
 
 WEIGHTS = {"Li": -1.0, "Na": -1.5, "Mg": -2.0, "Al": 0.5, "Si": 1.0, "O": -3.0, "S": 2.0, "Cl": 0.0}
 SPACE = """\
@@ -210,3 +215,32 @@ def test_a_model_of_structures_is_refused_with_what_to_do(folder, ray_session, c
     assert "SweepError: model chgnet reads structures, and salts as given has compositions only" in said
     assert "choose a space of a model that reads compositions, such as composition_network" in said
     assert not (folder / "results/structures/results.json").exists()
+
+
+def kept_error(model, fields, rows, part) -> float:
+    """On validation, of a training without Ray."""
+    run = model.start(model.config(**fields), rows, part, "cpu")
+    return [epoch.val_metric for epoch in run.epochs()][-1]
+
+
+def test_the_shipped_space_takes_enough_steps_on_a_small_table_to_be_better_than_ridge():
+    table = pd.read_parquet(DEMO).sample(150, random_state=0)
+    read = parse_formulas(table["formula"].tolist())
+    part = TrainingPart(table["e_form"].to_numpy(), np.arange(110), np.arange(110, 150), "regression", "other")
+    rows = TrainingRows(read.fractions, read.n_atoms)
+    fields = load_space("composition").parameters
+    assert kept_error(COMPOSITION_NETWORK, fields, rows, part) < kept_error(RIDGE, {}, rows, part)
+
+
+def test_least_steps_makes_batches_smaller_where_rows_are_few_and_nowhere_else():
+    rng = np.random.default_rng(0)
+    rows = TrainingRows(rng.dirichlet(np.ones(94), size=50).astype(np.float32), np.ones(50))
+    part = TrainingPart(rng.normal(size=50), np.arange(40), np.arange(40, 50), "regression", "other")
+    small = {"epochs": 2, "width": 8, "rounds": 1, "head_width": 8, "head_depth": 1}
+    errors = {
+        (batch, steps): kept_error(COMPOSITION_NETWORK, small | {"batch_size": batch, "least_steps": steps}, rows, part)
+        for batch, steps in ((64, 8), (5, 1), (64, 1), (4, 8), (4, 1), (64, 100), (1, 1))
+    }
+    assert errors[64, 8] == errors[5, 1] != errors[64, 1]
+    assert errors[4, 8] == errors[4, 1]  # which has ten steps anyway
+    assert errors[64, 100] == errors[1, 1]  # no batch is empty

@@ -22,7 +22,7 @@ ROWS_WITH_EPOCHS, ROWS_AT_ONCE = (16, 64, 256), (64, 1000, 12_000)
 MOST_EPOCHS = 30  # of a try, but for the lever `epochs` and the last try
 # Of a try, but where it is the lever: few rows are many steps, and what acts late in training is seen although the best
 # epoch was an early one.
-OF_A_TRY = {"batch_size": 4, "keep": "last"}
+OF_A_TRY = {"batch_size": 4, "least_steps": 1, "keep": "last"}
 IDENTICAL = 1e-6  # relative to the spread of the predictions: above the rounding of single precision
 # What stands for a difference where there is nothing to measure.
 ALIKE = "the same model"
