@@ -29,6 +29,7 @@ SENSIBLE_CONTACT, IMPOSSIBLE_CONTACT = 0.7, 0.5
 _UNQUOTED = re.compile(
     r"^([ \t]*_\S+)[ \t]+([^\s'\"_;#\[\]$][^\s'\"#]*(?:[ \t]+[^\s'\"_#][^\s'\"#]*)+)[ \t]*(?=#|\r?$)", re.M
 )
+_END_MARKS = b"\x00\x1a"  # behind the last line: DOS's end of a file, and zeros of one that was cut to whole blocks
 _MAX_BLOCKS = 1000
 _MAX_BYTES, _MAX_HAND_WRITTEN_BYTES = 50_000_000, 1_000_000
 _POSITIONS = ("fract_x", "cartn_x", "label", "type_symbol")
@@ -78,7 +79,7 @@ def _decode(content: bytes) -> tuple[str, list[str]]:
     try:
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             return content.decode("utf-16"), ["the file is in UTF-16"]
-        return content.decode("utf-8-sig"), []
+        return content.rstrip(_END_MARKS).decode("utf-8-sig"), []
     except UnicodeDecodeError:
         return content.decode("latin-1"), ["the file is not in UTF-8 and is read as Latin-1"]
 

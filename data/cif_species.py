@@ -47,7 +47,7 @@ def species_of(symbol: str | None, label: str | None, formula: set[int] | None) 
         BadCrystalError: it is no element, could be several, is one beyond `MAX_ATOMIC_NUMBER`, or symbol and label
             name different ones and no formula decides.
     """
-    whose = f"site {label}" if label else "a site"
+    whose = f"site {label}" if label else "a site without a label"
     if symbol is None:
         if label is None:
             raise BadCrystalError("a site has neither a type symbol nor a label that could tell its element")
@@ -58,6 +58,8 @@ def species_of(symbol: str | None, label: str | None, formula: set[int] | None) 
         text, kind = symbol, "type symbol"
     else:
         numbers, note = _numbers_of_type(symbol)
+        if note == _LOOSE and label is None:  # files without labels may have them in the place of type symbols
+            numbers, note = _numbers_of_label(symbol)
         text, kind = symbol, "type symbol"
     if not numbers:
         raise BadCrystalError(f"{whose}: its {kind} {text!r} names no element")

@@ -16,6 +16,7 @@ from data.task_table import TaskError
 
 MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat"))
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MINUS = "\u2212"  # as typesetters and some spreadsheets have it
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?(?:inf|infinity)", re.IGNORECASE)
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+(?:[eE][-+]?[0-9]+)?")
 _MAYBE_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2},[0-9]{3}")
@@ -89,11 +90,15 @@ def read_cells(path: Path, content: bytes | None = None) -> Cells:
 
 def typed_columns(path: Path, columns: dict[str, list[str]]) -> tuple[dict[str, list[object]], str]:
     """Reads text as numbers, booleans and None, but in columns that are text by their name; gives a note or "" too."""
-    free = {name: cells for name, cells in columns.items() if name.lower() not in TEXT_COLUMNS}
+    free = {
+        name: [f"-{cell[1:]}" if cell.startswith(_MINUS) else cell for cell in cells]
+        for name, cells in columns.items()
+        if name.lower() not in TEXT_COLUMNS
+    }
     number, note = _reader_of_numbers(path, free)
     typed: dict[str, list[object]] = {}
     for name, cells in columns.items():
-        typed[name] = [_cell(text, number) for text in cells] if name in free else list(cells)
+        typed[name] = [_cell(text, number) for text in free[name]] if name in free else list(cells)
     return typed, note
 
 

@@ -74,7 +74,7 @@ def element_amounts(text: str) -> tuple[dict[str, float], tuple[str, ...]]:
 
 def _simple_amounts(formula: str) -> dict[str, float] | None:
     """Amounts of a formula without brackets, spaces and doubts; None where there are any."""
-    if formula.lower() in _WORDS or _ZERO_FOR_O.fullmatch(formula) or _dot_has_two_meanings(formula):
+    if _is_word(formula) or _ZERO_FOR_O.fullmatch(formula) or _dot_has_two_meanings(formula):
         return None
     amounts: dict[str, float] = {}
     for symbol, number in _SIMPLE_PARTS.findall(formula):
@@ -82,6 +82,11 @@ def _simple_amounts(formula: str) -> dict[str, float] | None:
             return None
         amounts[symbol] = amounts.get(symbol, 0.0) + (float(number) if number else 1.0)
     return amounts if all(0 < amount < float("inf") for amount in amounts.values()) else None
+
+
+def _is_word(text: str) -> bool:
+    """Whether a cell holds a word for a missing or infinite number; InF, so written, is indium fluoride."""
+    return text.lower() in _WORDS and text != "InF"
 
 
 def _dot_has_two_meanings(formula: str) -> bool:
@@ -107,7 +112,7 @@ class _Reading:
     def amounts(self) -> tuple[dict[str, float], tuple[str, ...]]:
         if not self.text:
             raise FormulaError("the formula is missing")
-        if self.text.lower() in _WORDS:
+        if _is_word(self.text):
             raise FormulaError(f"the formula is missing: the cell holds the word {self.text!r}")
         if len(self.text) > _MAX_LENGTH:
             raise self.error(f"it has {len(self.text)} characters, more than {_MAX_LENGTH}")

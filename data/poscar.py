@@ -16,6 +16,7 @@ from data.elements import ATOMIC_NUMBERS, SymbolError, read_symbol
 from data.text_files import count, number, text_lines
 
 _SITE_LABEL = re.compile(r"([A-Z][a-z]?)[\d.]*[+-]?")  # Na, Na1, Na+, Fe3+
+_NUMBERED = re.compile(r"([A-Z][a-z]?)(?:\d{1,2}|\d?[+-]|[+-]\d)")  # Fe1 and Fe2 of one element, Na+, O2-
 _FLAGS = {"t", "f", ".true.", ".false.", "true", "false", ".t.", ".f."}
 
 
@@ -46,7 +47,9 @@ def read_poscar(content: bytes) -> ReadCrystal:
     rows = lines[first : first + n_atoms]
     n_positions = next((k for k, row in enumerate(rows) if not row or number(row[0]) is None), len(rows))
     if n_positions < n_atoms:
-        raise BadCrystalError(f"it has {n_positions} positions for {n_atoms} atoms")
+        rest = " ".join(rows[n_positions]) if n_positions < len(rows) else ""
+        then = f": line {first + n_positions + 1}, {rest!r}, is none" if rest else ""
+        raise BadCrystalError(f"it has {n_positions} positions for {n_atoms} atoms{then}")
     if n_atoms == 0:
         raise BadCrystalError("empty structure: it has no atoms")
     positions = np.array([_numbers(lines, k, "a position") for k in range(first, first + n_atoms)])
@@ -100,6 +103,8 @@ def _species(lines: list[list[str]]) -> tuple[list[str], list[int], int]:
     at = 5
     symbols: list[str] = []
     while at < len(lines) and lines[at] and count(lines[at][0]) is None:
+        if number(lines[at][0]) is not None:
+            raise BadCrystalError(f"line {at + 1}: {' '.join(lines[at])!r} are not counts of atoms, whole numbers")
         symbols += lines[at]
         at += 1
         if at - 5 > 10:
@@ -148,6 +153,9 @@ def _elements(symbols: list[str], counts: list[int], labels: list[str], first: i
     for symbol, n_atoms, block, start in zip(symbols, counts, blocks, starts, strict=False):
         potential = symbol.split("/", 1)[0]  # VASP writes a hash of the POTCAR behind it
         bare = potential.split("_", 1)[0]
+        if numbered := _NUMBERED.fullmatch(bare):
+            notes.append(f"numbers and charges of species are left out: {bare} is read as {numbered[1]}")
+            potential = bare = numbered[1]
         try:
             z, note = read_symbol(bare)
         except SymbolError as error:

@@ -133,6 +133,9 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
     column, kind = _choose_target(path, source, target)
     chosen = "" if target else f", the target from column {column!r}"
     taken = f"Taken: {source.taken}{chosen}." if source.taken else ""
+    if text := _first_text(source, column):
+        n_texts = sum(isinstance(cell, str) and cell != "" for cell in source.columns[column])
+        notes = f"Of the targets {n_texts} {'is' if n_texts == 1 else 'are'} no number: {text}. {notes}".strip()
     notes = " ".join(note for note in (taken, notes) if note)
     task = Task(
         name=f"own_{stem}" if stem in task_names() else stem,
@@ -179,6 +182,9 @@ def _choose_target(
         if name != GROUP_COLUMN
     }
     numeric = [name for name, cells in numbers.items() if cells]
+    if not numeric and (texts := [(name, text) for name in source.columns if (text := _first_text(source, name))]):
+        shown = ", ".join(f"{name!r} has {text}" for name, text in texts[:5])
+        raise TaskError(f"{path}: no column holds numbers or booleans to learn, written as 1.5, true or false: {shown}")
     if target is None and len(numeric) == 1:
         target = numeric[0]
     if target not in numeric:
@@ -191,6 +197,14 @@ def _choose_target(
     if len(booleans) == 2:
         raise TaskError(f"{path}: column {target!r} mixes booleans and numbers; expected one or the other")
     return target, "classification" if booleans == {True} else "regression"
+
+
+def _first_text(source: Source, column: str) -> str:
+    """The first cell of a column that is no number, with its row; "" where there is none."""
+    texts = (
+        f"{cell!r} in row {k + 1}" for k, cell in enumerate(source.columns[column]) if isinstance(cell, str) and cell
+    )
+    return next(texts, "")
 
 
 def _column(task: Task, source: Source) -> str:

@@ -318,6 +318,11 @@ def test_type_symbols_that_are_no_element(symbol):
     assert symbol in reason(cif(sites=[f"site {symbol} 0 0 0"]))
 
 
+def test_type_symbols_without_labels_may_be_numbered():
+    assert content(read_cif(cif(sites=["Na1 0 0 0", "Cl2 .5 .5 .5"], columns="type_symbol"))) == "Na1 Cl1"
+    assert "a site without a label: its type symbol 'OH1'" in reason(cif(sites=["OH1 0 0 0"], columns="type_symbol"))
+
+
 def test_elements_that_the_network_does_not_know():
     assert reason(cif(sites=["Am1 Am 0 0 0"])).startswith("unknown element Am (Z = 95) at site Am1: CHGNet knows Z = 1")
 
@@ -516,6 +521,8 @@ def test_encodings():
     for file, notes in (
         (cif(extra=author), 0),
         (b"\xef\xbb\xbf" + cif(extra=author), 0),
+        (cif(extra=author) + b"\x1a", 0),
+        (cif(extra=author) + bytes(300), 0),
         (cif(extra=author).replace(b"\n", b"\r\n"), 0),
         (cif(extra=author).replace(b"\n", b"\r"), 0),
         (cif(extra=author).decode().encode("latin-1"), 1),

@@ -167,7 +167,11 @@ def test_a_composition_task_by_name_reads_what_matbench_publishes(tmp_path, monk
         ("a.csv", "id,y\na,1\n", r"a\.csv has no column of formulas among \['y'\]; expected one named 'composition'"),
         ("a.csv", "id,composition,y\n", "has no rows"),
         ("a.csv", "composition,y,z\nFe,1,2\n", r"no target is given; expected --target .*\['y', 'z'\]"),
-        ("a.csv", "composition,remark\nFe,good\n", r"no target is given; .*\[\] \(all columns: \['remark'\]\)"),
+        (
+            "a.csv",
+            "composition,remark\nFe,good\n",
+            r"no column holds numbers or booleans .* 'remark' has 'good' in row 1",
+        ),
         ("a.csv", "composition,y,y\nFe,1,2\n", "a column name twice"),
         ("a.csv", "id,composition,y\n,Fe,1\nb,Fe,1\n", "no id in 1 of its 2 rows"),
         ("a.csv", "composition,y,group\nFe,1,\n", "column 'group' is empty in 1 rows"),

@@ -17,7 +17,7 @@ from data.formulas import FormulaError, element_amounts
         "Fe2O3", "(La0.7Sr0.3)MnO3", "C60", "CO", "Co", "NO", "Na1.0Cl1.0", "H", "Na0.5", "Ca3(PO4)2OH", "Li0.5CoO2",
         "Fe0.620C0.000953Mn0.000521Si0.00102Cr0.000110Ni0.192", "YBa2Cu3O6.5F0.5", "LiNi0.5Mn1.5O4",
         "Fe2 O3", "Fe 2 O 3", "Ca5(PO4)3(OH)", "Ca (OH)2", "Ag(AuS)2", "CH3CH2OH", "Fe1e-05Ni", "Zr0.655Al0.15Ni0.195",
-        "Fe4(Fe(CN)6)3", "La0.7Sr0.3MnO2.95",
+        "Fe4(Fe(CN)6)3", "La0.7Sr0.3MnO2.95", "InF",
     ],
 )  # fmt: skip
 def test_plain_formulas_mean_what_pymatgen_reads(formula):

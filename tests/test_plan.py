@@ -190,12 +190,17 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     )
 
 
-@pytest.mark.parametrize("space", ["ridge", "dummy", "composition"])
+@pytest.mark.parametrize("space", ["ridge", "dummy", "composition", "gaussian_process", "gaussian_process_atoms"])
 def test_a_plan_of_another_model_is_refused(space, tmp_path, capsys):
     done = CliRunner().invoke(app, ["--plan", f"--space={space}", f"--storage={tmp_path}/results"])
     assert done.exit_code == 1
     printed = " ".join((done.output + capsys.readouterr().err).split())
-    assert f"SweepError: --plan measures CHGNet sweeps: of model {load_space(space).model}" in printed
+    assert (
+        f"SweepError: --plan measures training of CHGNet alone, and says nothing of {load_space(space).model}"
+        in printed
+    )
+    assert "fewer rows (--ids)" in printed
+    assert ("--space pretrained --plan measures" in printed) == space.startswith("gaussian_process")
 
 
 def test_a_plan_of_compositions_is_refused(tmp_path, capsys):

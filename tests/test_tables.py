@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import re
 from decimal import Decimal
 from pathlib import Path
 
@@ -101,6 +102,27 @@ def test_decimal_commas_are_read_where_the_whole_file_has_them(tmp_path):
 def test_tables_that_could_mean_two_things_are_refused(tmp_path, text, message):
     with pytest.raises(TaskError, match=message):
         opened(table(tmp_path, text))
+
+
+@pytest.mark.parametrize("cell", ["5%", "0.5 eV", "1 000.5", "1'000", "0.5(2)", "0.5±0.1", "yes", "2024-01-01", "1/2"])
+def test_where_no_cell_is_a_number_the_refusal_shows_one(tmp_path, cell):
+    file = tmp_path / "t.csv"
+    file.write_text("formula,y\n" + "".join(f"{metal}Cl,{cell}\n" for metal in ("Li", "Na", "K", "Rb", "Cs")))
+    with pytest.raises(
+        TaskError,
+        match=re.escape(
+            f"no column holds numbers or booleans to learn, written as 1.5, true or false: 'y' has {cell!r} in row 1"
+        ),
+    ):
+        opened(file)
+
+
+def test_targets_that_are_text_are_counted_and_one_is_shown(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("formula,y\nLiCl,1\nNaCl,<2\nKCl,n/a\nRbCl,3 eV\nCsCl,\u22124.5\n")
+    task, rows = opened(file)
+    assert "Of the targets 2 are no number: '<2' in row 2." in task.notes
+    np.testing.assert_array_equal(rows.targets, [1, np.nan, np.nan, np.nan, -4.5])
 
 
 def test_text_beside_numbers_is_a_missing_target_and_no_other_number(tmp_path):

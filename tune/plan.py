@@ -25,6 +25,7 @@ from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_p
 from data.storage import open_folder
 from models.finetune import CHGNET, CHGNetConfig
 from models.network import cutoffs
+from models.registry import open_model
 from tune.dataset import VALIDATION_FRACTION
 from tune.features import feature_prefix
 from tune.forecast import Phase, TrialCost, forecast
@@ -52,8 +53,12 @@ def plan(options: Options) -> Plan:
     imports = _age_of_process()
     began = time.perf_counter()
     if options.space.model != CHGNET.name:
+        before = ""
+        if open_model(options.space.model).reads != "compositions":
+            before = "; what comes before its fit, graphs and the backbone's output, --space pretrained --plan measures"
         raise SweepError(
-            f"--plan measures CHGNet sweeps: of model {options.space.model} it could say nothing. Leave --plan out"
+            f"--plan measures training of CHGNet alone, and says nothing of {options.space.model}: leave --plan "
+            f"out, and run it on fewer rows (--ids) to see how long it takes{before}"
         )
     task, rows = options.open_task()
     if task.inputs == "compositions":
