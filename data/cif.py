@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import gemmi.cif
 import numpy as np
 
-from data.cif_content import RADII, Content, Verdict, compare, read_content
-from data.cif_orbits import Cell, closest_contact, expand, same_atoms
+from data.cif_content import Content, Verdict, compare, read_content
+from data.cif_orbits import Cell, expand, same_atoms
 from data.cif_sites import Sites, read_sites
 from data.cif_species import format_amounts
 from data.cif_stated import Stated, stated_symmetry
 from data.cif_symmetry import MAX_MISFIT, Symmetry, fits_cell, misfit
 from data.cif_tags import Tags, number_of, read_tags
+from data.contacts import closest_contact
 from data.crystal import BadCrystalError, Crystal, ReadCrystal
 
 NOTED_MISFIT = 1e-3  # of at most `MAX_MISFIT`
@@ -186,7 +187,9 @@ def _decide(stated: Stated, sites: Sites, facts: Content, lattice: np.ndarray) -
     if not readings:
         raise BadCrystalError(reasons[0])
     if len(readings) > 1 or stated.is_assumed:
-        contacts = [closest_contact(reading.cell, lattice, RADII) for reading in readings]
+        contacts = [
+            closest_contact(Crystal(reading.cell.numbers, reading.cell.frac_coords, lattice)) for reading in readings
+        ]
         if max(contacts) < IMPOSSIBLE_CONTACT:
             raise BadCrystalError(f"atoms are too near one another in every setting that {stated.source} can mean")
         if max(contacts) >= SENSIBLE_CONTACT:

@@ -12,10 +12,10 @@ import numpy as np
 
 from data.cif_species import format_amounts, read_formula, read_formula_sum
 from data.cif_tags import Tags
+from data.contacts import RADII
 
 _AMU_PER_A3 = 1.66053906660  # g/cm3
 WEIGHTS = np.array([gemmi.Element(z).weight for z in range(119)])
-RADII = np.array([gemmi.Element(z).covalent_r for z in range(119)])
 # Share of the cell in spheres of the covalent radii: 0.08 in loose molecular crystals, 0.3 to 0.9 in others.
 _MIN_FILLING = 0.06
 

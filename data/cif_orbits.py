@@ -226,23 +226,5 @@ def _coincide(cell: Cell, other: Cell, shift: np.ndarray, lattice: np.ndarray) -
     return True
 
 
-def closest_contact(cell: Cell, lattice: np.ndarray, radii: np.ndarray) -> float:
-    """Measures the shortest distance between two atoms, in parts of the sum of their covalent radii.
-
-    Args:
-        cell: the atoms.
-        lattice: float64, shape (3, 3).
-        radii: Angstrom by atomic number.
-    """
-    shifts = np.array([[i, j, k] for i in (-1, 0, 1) for j in (-1, 0, 1) for k in (-1, 0, 1)])
-    positions = cell.frac_coords @ lattice
-    images = (cell.frac_coords[:, None] + shifts).reshape(-1, 3) @ lattice
-    radius = radii[cell.numbers]
-    image_radius = np.repeat(radius, len(shifts))
-    distance, match = cKDTree(images).query(positions, k=min(9, len(images)))
-    distance, match = distance[:, 1:], match[:, 1:]
-    return float((distance / (radius[:, None] + image_radius[match])).min(initial=np.inf))
-
-
 def _text(coords: np.ndarray) -> str:
     return f"({', '.join(f'{x:.5g}' for x in coords)})"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 
+from data.contacts import far_apart
 from data.crystal import BadCrystalError, ReadCrystal
 from data.text_files import unpacked
 
@@ -89,7 +90,9 @@ def read_structure_file(name: str, content: bytes) -> ReadCrystal:
     about = _KINDS[kind]
     try:
         with np.errstate(all="ignore"):  # what overflows is not finite, which `data.quality.check_crystal` refuses
-            return _reader(kind)(unpacked(content, about.most_mib))
+            read = _reader(kind)(unpacked(content, about.most_mib))
+            note = far_apart(read.crystal)
+            return replace(read, notes=(*read.notes, note)) if note else read
     except BadCrystalError as error:
         raise BadCrystalError(f"{name}: not readable as {about.title}: {error}") from None
     except MemoryError:

@@ -63,7 +63,7 @@ def test_a_line_is_written_now_and_then_and_one_that_cannot_be_is_let_go(tmp_pat
 
 
 def test_a_trial_that_training_has_not_made_better_says_so(waiting, capsys):
-    terminal, trial, _ = waiting
+    terminal = waiting[0]
     last = {"epoch": 20, "kept_epoch": 0, "val_mae": 0.0712, "kept_val_mae": 0.0638}
     fields = {"fold": 3, "model": "chgnet", "epochs": 100}
     done = SimpleNamespace(trial_id="one", config={"run": fields}, last_result=last, is_finished=lambda: True)

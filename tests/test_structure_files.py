@@ -297,6 +297,23 @@ def test_a_small_file_that_unpacks_to_much_is_refused(name, pack):
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.filterwarnings("ignore:No Pauling electronegativity:UserWarning")  # of pymatgen, for argon
+@pytest.mark.parametrize(("unit", "is_far"), [(1.0, False), (1.08, False), (1 / 0.529177, True), (10.0, True)])
+def test_a_crystal_whose_atoms_do_not_touch_is_noted(unit, is_far):
+    """As one in Bohr is, where Angstrom is meant; noble gases never touch."""
+    for structure in (
+        Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64 * unit), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]),
+        Structure.from_spacegroup("Fd-3m", Lattice.cubic(3.567 * unit), ["C"], [[0, 0, 0]]),
+        Structure(Lattice.cubic(6.14 * unit), ["Cs"] * 2, [[0, 0, 0], [2.5, 1.5, -0.5]]),
+    ):
+        for name, fmt in (("a.cif", "cif"), ("POSCAR", "poscar")):
+            notes = read_structure_file(name, structure.to(fmt=fmt).encode()).notes
+            assert [note for note in notes if "may not be in Angstrom" in note] == list(notes)
+            assert bool(notes) == is_far
+    argon = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.26 * unit), ["Ar"], [[0, 0, 0]])
+    assert read_structure_file("POSCAR", argon.to(fmt="poscar").encode()).notes == ()
+
+
 def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     """A folder of files of several kinds, in a sweep of a moment: notes.csv and quarantine.csv, from the cache."""
     folder = tmp_path / "salts"
@@ -305,10 +322,10 @@ def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     lines = ["file,y"]
     for k, metal in enumerate(elements):
         for other in ("O", "S", "F"):
-            structure = Structure(Lattice.cubic(3 + 0.1 * k), [metal, other], [[0, 0, 0], [0.5, 0.5, 0.5]])
+            structure = Structure(Lattice.cubic(2.4 + 0.1 * k), [metal, other], [[0, 0, 0], [0.5, 0.5, 0.5]])
             structure.to(str(folder / f"{metal}{other}.vasp"), fmt="poscar")
             lines.append(f"{metal}{other}.vasp,{k / 10 + len(other)}")
-    heavy = (folder / "LiF.vasp").read_text().replace("Li", "D")
+    heavy = (folder / "LiF.vasp").read_text().replace("Li", "D").replace("1.0\n", "0.5\n", 1)
     (folder / "LiF.vasp").write_text(heavy)
     (folder / "NaF.vasp").write_text((folder / "NaF.vasp").read_text().replace("Na F\n1", "Na X\n1"))
     (folder / "salt.res").write_text(AIRSS)
