@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from data.console import say
-from data.ray_session import end
 
+LONGEST_END_S = 25.0  # batch systems wait 30 s before they kill
+ways_on: list[str] = []  # how the command goes on from where it is, the innermost last
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -37,6 +38,9 @@ def interruptible(otherwise: str) -> Iterator[None]:
         if not received:  # a second one would cut the end short, and leave tracebacks and processes
             received.append(number)
             _have_somewhere_to_write()
+            limit = threading.Timer(LONGEST_END_S, _end_anyway, (number, otherwise))
+            limit.daemon = True
+            limit.start()
             raise KeyboardInterrupt
 
     for signal_number in _SIGNALS:
@@ -45,12 +49,20 @@ def interruptible(otherwise: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as problem:
+        from data.ray_session import end  # here, for Ray takes a second to import, and not all who ask for ways have it
+
         say(f"interrupted: {' '.join(getattr(problem, '__notes__', [])) or otherwise}")
         end(128 + (received or [signal.SIGINT])[0])
     finally:
         if not received:
             for signal_number, handler in before.items():
                 signal.signal(signal_number, handler)
+
+
+def _end_anyway(number: int, otherwise: str) -> None:
+    """End at once what waits for Ray's own processes, which the signal may have ended first; as `kill -9` would."""
+    say(f"interrupted: {[otherwise, *ways_on][-1]}")
+    os._exit(128 + number)
 
 
 def _have_somewhere_to_write() -> None:

@@ -73,6 +73,15 @@ def test_a_terminal_that_is_closed_ends_a_command_although_it_can_say_nothing():
     assert process.returncode == 129
 
 
+def test_a_command_whose_end_waits_for_ever_is_ended_with_its_sentence():
+    waiting = SLEEPING.replace("sleep(1)", "sleep(1000)").replace("with", "data.interruption.LONGEST_END_S = 1\nwith")
+    with begun("import data.interruption" + waiting) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "ending\ninterrupted: the same command goes on\n"
+    assert process.returncode == 143
+
+
 @pytest.mark.parametrize(
     ("to_all", "after_s"),
     [

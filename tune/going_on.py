@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.interruption import ways_on
 from data.storage import open_folder, read_whole
 
 if TYPE_CHECKING:
@@ -54,10 +55,14 @@ def noted(options: Options, address: str | None, but_for: tuple[type[Exception],
         address: of its cluster.
         but_for: errors after which it does not.
     """
+    way = f"go on with `{command_to_go_on(options.storage, options.name, address)}`"
+    ways_on.append(way)
     try:
         yield
     except but_for:
+        ways_on.remove(way)
         raise
-    except BaseException as problem:
-        problem.add_note(f"go on with `{command_to_go_on(options.storage, options.name, address)}`")
+    except BaseException as problem:  # it stays the way on, whatever is still done before the end
+        problem.add_note(way)
         raise
+    ways_on.remove(way)
