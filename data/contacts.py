@@ -36,4 +36,7 @@ def far_apart(crystal: Crystal) -> str:
     contact = closest_contact(crystal)
     if contact <= _FAR_CONTACT:
         return ""
-    return f"no atoms touch, and the cell may not be in Angstrom: the nearest are {contact:.2f} of their radii apart"
+    return (
+        f"no atoms touch, and the cell may not be in Angstrom: the nearest are {contact:.2g} times the sum of their "
+        "radii apart"
+    )

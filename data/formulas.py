@@ -244,7 +244,8 @@ class _Reading:
         while position < len(part):
             match = _TOKEN.match(part, position)
             if match is None:
-                hint = " (the decimal point is a dot)" if part[position] == "," else ""
+                hint = " (symbols begin with a capital)" if part[position].islower() and not tokens else ""
+                hint = " (the decimal point is a dot)" if part[position] == "," else hint
                 raise self.error(f"it cannot be read from {part[position : position + 20]!r} on{hint}")
             if match[2] is None:
                 tokens.append(match[0])

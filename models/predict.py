@@ -109,6 +109,10 @@ def main(
             filesystem, path = open_folder(out)
             write_whole(filesystem, path, text.encode())
             typer.echo(f"{len(table)} predictions in {out}", err=True)
+        if len(table) and "std" in table and (table["std"] <= 1e-6 * table["prediction"].abs().max()).all():
+            typer.echo(
+                "All seeds predict the same: their std, 0, says nothing of how sure the predictions are", err=True
+            )
         if len(table) and "trusted" not in table:
             typer.echo("Of an earlier version's model file it is not known which predictions to trust", err=True)
         elif n_doubted := int((~table["trusted"]).sum()) if len(table) else 0:

@@ -69,7 +69,7 @@ def test_brackets_of_every_kind_and_white_space_say_nothing_of_their_own(formula
         ("INF", "missing: the cell holds the word"),
         ("UNKNOWN", "missing: the cell holds the word"),
         ("FE2O3", "no element E; symbols are written as in Fe"),
-        ("fe2o3", "cannot be read from 'fe2o3' on"),
+        ("fe2o3", "cannot be read from 'fe2o3' on .symbols begin with a capital"),
         ("La(1-x)SrxMnO3", "from '-x"),
         ("Fe2O3 (hematite)", "may be the name of a phase"),
         ("TiO2 (B)", "may be the name of a phase"),

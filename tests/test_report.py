@@ -296,6 +296,14 @@ def test_what_asha_stopped_is_told_though_the_space_leaves_epochs_at_their_defau
     assert "ASHA stopped 4 of 6 trials before their epochs" in text_of(copy)
 
 
+def test_trials_that_are_all_as_good_are_not_called_a_range(tmp_path, searched):
+    copy, results = copied(searched, tmp_path)
+    for trial in results["trials"]:
+        trial["kept_val_mae"] = 0.25
+    edit(copy, **results)
+    assert "that were scored all have 0.250, and nothing tells which is better" in text_of(copy)
+
+
 def test_results_of_an_earlier_version_are_a_page_all_the_same(tmp_path, searched):
     """They did not say what a trial was to train, and of a classification had the space as it was asked for."""
     copy, results = copied(searched, tmp_path)

@@ -26,6 +26,7 @@ from typer.testing import CliRunner
 
 from data.storage import file_names, open_folder, read_whole
 from models.fitted import ModelFileError, load_model
+from models.predict import app as predict_app
 from tune.run_sweep import app
 from tune.runs import load_sweep
 
@@ -460,6 +461,9 @@ def test_results_say_what_the_scores_are_of_and_what_they_cannot_tell(folder):
     assert f"(n={len(data)}, {scored} of them scored)" in output
     assert scored < len(data)
     assert "- folds 0, 1: " in text
+    Structure.from_dict(data[0][0]).to(folder / "first.cif")
+    done = CliRunner().invoke(predict_app, [str(folder / "results/useless"), str(folder / "first.cif")])
+    assert "All seeds predict the same: their std, 0, says nothing" in done.stderr
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -139,9 +139,12 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
                            hovertemplate="%{text}<br>stopped after epoch %{x}<extra></extra>")  # fmt: skip
     _epochs(figure, axis, metric)
     best_score, worst_score = (done[kept].min(), done[kept].max())[:: 1 if metric == "mae" else -1]
+    scores = f"range from {number(worst_score)} to {number(best_score)}, the best"
+    if worst_score == best_score:
+        scores = f"all have {number(best_score)}, and nothing tells which is better"
     sentence = (
         f"ASHA stopped {len(stopped)} of {counted(len(trials), 'trial')} before their epochs; on validation the "
-        f"{len(done)} that were scored range from {number(worst_score)} to {number(best_score)}, the best."
+        f"{len(done)} that were scored {scores}."
     )
     return Picture(figure, sentence)
 
