@@ -18,6 +18,9 @@ from data.crystal import BadCrystalError
 _OCCUPANCY_ROUNDING = 1e-3
 _WATER = re.compile(r"O[HW]|O\d+[HW]|W(at)?\d*$|H2O|Aq|O\(?W|O\(?H", re.IGNORECASE)
 
+_NAMES = ("_chemical_name_systematic", "_chemical_name_common", "_chemical_name_mineral")
+_HYDROGENS = re.compile(r"(?<!an)(?<!de)hydrate|hydrox|hydrid|ammonium", re.IGNORECASE)
+
 
 @dataclass(frozen=True, eq=False)
 class Sites:
@@ -82,15 +85,13 @@ def read_sites(tags: Tags, formula: set[int] | None) -> Sites:
         numbers, frac_coords = numbers[~vacant], frac_coords[~vacant]
         if not labels:
             raise BadCrystalError("all sites have the occupancy 0")
-    if (
-        formula is None
-        and 1 not in numbers
-        and (water := [name for name in labels if _is_water(name, numbers, labels)])
-    ):
-        raise BadCrystalError(
-            f"site {water[0]} is called water or hydroxyl, and the file has neither hydrogens nor a formula to say "
-            "that none are missing"
-        )
+    if formula is None and 1 not in numbers:
+        water = [f"site {name} is called water or hydroxyl" for name in labels if _is_water(name, numbers, labels)]
+        water += [f"its name {name!r} tells of hydrogens" for name in tags.texts(*_NAMES) if _HYDROGENS.search(name)]
+        if water:
+            raise BadCrystalError(
+                f"{water[0]}, and the file has neither hydrogens nor a formula to say that none are missing"
+            )
     multiplicities = _multiplicities(tags, n_sites)
     multiplicities = None if multiplicities is None else multiplicities[~vacant]
     return Sites(labels, numbers, frac_coords, multiplicities, tuple(dict.fromkeys(notes)))

@@ -11,7 +11,10 @@ from gemmi import cif
 
 from data.crystal import BadCrystalError
 
-_READ = ("_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemical_formula_", "_exptl_crystal_density_")
+_READ = (
+    "_cell_", "_atom_site_", "_symmetry_", "_space_group_", "_chemical_formula_", "_chemical_name_",
+    "_exptl_crystal_density_",
+)  # fmt: skip
 _MAX_ROWS = 50_000
 
 

@@ -355,6 +355,15 @@ def test_hydrogens_that_nothing_but_a_name_tells_of():
     assert "water" in reason(cif(sites=water))
     assert content(read_cif(cif(sites=water, extra=["_chemical_formula_sum CaO"]))) == "O1 Ca1"
     assert content(read_cif(cif(sites=[*water, "H1 H .5 .5 .3"]))) == "H1 O1 Ca1"
+    oxide = ["Ca1 Ca 0 0 0", "O1 O .5 .5 .5"]
+    for name, missing in (("calcium oxide hydrate", True), ("Calcium hydroxide", True), ("dehydrated lime", False)):
+        file = cif(sites=oxide, extra=[f"_chemical_name_systematic '{name}'"])
+        if missing:
+            assert f"its name '{name}' tells of hydrogens" in reason(file)
+        else:
+            assert content(read_cif(file)) == "O1 Ca1"
+    named = ["_chemical_name_systematic 'calcium hydroxide'", "_chemical_formula_sum CaO"]
+    assert content(read_cif(cif(sites=oxide, extra=named))) == "O1 Ca1"
     attached = cif(sites=["O1 O 0 0 0 1"], columns="label type_symbol | attached_hydrogens")
     assert "hydrogens attached to site O1" in reason(attached)
 
