@@ -308,7 +308,7 @@ def test_a_crystal_whose_atoms_do_not_touch_is_noted(unit, is_far):
     ):
         for name, fmt in (("a.cif", "cif"), ("POSCAR", "poscar")):
             notes = read_structure_file(name, structure.to(fmt=fmt).encode()).notes
-            assert [note for note in notes if "may not be in Angstrom" in note] == list(notes)
+            assert [note for note in notes if "no atoms touch" in note] == list(notes)
             assert bool(notes) == is_far
     argon = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.26 * unit), ["Ar"], [[0, 0, 0]])
     assert read_structure_file("POSCAR", argon.to(fmt="poscar").encode()).notes == ()
