@@ -37,6 +37,6 @@ def far_apart(crystal: Crystal) -> str:
     if contact <= _FAR_CONTACT:
         return ""
     return (
-        f"no atoms touch, so the cell may lack atoms or not be in Angstrom: the nearest are {contact:.2g} times the sum "
-        "of their radii apart"
+        f"no atoms touch, so the cell may lack atoms or not be in Angstrom: the nearest are {contact:.2g} times "
+        "the sum of their radii apart"
     )
