@@ -37,14 +37,20 @@ with interruptible('the same command goes on'):
 """
 
 
+def heed_signals() -> None:
+    """Let Ctrl-C and SIGHUP reach a program also where the tests run in the background or under nohup."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def begun(program: str, **streams: int) -> subprocess.Popen:
-    """A program in a session of its own, which Ctrl-C reaches also where the tests run in the background."""
+    """Starts a program in a session of its own, which every signal reaches."""
     return subprocess.Popen(
         [sys.executable, "-c", program],
         cwd=REPOSITORY,
         start_new_session=True,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+        preexec_fn=heed_signals,  # noqa: PLW1509 - no threads here
         **({"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | streams),
     )
 

@@ -82,11 +82,12 @@ def untrained_notes(outcomes: Sequence[Outcome]) -> list[str]:
     return [note] if untrained else []
 
 
-def same_seeds_notes(ensembles: Sequence[FoldScore], labels: np.ndarray) -> list[str]:
+def same_seeds_notes(ensembles: Sequence[FoldScore]) -> list[str]:
     """Whether all seeds came to the same model: their spread is 0 then, and no uncertainty."""
     spread = max(float(score.predictions["std"].max()) for score in ensembles)
+    spread_of_labels = float(np.std(np.concatenate([score.predictions["y_true"] for score in ensembles])))
     note = (
         "All seeds train the same model, as where one batch holds all training rows: that they agree says nothing of "
         "how sure the predictions are."
     )
-    return [note] if spread <= _ROUNDING * float(np.nanstd(labels)) else []
+    return [note] if spread <= _ROUNDING * spread_of_labels else []

@@ -140,7 +140,7 @@ def collect(
             folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
         results["ensemble"] = summary(members, task.kind)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
-        notes += same_seeds_notes(members, dataset.labels)
+        notes += same_seeds_notes(members)
     return results
 
 
