@@ -47,7 +47,7 @@ SPACE = SearchSpace(  # of a network whose training draws numbers: those, too, m
     model="composition_network",
     parameters={"epochs": EPOCHS, "width": 64, "head_width": 64, "lr": 0.003, "mixup": True, "dropout": 0.1},
 )
-CONFIG = SPACE.config(**SPACE.parameters).model_dump() | {"batch_size": 16}
+CONFIG = SPACE.config(**SPACE.parameters).model_dump() | {"batch_size": 4}
 FOLD = 0
 # A time.time() that is off by as many seconds as a file says; put where Python looks for it at every start.
 JUMPING = """\
