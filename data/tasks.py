@@ -183,8 +183,10 @@ def _choose_target(
     }
     numeric = [name for name, cells in numbers.items() if cells]
     if not numeric and (texts := [(name, text) for name in source.columns if (text := _first_text(source, name))]):
-        shown = ", ".join(f"{name!r} has {text}" for name, text in texts[:5])
-        raise TaskError(f"{path}: no column holds numbers or booleans to learn, written as 1.5, true or false: {shown}")
+        examples = ", ".join(f"{name!r} has {text}" for name, text in texts[:5])
+        raise TaskError(
+            f"{path}: no column holds numbers or booleans to learn, written as 1.5, true or false: {examples}"
+        )
     if target is None and len(numeric) == 1:
         target = numeric[0]
     if target not in numeric:

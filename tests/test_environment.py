@@ -46,25 +46,20 @@ def project(tmp_path) -> Path:
 
 def run(script: str, *arguments: str, cwd: Path, expect: int = 0, **environment: str) -> str:
     """Run a command and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *arguments],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        check=False,
-    )
-    assert done.returncode == expect, done.stdout
-    assert "Traceback" not in done.stdout
-    return done.stdout
+    printed = _run(str(REPOSITORY / script), *arguments, cwd=cwd, expect=expect, environment=environment)
+    assert "Traceback" not in printed
+    return printed
 
 
 def run_program(program: str, expect: int = 0, **environment: str) -> str:
     """Run lines of Python, which find the project, and return what they printed."""
+    return _run("-c", program, cwd=REPOSITORY, expect=expect, environment=environment)
+
+
+def _run(*arguments: str, cwd: Path, expect: int, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=REPOSITORY,
+        [sys.executable, *arguments],
+        cwd=cwd,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

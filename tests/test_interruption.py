@@ -70,11 +70,11 @@ def test_a_signal_ends_a_command_in_a_sentence_and_a_second_one_changes_nothing(
 
 
 def test_a_terminal_that_is_closed_ends_a_command_although_it_can_say_nothing():
-    ours, theirs = pty.openpty()
-    with begun(SLEEPING, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        assert os.read(ours, 5) == b"ready"
-        os.close(ours)
+    screen, terminal = pty.openpty()
+    with begun(SLEEPING, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        assert os.read(screen, 5) == b"ready"
+        os.close(screen)
         process.send_signal(signal.SIGHUP)
     assert process.returncode == 129
 

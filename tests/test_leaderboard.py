@@ -277,7 +277,7 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
     peers = write_peers(tmp_path / "peers.parquet", {"peer": dict(zip(rows["id"], rows["y_true"], strict=True))})
     tables = sections([own, left], {str(peers): read_peers(peers)})
     # A peer was trained on what the split leaves out.
-    assert {tune.leaderboard.heading(one): "peer" in names(one) for one in tables} == {
+    assert {tune.leaderboard.heading(table): "peer" in names(table) for table in tables} == {
         "made: e, eV/atom": True,
         "made: e, eV/atom, --split leave-group-out:element": False,
     }

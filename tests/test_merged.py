@@ -34,7 +34,7 @@ def merged(n_train, model="chgnet", **parameters):
     """What is left of a field's values, and what is said."""
     space = SearchSpace(name="mine", model=model, parameters=parameters)
     narrower, merges = merge(space, n_train)
-    return narrower.parameters, [one.sentence(n_train) for one in merges]
+    return narrower.parameters, [values.sentence(n_train) for values in merges]
 
 
 def test_batches_that_hold_all_rows_are_one_batch():

@@ -161,10 +161,10 @@ def caption(section: Section) -> list[str]:
     data = f"{section.data['description']}, data {section.data['sha256'][:12]}"
     n_ids, n_predictions = entry.table["id"].nunique(), len(entry.table)
     several = f" ({n_predictions:,} predictions: some are in several)" if n_predictions > n_ids else ""
-    told = [f"{data}: {n_ids:,} test ids of fold(s) {folds}{several}. {section.task.get('labels', '')}".strip()]
+    sentences = [f"{data}: {n_ids:,} test ids of fold(s) {folds}{several}. {section.task.get('labels', '')}".strip()]
     over_folds = " and its standard deviation over folds" if len(best.by_fold) > 1 else ""
     largest = "; the max error is the largest of all" if "max_error" in best.scores else ""
-    told.append(
+    sentences.append(
         f"{metric} is the mean over folds{over_folds}{largest}. In brackets the 95 % interval of the difference to the "
         f"best over crystals, {section.n_resamples:,} resamples of compositions."
     )
@@ -177,11 +177,11 @@ def caption(section: Section) -> list[str]:
                 f"{section.spread.std:.2g} by its seed, {trainings} degree(s) of freedom; that of peers is taken to be "
                 "the same)"
             )
-        told.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
+        sentences.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
     if section.spread is None:
-        told.append("No run here has several seeds, so that nothing tells what another seed would have given.")
+        sentences.append("No run here has several seeds, so that nothing tells what another seed would have given.")
     if any("trusted" in place.entry.table for place in section.places):
-        told.append(
+        sentences.append(
             f"Untrusted are predictions whose trust is below {TRUSTED}: the row, or the prediction, is far from what "
             "was trained on; the scores count them."
         )
@@ -189,16 +189,16 @@ def caption(section: Section) -> list[str]:
     if any(place.entry.kind == "peer" for place in section.places):
         whole = section.task.get("n_official")
         rows = f" of {whole:,} rows" if whole else ""
-        told.append(
+        sentences.append(
             f"Peers were trained by others on the whole task{rows}, ours on the rows above; both are scored on the "
             "same ids."
         )
     if OVERLAP_FLAG in flags:
-        told.append(
+        sentences.append(
             "Models with the flag `pretraining overlap` start from a CHGNet that was pretrained on Materials Project "
             "data, which this task comes from: they may have seen test crystals, and those without it have not."
         )
-    return told
+    return sentences
 
 
 def markdown(found: Sequence[Section], exposed: Sequence[Exposure], skipped: dict[str, str], created: str) -> str:
@@ -253,12 +253,12 @@ def as_table(found: Sequence[Section]) -> pd.DataFrame:
         about = {"task": section.task["name"], "target": section.task["target"], "unit": section.task.get("unit", "")}
         about |= {"data_sha256": section.data["sha256"], "metric": section.metric.name}
         for place in section.places:
-            told = facts(place, section)
-            told["flags"], told["folds"] = "; ".join(told["flags"]), " ".join(map(str, told["folds"]))
-            if "worst_untrusted" in told:
-                told["worst_untrusted"] = "; ".join(told["worst_untrusted"])
-            told.pop("members", None)  # the protocol names them
-            rows.append(about | told)
+            line = facts(place, section)
+            line["flags"], line["folds"] = "; ".join(line["flags"]), " ".join(map(str, line["folds"]))
+            if "worst_untrusted" in line:
+                line["worst_untrusted"] = "; ".join(line["worst_untrusted"])
+            line.pop("members", None)  # the protocol names them
+            rows.append(about | line)
     return pd.DataFrame(rows).convert_dtypes()
 
 
