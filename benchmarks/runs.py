@@ -31,7 +31,7 @@ from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, St
 from data.build_cache import graphs_of
 from data.console import console
 from data.ray_session import connect
-from data.rows import Rows
+from data.rows import Rows, counted
 from data.tasks import DEMO, open_task
 from tune.dataset import load_dataset
 from tune.options import Batch
@@ -204,7 +204,7 @@ def cache_build(
     spans = np.stack([stops - [len(text) for text in cases.texts], stops], axis=1)[which]
     ids = [f"row-{k}" for k in range(CACHE_ROWS)]
     buffer = b"".join(cases.texts)
-    rows = Rows(ids, cases.labels[which], None, "benchmark", ids, "matbench_json", buffer, spans)
+    rows = Rows(ids, cases.labels[which], None, "benchmark", ids, "matbench_json", buffer, spans, counted(CACHE_ROWS))
     shards: dict[int, list[str]] = {}
 
     def build(actors: int) -> Callable[[], float]:

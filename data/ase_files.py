@@ -11,7 +11,7 @@ import numpy as np
 from data.atoms_records import atoms_record, unusable_record
 from data.crystal import BadCrystalError, fractional, not_periodic
 from data.extended_xyz import frame_facts
-from data.rows import Format
+from data.rows import Format, RowNumbers
 from data.source import Source, content_of, joined, with_progress
 from data.tables import id_column
 from data.task_table import TaskError
@@ -32,7 +32,7 @@ def read_frames(path: Path, content: bytes | None = None) -> Source:
         TaskError: the file is cut, is no XYZ file, or no frame has a cell.
     """
     content = content_of(path) if content is None else content
-    spans = _frame_spans(path, content)
+    spans, lines = _frame_spans(path, content)
     labels: list[dict[str, _Cell]] = []
     n_crystals = 0
     for start, stop in with_progress(spans.tolist(), f"reading {path.name}", len(spans)):
@@ -44,7 +44,7 @@ def read_frames(path: Path, content: bytes | None = None) -> Source:
         labels.append(_plain({name: fact for name, fact in facts.items() if name not in _GEOMETRY}))
     if not n_crystals:
         raise _no_crystals(path, "frame")
-    return _source(content, labels, "structure_file", content, spans, None, "frame")
+    return _source(content, labels, "structure_file", content, spans, RowNumbers("line", lines), "frame")
 
 
 def read_ase_database(path: Path) -> Source:
@@ -58,7 +58,7 @@ def read_ase_database(path: Path) -> Source:
     content = content_of(path)
     labels: list[dict[str, _Cell]] = []
     payloads: list[bytes] = []
-    numbers: list[object] = []
+    numbers: list[int] = []
     try:
         database = ase.db.connect(path, type="json" if path.suffix == ".json" else "db", use_lock_file=False)
         total = database.count()
@@ -79,11 +79,11 @@ def read_ase_database(path: Path) -> Source:
         raise TaskError(f"{path} has no rows")
     if all(payload.startswith(b'{"unusable":"no crystal') for payload in payloads):
         raise _no_crystals(path, "row")
-    return _source(content, labels, "atoms_json", *joined(payloads), numbers, "row")
+    return _source(content, labels, "atoms_json", *joined(payloads), RowNumbers("row", numbers), "row")
 
 
-def _frame_spans(path: Path, content: bytes) -> np.ndarray:
-    """Byte range of each frame: a number of atoms, a line of labels, and a line for each atom."""
+def _frame_spans(path: Path, content: bytes) -> tuple[np.ndarray, list[int]]:
+    """Byte range and first line of each frame: a number of atoms, a line of labels, and a line for each atom."""
     try:
         content.decode()
     except UnicodeDecodeError as error:
@@ -107,7 +107,7 @@ def _frame_spans(path: Path, content: bytes) -> np.ndarray:
     if len(starts) == 1:
         raise TaskError(f"{path} has no frames")
     offsets = np.cumsum([0, *map(len, lines)], dtype=np.int64)[starts]
-    return np.stack([offsets[:-1], offsets[1:]], axis=1)
+    return np.stack([offsets[:-1], offsets[1:]], axis=1), [start + 1 for start in starts[:-1]]
 
 
 def _plain(values: Any) -> dict[str, _Cell]:
@@ -143,17 +143,17 @@ def _source(
     kind: Format,
     buffer: bytes,
     spans: np.ndarray,
-    numbers: list[object] | None,
+    row_numbers: RowNumbers,
     what: str,
 ) -> Source:
-    """The source of rows under the ids in their labels, their `numbers`, or numbered from 0."""
+    """The source of rows under the ids in their labels, a database's own numbers, or numbered from 0."""
     names = list(dict.fromkeys(name for row in labels for name in row))
     columns: dict[str, list[object]] = {name: [row.get(name) for row in labels] for name in names}
     column = id_column(names)
     if column is not None and all(cell is not None for cell in columns[column]):
         index, taken = columns.pop(column), f"ids from {column!r} of each {what}"
-    elif numbers is not None:
-        index, taken = numbers, f"ids from the database's own numbers of {what}s"
+    elif kind == "atoms_json":
+        index, taken = list(row_numbers.values), f"ids from the database's own numbers of {what}s"
     else:
         index, taken = list(range(len(labels))), f"{what}s numbered from 0"
     return Source(
@@ -164,5 +164,6 @@ def _source(
         buffer=buffer,
         spans=spans,
         sha256=hashlib.sha256(content).hexdigest(),
+        row_numbers=row_numbers,
         taken=f"{taken}, structures from each {what}",
     )

@@ -40,6 +40,11 @@ def unusable_record(reason: str) -> bytes:
     return orjson.dumps({_REASON: reason})
 
 
+def is_unusable(payload: bytes) -> bool:
+    """Says whether this is a record of `unusable_record`, which may stand for a structure of any format."""
+    return payload.startswith(b'{"%s":' % _REASON.encode())
+
+
 def read_atoms_record(payload: bytes) -> ReadCrystal:
     """Reads the JSON of one crystal.
 

@@ -30,11 +30,13 @@ class Cells:
 
     Attributes:
         lines: those that are not blank, each as many cells as the first; cells without surrounding space.
+        numbers: of each in the file, from 1; where a cell holds line ends, of the first line.
         sha256: of the file.
         notes: on encoding and delimiter, where they are not UTF-8 and commas.
     """
 
     lines: list[list[str]]
+    numbers: list[int]
     sha256: str
     notes: list[str]
 
@@ -67,9 +69,9 @@ def read_csv_table(path: Path, content: bytes | None = None) -> Table:
     cells = read_cells(path, content)
     columns = cells.columns(path)
     index = columns.pop("", None)
-    typed, note = typed_columns(path, columns)
+    typed, note = typed_columns(path, columns, cells.numbers[1:])
     notes = " ".join([*cells.notes, *([note] if note else [])])
-    return Table(typed, cells.sha256, None if index is None else ("", list(index)), notes)
+    return Table(typed, cells.sha256, None if index is None else ("", list(index)), notes, cells.numbers[1:])
 
 
 def read_cells(path: Path, content: bytes | None = None) -> Cells:
@@ -82,20 +84,29 @@ def read_cells(path: Path, content: bytes | None = None) -> Cells:
     text, note = _decoded(path, content)
     notes = [note] if note else []
     csv.field_size_limit(_MOST_BYTES_OF_A_CELL)
-    lines, delimiter = _lines(path, text)
+    lines, numbers, delimiter = _lines(path, text)
     if delimiter != ",":
         notes.append(f"The cells of {path.name} are separated by {_DELIMITERS[delimiter]}.")
-    return Cells(lines, hashlib.sha256(content).hexdigest(), notes)
+    return Cells(lines, numbers, hashlib.sha256(content).hexdigest(), notes)
 
 
-def typed_columns(path: Path, columns: dict[str, list[str]]) -> tuple[dict[str, list[object]], str]:
-    """Reads text as numbers, booleans and None, but in columns that are text by their name; gives a note or "" too."""
+def typed_columns(path: Path, columns: dict[str, list[str]], lines: list[int]) -> tuple[dict[str, list[object]], str]:
+    """Reads text as numbers, booleans and None, but in columns that are text by their name; gives a note or "" too.
+
+    Args:
+        path: of the file, for messages.
+        columns: cells by name.
+        lines: of the file, one a row, for messages.
+
+    Raises:
+        TaskError: a number could be two.
+    """
     free = {
         name: [f"-{cell[1:]}" if cell.startswith(_MINUS) else cell for cell in cells]
         for name, cells in columns.items()
         if name.lower() not in TEXT_COLUMNS
     }
-    number, note = _reader_of_numbers(path, free)
+    number, note = _reader_of_numbers(path, free, lines)
     typed: dict[str, list[object]] = {}
     for name, cells in columns.items():
         typed[name] = [_cell(text, number) for text in free[name]] if name in free else list(cells)
@@ -124,7 +135,9 @@ def _comma_number(text: str) -> float:
     return _point_number(text.replace(",", "."))
 
 
-def _reader_of_numbers(path: Path, columns: dict[str, list[str]]) -> tuple[Callable[[str], float], str]:
+def _reader_of_numbers(
+    path: Path, columns: dict[str, list[str]], lines: list[int]
+) -> tuple[Callable[[str], float], str]:
     """Finds out how this file writes numbers, and notes decimal commas.
 
     Raises:
@@ -144,7 +157,7 @@ def _reader_of_numbers(path: Path, columns: dict[str, list[str]]) -> tuple[Calla
         for k, cell in enumerate(cells):
             if _THOUSANDS.fullmatch(cell):
                 raise TaskError(
-                    f"{path}: row {k + 1} has {cell!r} in column {name!r}; write numbers without separators of "
+                    f"{path}: line {lines[k]} has {cell!r} in column {name!r}; write numbers without separators of "
                     "thousands"
                 )
             if "," in cell:
@@ -154,12 +167,12 @@ def _reader_of_numbers(path: Path, columns: dict[str, list[str]]) -> tuple[Calla
     if not with_comma:
         return _point_number, ""
     row, name, cell = with_comma[0]
-    where = f"{path}: row {row + 1} has {cell!r} in column {name!r}"
+    where = f"{path}: line {lines[row]} has {cell!r} in column {name!r}"
     if with_point:
         other_row, other, point = with_point[0]
         raise TaskError(
-            f"{where} and row {other_row + 1} has {point!r} in column {other!r}: a comma is a decimal one only where "
-            "the whole file has them; write decimal points, and no separators of thousands"
+            f"{where} and line {lines[other_row]} has {point!r} in column {other!r}: a comma is a decimal one only "
+            "where the whole file has them; write decimal points, and no separators of thousands"
         )
     if all(_MAYBE_THOUSANDS.fullmatch(cell) for _, _, cell in with_comma):
         raise TaskError(
@@ -190,19 +203,21 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
     return text, f"{path.name} is read as {encoding.replace('utf', 'UTF')}."
 
 
-def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
-    """Cuts the text into lines of equally many cells, by the delimiter that makes them so."""
+def _lines(path: Path, text: str) -> tuple[list[list[str]], list[int], str]:
+    """Cuts the text into lines of equally many cells, by the delimiter that makes them so; numbers them."""
     readings: dict[str, list[list[str]]] = {}
+    numbers: dict[str, list[int]] = {}
     problems: dict[str, csv.Error] = {}
     for delimiter in _DELIMITERS:
         if delimiter != "," and delimiter not in text:
             continue
         try:
-            raw = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+            raw = _numbered(text, delimiter)
         except csv.Error as error:
             problems[delimiter] = error
             continue
-        readings[delimiter] = _without_empty_ends([[cell.strip() for cell in line] for line in raw])
+        readings[delimiter] = _without_empty_ends([line for _, line in raw])
+        numbers[delimiter] = [number for number, _ in raw]
     even = [
         delimiter
         for delimiter, lines in readings.items()
@@ -212,21 +227,33 @@ def _lines(path: Path, text: str) -> tuple[list[list[str]], str]:
     even = [candidate for candidate in even if TEXT_COLUMNS & {name.lower() for name in readings[candidate][0]}] or even
     if even:
         delimiter = min(even, key=text.index)
-        return readings[delimiter], delimiter
+        return readings[delimiter], numbers[delimiter], delimiter
     if "," in problems:
         raise TaskError(f"{path} is not a CSV file: {problems[',']}")
     # None fits: say which line does not, of the one that the first line has most of.
     first = text.lstrip().split("\n", 1)[0]
     delimiter = max(readings, key=lambda candidate: (first.count(candidate), candidate == ","))
     lines = readings[delimiter]
-    for number, line in enumerate(lines[1:], start=1):
+    for number, line in zip(numbers[delimiter], lines, strict=True):
         if len(line) != len(lines[0]):
-            raise TaskError(f"{path}: row {number} has {len(line)} cells, its header {len(lines[0])}: {line}")
-    return lines, delimiter
+            raise TaskError(f"{path}: line {number} has {len(line)} cells, its header {len(lines[0])}: {line}")
+    return lines, numbers[delimiter], delimiter
+
+
+def _numbered(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Cells of each line that is not blank, with its number in the text: of a line of several the first."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    numbered = []
+    first = 1
+    for line in reader:
+        cells = [cell.strip() for cell in line]
+        if any(cells):
+            numbered.append((first, cells))
+        first = reader.line_num + 1
+    return numbered
 
 
 def _without_empty_ends(lines: list[list[str]]) -> list[list[str]]:
-    """Leaves out blank lines, and last columns that are empty in every line, their name included."""
-    lines = [line for line in lines if any(line)]
+    """Leaves out last columns that are empty in every line, their name included."""
     width = max((max(k for k, cell in enumerate(line) if cell) + 1 for line in lines), default=0)
     return [line[:width] for line in lines]

@@ -7,7 +7,9 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
+from data.atoms_records import unusable_record
 from data.csv_files import MISSING, read_cells, typed_columns
+from data.rows import RowNumbers
 from data.source import GROUP_COLUMN, Source, content_of, joined, some_of
 from data.structure_files import structure_file_format
 from data.tables import id_column
@@ -37,8 +39,9 @@ def read_folder(folder: Path, table: Path | None = None) -> Source:
         table: the CSV; None for the only one that lies in the folder itself, or `id_prop.csv` among several.
 
     Raises:
-        TaskError: there is no such CSV and no run, the CSV is malformed, or a file it names is missing, is one of
-            several that the name fits, or is a link that leads out of the folder.
+        TaskError: there is no such CSV and no run, the CSV is malformed, most of the files that it names are missing
+            (the row of one that is missing among others is a bad one), or a file it names is one of several that the
+            name fits, or is a link that leads out of the folder.
     """
     if table is None:
         tables = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_table(path)]
@@ -65,8 +68,9 @@ def _read_table(folder: Path, table: Path) -> Source:
     if header and _is_a_row(header, files_by_key):
         targets = [f"target_{k}" for k in range(1, len(header))] if len(header) > 2 else ["target"]
         cells.lines.insert(0, ["id", *targets[: len(header) - 1]])
+        cells.numbers.insert(0, 0)
         notes.append(f"{table.name} has no line of column names: they are taken as {', '.join(cells.lines[0])}.")
-    columns = cells.columns(table)
+    columns, lines = cells.columns(table), cells.numbers[1:]
     by_lower = {name.lower(): name for name in reversed(columns)}
     ids = id_column(list(columns))
     column = by_lower.get("file") or ids
@@ -77,17 +81,22 @@ def _read_table(folder: Path, table: Path) -> Source:
                 f"{table} has the columns {list(columns)}; expected 'file' or 'id', or a first column, naming the "
                 f"structures. {_EXPECTED}"
             )
-    names, considered, note = _chosen_files(table, columns[column], files_by_key)
+    keys = columns[column]
+    choice, considered, note = _chosen_files(table, keys, files_by_key)
     if note:
         notes.append(note)
-    _refuse_links_out_of(folder, [table, *(files[name] for name in names)])
-    parts = [content_of(files[name]) for name in names]
+    _refuse_links_out_of(folder, [table, *(files[name] for name in choice if name is not None)])
+    parts = [
+        unusable_record(_no_file(table, line, column, key)) if name is None else content_of(files[name])
+        for name, line, key in zip(choice, lines, keys, strict=True)
+    ]
+    names = [key if name is None else name for name, key in zip(choice, keys, strict=True)]
     digest = _digest(cells.sha256, names, parts)
     if unused := len(files.keys() - considered - {"atom_init.json"}):
         notes.append(f"{unused} structure files in the folder have no row in {table.name}.")
     index = ids or column
     labels = {name: some for name, some in columns.items() if name not in (index, column)}
-    typed, note = typed_columns(table, labels)
+    typed, note = typed_columns(table, labels, lines)
     if note:
         notes.append(note)
     if GROUP_COLUMN in labels:
@@ -101,6 +110,7 @@ def _read_table(folder: Path, table: Path) -> Source:
         buffer=buffer,
         spans=spans,
         sha256=digest,
+        row_numbers=RowNumbers("line", lines),
         taken=f"ids from column {index!r}, structures from the files that column {column!r} names",
         notes=" ".join(notes),
     )
@@ -164,7 +174,16 @@ def _is_a_row(first_line: list[str], files_by_key: dict[str, list[str]]) -> bool
     return plain and (first_line[0] in files_by_key or any(cell not in MISSING for cell in targets))
 
 
-def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str]]) -> tuple[list[str], set[str], str]:
+def _no_file(table: Path, line: int, column: str, key: str) -> str:
+    where = f"line {line} of {table.name}"
+    if not key:
+        return f"no structure file: {where} has nothing in column {column!r}"
+    return f"no structure file {key!r} is in the folder; {where} names it in column {column!r}"
+
+
+def _chosen_files(
+    table: Path, keys: list[str], files_by_key: dict[str, list[str]]
+) -> tuple[list[str | None], set[str], str]:
     """Chooses the structure file that each key means, and all that they fit, and a note where VASP left a choice."""
     matches = [files_by_key.get(key, []) for key in keys]
     considered = {name for match in matches for name in match}
@@ -175,10 +194,11 @@ def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str
             best = min(names, key=_OF_VASP.index)
             matches[k] = [match[names.index(best)]]
             chosen[best] += 1
-    if missing := [key for key, match in zip(keys, matches, strict=True) if not match]:
+    missing = [key for key, match in zip(keys, matches, strict=True) if not match]
+    if len(missing) > len(keys) / 2:  # then it is the column or the folder that is wrong, not a row
         raise TaskError(
             f"{table}: {len(missing)} of {len(keys)} rows name no structure file of {table.parent}: "
-            f"{some_of(missing)}. {_EXPECTED}"
+            f"{some_of(missing, 3)}. {_EXPECTED}"
         )
     if several := {key: match for key, match in zip(keys, matches, strict=True) if len(match) > 1}:
         key, match = next(iter(several.items()))
@@ -186,8 +206,8 @@ def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str
             f"{table}: {len(several)} of {len(keys)} rows fit several structure files: {key} may be {some_of(match)}; "
             "write the file's own name in a column 'file'"
         )
-    if repeated := [name for name, n in Counter(match[0] for match in matches).items() if n > 1]:
-        repeated_keys = {key for key, match in zip(keys, matches, strict=True) if match[0] == repeated[0]}
+    if repeated := [name for name, n in Counter(match[0] for match in matches if match).items() if n > 1]:
+        repeated_keys = {key for key, match in zip(keys, matches, strict=True) if match[:1] == repeated[:1]}
         if len(repeated_keys) > 1:
             raise TaskError(
                 f"{table}: {some_of(sorted(repeated_keys))} mean the same file {repeated[0]}; name each once"
@@ -196,7 +216,7 @@ def _chosen_files(table: Path, keys: list[str], files_by_key: dict[str, list[str
         f"In {n} folders with several structures of a VASP run its last one is read, {name}."
         for name, n in chosen.items()
     )
-    return [match[0] for match in matches], considered, note
+    return [next(iter(match), None) for match in matches], considered, note
 
 
 def _bare_name(name: str) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
@@ -37,13 +38,13 @@ def read_json_table(path: Path, text: bytes | bytearray) -> Table:
     sha256 = hashlib.sha256(text).hexdigest()
     try:
         if has_records_in_lines(text):
-            return _records(path, sha256, _lines(text), text.count(b"\n") + 1)
+            return _records(path, sha256, "line", _lines(text), text.count(b"\n") + 1)
         start = len(text) - len(text.lstrip())
         if text[start : start + 1] == b"[":
-            return _records(path, sha256, *_list(text, start))
+            return _records(path, sha256, "row", *_list(text, start))
         members = object_members(text, start)
         if {"schema", "data"} <= members.keys():  # pandas, orient="table"
-            return _records(path, sha256, *_list(text, members["data"][0]))
+            return _records(path, sha256, "row", *_list(text, members["data"][0]))
         return _frame(path, sha256, text, members)
     except TaskError:
         raise
@@ -63,39 +64,41 @@ def has_records_in_lines(text: bytes | bytearray) -> bool:
         return False
 
 
-def _lines(text: bytes | bytearray) -> Iterator[tuple[str, bytes]]:
+def _lines(text: bytes | bytearray) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(bytes(text).split(b"\n"), start=1):
         if line.strip():
-            yield f"line {number}", line
+            yield number, line
 
 
-def _list(text: bytes | bytearray, start: int) -> tuple[Iterator[tuple[str, bytes]], int]:
+def _list(text: bytes | bytearray, start: int) -> tuple[Iterator[tuple[int, bytes]], int]:
     spans = child_spans(text, start).tolist()
-    return ((f"record {k}", bytes(text[a:b])) for k, (a, b) in enumerate(spans)), len(spans)
+    return ((number, bytes(text[a:b])) for number, (a, b) in enumerate(spans, start=1)), len(spans)
 
 
-def _records(path: Path, sha256: str, records: Iterator[tuple[str, bytes]], total: int) -> Table:
-    """Makes a table of dictionaries; the columns are all their keys."""
+def _records(
+    path: Path, sha256: str, unit: Literal["line", "row"], records: Iterator[tuple[int, bytes]], total: int
+) -> Table:
+    """Makes a table of numbered dictionaries; the columns are all their keys."""
     columns: dict[str, list[object]] = {}
-    n_rows = 0
-    for where, content in with_progress(records, f"reading {path.name}", total):
+    numbers: list[int] = []
+    for number, content in with_progress(records, f"reading {path.name}", total):
         try:
             record = parse_json(content)
         except ValueError as error:
-            raise TaskError(f"{path}: {where} is not JSON ({error})") from None
+            raise TaskError(f"{path}: {unit} {number} is not JSON ({error})") from None
         if not isinstance(record, dict):
-            raise TaskError(f"{path}: {where} is {str(record)[:60]!r}, no dictionary; expected {_LAYOUTS}")
+            raise TaskError(f"{path}: {unit} {number} is {str(record)[:60]!r}, no dictionary; expected {_LAYOUTS}")
         for name, value in record.items():
             if name not in columns:
-                columns[name] = [None] * n_rows
+                columns[name] = [None] * len(numbers)
             columns[name].append(_cell(value))
-        n_rows += 1
+        numbers.append(number)
         for cells in columns.values():
-            if len(cells) < n_rows:
+            if len(cells) < len(numbers):
                 cells.append(None)
-    if not n_rows:
+    if not numbers:
         raise TaskError(f"{path} has no rows")
-    return Table(_with_values(columns), sha256)
+    return Table(_with_values(columns), sha256, lines=numbers if unit == "line" else None)
 
 
 def _frame(path: Path, sha256: str, text: bytes | bytearray, members: dict[str, tuple[int, int]]) -> Table:

@@ -97,7 +97,7 @@ def table_spans(text: bytes | bytearray, rows: np.ndarray, n_columns: int) -> np
     cells = _table_spans(np.frombuffer(text, dtype=np.uint8), rows, n_columns)
     if len(cells) and cells[-1, 0, 0] < 0:
         row = int(np.flatnonzero(cells[:, 0, 0] < 0)[0])
-        raise ValueError(f"row {row} is not a list of {n_columns} cells")
+        raise ValueError(f"row {row + 1} is not a list of {n_columns} cells")
     return cells
 
 

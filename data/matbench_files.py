@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data.json_spans import child_spans, decompressed, object_members, parse_json, table_spans
-from data.rows import Format, GzippedText
+from data.rows import Format, GzippedText, counted
 from data.source import Source, content_of
 from data.tables import Table, composition_source, formula_column, kind_of_structure, refuse_repeated, source_of
 from data.task_table import TaskError
@@ -96,11 +96,11 @@ def read_matbench_text(
     if structure is None:
         if any(kind_of_structure(next(iter(some), None)) for some in columns.values()):
             return source_of(path, Table(columns, sha256, ("index", index)))  # structures as text
-        return composition_source(path, index, columns, sha256, ids_from)
+        return composition_source(path, index, columns, sha256, counted(len(index)), ids_from)
     ids = [str(label) for label in index]
     taken = f"{ids_from}, structures from column {names[structure]!r}"
     kind = _format(text, cells[:, structure])
-    return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, taken)
+    return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, counted(len(ids)), taken)
 
 
 def _incomplete(path: Path, error: ValueError) -> TaskError:

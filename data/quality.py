@@ -9,6 +9,7 @@ import numpy as np
 from data.compiled import compiled
 from data.crystal import BadCrystalError, Crystal
 from data.elements import MAX_ATOMIC_NUMBER
+from data.rows import RowNumbers
 
 MIN_DISTANCE_ANGSTROM = 0.5  # the shortest bond there is, H-H, has 0.74
 MIN_THICKNESS_ANGSTROM = 0.1  # a cell flatter than this has no usable volume
@@ -16,12 +17,13 @@ MIN_THICKNESS_ANGSTROM = 0.1  # a cell flatter than this has no usable volume
 _FAULT_NONE, _FAULT_ELEMENT, _FAULT_COORDINATE, _FAULT_LATTICE, _FAULT_OVERLAP = range(5)
 
 
-def bad_target_reasons(ids: list[str], targets: np.ndarray) -> dict[int, str]:
+def bad_target_reasons(ids: list[str], targets: np.ndarray, row_numbers: RowNumbers) -> dict[int, str]:
     """Rows whose target or id rules them out.
 
     Args:
         ids: one a row.
         targets: float64, shape (n_rows,).
+        row_numbers: where the rows stand in the user's file.
 
     Returns:
         The reason by row position: a target that is not finite, or an id seen in an earlier row
@@ -32,7 +34,7 @@ def bad_target_reasons(ids: list[str], targets: np.ndarray) -> dict[int, str]:
     for row, (row_id, target) in enumerate(zip(ids, targets.tolist(), strict=True)):
         first = first_row.setdefault(row_id, row)
         if first != row:
-            reasons[row] = f"duplicate id: row {first} has it already"
+            reasons[row] = f"duplicate id: {row_numbers.of(first)} has it already"
         elif math.isnan(target):
             reasons[row] = "target is missing or not a number"
         elif math.isinf(target):

@@ -23,7 +23,7 @@ from data.json_files import has_records_in_lines, read_json_table
 from data.json_spans import decompressed, object_members
 from data.matbench_files import GZIP, MEMBERS, read_matbench_text
 from data.parquet_files import read_parquet_table
-from data.rows import GzippedText, pack_crystal
+from data.rows import GzippedText, counted, pack_crystal
 from data.source import GROUP_COLUMN, Source, content_of, joined
 from data.structure_files import structure_file_format
 from data.tables import ID_COLUMNS, TEXT_COLUMNS, Table, id_column, source_of
@@ -107,7 +107,8 @@ def read_demo(path: Path) -> Source:
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise TaskError(f"the demo data {path} is damaged ({error}); install the package again") from None
     buffer, spans = joined(payloads)
-    return Source(ids, columns, ids, "packed", buffer, spans, hashlib.sha256(content).hexdigest())
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Source(ids, columns, ids, "packed", buffer, spans, sha256, counted(len(ids)))
 
 
 def _read_csv(path: Path, content: bytes) -> Source:
@@ -120,13 +121,14 @@ def _read_csv(path: Path, content: bytes) -> Source:
 
 
 def _names_what_lies_beside(path: Path, table: Table) -> bool:
-    """Says whether the first row of a table names a neighbour of it; to look for all rows could take minutes."""
+    """Says whether one of the first rows of a table names a neighbour of it; to look for all could take minutes."""
     names = list(table.columns)
     column = next((name for name in names if name.lower() == "file"), id_column(names) or names[0])
-    first = str(table.columns[column][0]).lstrip("/")
-    return bool(first) and any(
+    return any(
         neighbour.is_dir() or structure_file_format(neighbour.name) is not None
-        for neighbour in path.parent.glob(f"{glob.escape(first)}*")
+        for cell in table.columns[column][:10]
+        if (key := str(cell).lstrip("/"))
+        for neighbour in path.parent.glob(f"{glob.escape(key)}*")
     )
 
 

@@ -9,20 +9,42 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from data.atoms_records import read_atoms_record
+from data.atoms_records import is_unusable, read_atoms_record
 from data.crystal import BadCrystalError, Crystal, ReadCrystal
 from data.structure_files import read_structure_file
 from data.structure_json import read_structure_json
 from data.task_table import TaskError
 
 Format = Literal["matbench_json", "atoms_json", "structure_file", "packed", "composition"]
+
+
+@dataclass(frozen=True, eq=False)
+class RowNumbers:
+    """Says where rows stand in the file that they are from, as a person who opens it counts.
+
+    Attributes:
+        unit: "line" of a text file, its line of column names counted too, else "row". Both begin at 1.
+        values: one a row; of a row of several lines its first.
+    """
+
+    unit: Literal["line", "row"]
+    values: Sequence[int]
+
+    def of(self, row: int) -> str:
+        """What messages call the row at this position, such as `line 7`."""
+        return f"{self.unit} {self.values[row]}"
+
+
+def counted(n_rows: int) -> RowNumbers:
+    """The numbers of rows that have no lines: 1 to `n_rows`."""
+    return RowNumbers("row", range(1, n_rows + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +84,7 @@ class RawChunk:
             try:
                 if self.format == "matbench_json":
                     yield read_structure_json(payload)
-                elif self.format == "atoms_json":
+                elif self.format == "atoms_json" or is_unusable(payload):
                     yield read_atoms_record(payload)
                 elif self.format == "packed":
                     yield ReadCrystal(_unpack_crystal(payload))
@@ -106,6 +128,7 @@ class Rows:
         format: see `RawChunk`.
         buffer: bytes that hold every structure or formula; any slice of them is bytes.
         spans: int64, shape (n_rows, 2), byte range of each row's structure or formula in `buffer`.
+        row_numbers: where the rows stand in the user's file.
     """
 
     ids: list[str]
@@ -116,6 +139,7 @@ class Rows:
     format: Format
     buffer: bytes | GzippedText
     spans: np.ndarray
+    row_numbers: RowNumbers
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -142,6 +166,7 @@ class Rows:
             format=self.format,
             buffer=self.buffer,
             spans=self.spans[positions],
+            row_numbers=RowNumbers(self.row_numbers.unit, [self.row_numbers.values[k] for k in positions]),
         )
 
 

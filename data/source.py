@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.rows import Format, GzippedText, Rows
+from data.rows import Format, GzippedText, RowNumbers, Rows
 from data.task_table import Inputs, TaskError
 
 GROUP_COLUMN = "group"
@@ -32,6 +32,7 @@ class Source:
         buffer: bytes that hold every structure or formula, see `data.rows.Rows`.
         spans: int64, shape (n_rows, 2), byte range of each row's structure or formula.
         sha256: of everything that was read.
+        row_numbers: where the rows stand in the user's file.
         taken: where ids and structures or formulas come from, where the user did not say it: "ids from ..., ...".
         notes: what else the user should know about the reading, or "".
     """
@@ -43,6 +44,7 @@ class Source:
     buffer: bytes | GzippedText
     spans: np.ndarray
     sha256: str
+    row_numbers: RowNumbers
     taken: str = ""
     notes: str = ""
 
@@ -65,6 +67,7 @@ class Source:
             format=self.format,
             buffer=self.buffer,
             spans=self.spans,
+            row_numbers=self.row_numbers,
         )
 
 

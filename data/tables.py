@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.rows import Format
+from data.rows import Format, RowNumbers, counted
 from data.source import GROUP_COLUMN, Source, joined, some_of
 from data.task_table import TaskError
 
@@ -41,16 +41,23 @@ class Table:
         sha256: of the file.
         index: name ("" without one) and cells of what pandas keeps as the index; None where it counts rows only.
         notes: what the user should know about the reading, or "".
+        lines: of the file, one a row, where it is a text; None where rows are counted.
     """
 
     columns: dict[str, list[object]]
     sha256: str
     index: tuple[str, list[object]] | None = None
     notes: str = ""
+    lines: list[int] | None = None
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(next(iter(self.columns.values()), []))
+
+    @property
+    def row_numbers(self) -> RowNumbers:
+        """Where the rows stand in the file."""
+        return counted(len(self)) if self.lines is None else RowNumbers("line", self.lines)
 
 
 def source_of(path: Path, table: Table) -> Source:
@@ -74,7 +81,7 @@ def source_of(path: Path, table: Table) -> Source:
         if name.lower() not in ID_COLUMNS and not any(isinstance(cell, bytes) for cell in cells)
     }
     if structures is None:
-        return composition_source(path, index, labels, table.sha256, ids_from, table.notes)
+        return composition_source(path, index, labels, table.sha256, table.row_numbers, ids_from, table.notes)
     column, kind = structures
     labels.pop(column, None)
     buffer, spans = joined([_payload(cell) for cell in table.columns[column]])
@@ -87,13 +94,20 @@ def source_of(path: Path, table: Table) -> Source:
         buffer=buffer,
         spans=spans,
         sha256=table.sha256,
+        row_numbers=table.row_numbers,
         taken=f"{ids_from}, structures from column {column!r}",
         notes=table.notes,
     )
 
 
 def composition_source(
-    path: Path, index: list[object], columns: dict[str, list[object]], sha256: str, ids_from: str = "", notes: str = ""
+    path: Path,
+    index: list[object],
+    columns: dict[str, list[object]],
+    sha256: str,
+    row_numbers: RowNumbers,
+    ids_from: str,
+    notes: str = "",
 ) -> Source:
     """Makes a source of compositions, the formulas being one of the columns.
 
@@ -110,8 +124,9 @@ def composition_source(
     formulas = ["" if cell is None else str(cell).strip() for cell in columns[column]]
     labels = {name: cells for name, cells in columns.items() if name != column}
     buffer, spans = joined([formula.encode() for formula in formulas])
-    taken = f"{ids_from}, formulas from column {column!r}" if ids_from else ""
-    return Source(index, labels, [str(row_id) for row_id in index], "composition", buffer, spans, sha256, taken, notes)
+    names = [str(row_id) for row_id in index]
+    taken = f"{ids_from}, formulas from column {column!r}"
+    return Source(index, labels, names, "composition", buffer, spans, sha256, row_numbers, taken, notes)
 
 
 def formula_column(names: list[str]) -> str | None:

@@ -202,9 +202,11 @@ def _choose_target(
 
 
 def _first_text(source: Source, column: str) -> str:
-    """The first cell of a column that is no number, with its row; "" where there is none."""
+    """The first cell of a column that is no number, and where it stands; "" where there is none."""
     texts = (
-        f"{cell!r} in row {k + 1}" for k, cell in enumerate(source.columns[column]) if isinstance(cell, str) and cell
+        f"{cell!r} in {source.row_numbers.of(k)}"
+        for k, cell in enumerate(source.columns[column])
+        if isinstance(cell, str) and cell
     )
     return next(texts, "")
 

@@ -12,6 +12,7 @@ from typing import Any
 from data.atoms_records import atoms_record, unusable_record
 from data.crystal import BadCrystalError
 from data.elements import SYMBOLS
+from data.rows import counted
 from data.source import Source, content_of, joined, some_of, with_progress
 from data.structure_files import read_structure_file
 from data.task_table import TaskError
@@ -69,8 +70,18 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
         f"The target {ENERGY!r} is VASP's total energy over the number of atoms, in eV/atom, and no formation energy; "
         "with --quantity energy_per_atom CHGNet's own energy predicts it."
     )
-    columns = {ENERGY: energies}
-    return Source(list(ids), columns, ids, "atoms_json", buffer, spans, digest.hexdigest(), taken, notes)
+    return Source(
+        index=list(ids),
+        columns={ENERGY: energies},
+        names=ids,
+        format="atoms_json",
+        buffer=buffer,
+        spans=spans,
+        sha256=digest.hexdigest(),
+        row_numbers=counted(len(ids)),
+        taken=taken,
+        notes=notes,
+    )
 
 
 def _total_energy(file: Path) -> float:

@@ -170,7 +170,7 @@ def test_a_composition_task_by_name_reads_what_matbench_publishes(tmp_path, monk
         (
             "a.csv",
             "composition,remark\nFe,good\n",
-            r"no column holds numbers or booleans .* 'remark' has 'good' in row 1",
+            r"no column holds numbers or booleans .* 'remark' has 'good' in line 2",
         ),
         ("a.csv", "composition,y,y\nFe,1,2\n", "a column name twice"),
         ("a.csv", "id,composition,y\n,Fe,1\nb,Fe,1\n", "no id in 1 of its 2 rows"),
@@ -280,7 +280,7 @@ def test_all_compositions_of_an_official_task(all_of_e_form):
     assert (task.unit, task.quantity) == ("eV/atom", "energy_per_atom")
     assert len(rows) == task.n_official == 132_752
     assert rows.ids == official_ids(task)
-    assert bad_target_reasons(rows.ids, rows.targets) == {}
+    assert bad_target_reasons(rows.ids, rows.targets, rows.row_numbers) == {}
     assert compositions.reasons == [None] * len(rows)
     np.testing.assert_allclose(compositions.fractions.sum(axis=1), 1, atol=1e-6)
     assert compositions.n_atoms.min() == 1

@@ -11,6 +11,7 @@ from pyarrow import fs
 from sklearn.metrics import roc_auc_score
 
 from data.folds import Fold, Split
+from data.rows import counted
 from data.tasks import DEMO
 from tune.dataset import Dataset
 from tune.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
@@ -33,6 +34,7 @@ def a_dataset(labels=LABELS, test=TEST, quarantine=None, unscored=(), ids=None, 
     return Dataset(
         task=task,
         ids=ids,
+        row_numbers=counted(N_ROWS),
         formulas=[None if k in quarantine else f"A{k}B" for k in range(N_ROWS)],
         labels=labels,
         quarantine=quarantine,
@@ -129,7 +131,7 @@ def test_a_quarantined_training_row_has_no_part_in_the_scores(an_outcome):
 
 def test_a_repeated_id_is_scored_by_its_first_row(an_outcome):
     ids = [f"row-{k}" for k in range(9)] + ["row-7"]
-    dataset = a_dataset(ids=ids, quarantine={9: "duplicate id: row 7 has it already"}, unscored=[9])
+    dataset = a_dataset(ids=ids, quarantine={9: "duplicate id: row 8 has it already"}, unscored=[9])
     score = score_fold(dataset, an_outcome([1.0, -3.0, -0.5, 2.5]))
     assert len(score.predictions) == 4
     assert by_id(score)["row-7"]["y_true"] == LABELS[7]

@@ -72,8 +72,9 @@ def test_a_folder_of_cgcnn(folder):
     assert "no line of column names: they are taken as id, target" in task.notes
     assert "have no row" not in task.notes
     (folder / "id_prop.csv").write_text("gone,1\n00001,2\n")
-    with pytest.raises(TaskError, match=r"1 of 2 rows name no structure file .*: gone"):
-        opened(folder)
+    gone, crystal = read(opened(folder)[1])
+    assert str(gone) == "no structure file 'gone' is in the folder; line 1 of id_prop.csv names it in column 'id'"
+    assert isinstance(crystal, Crystal)
     (folder / "id_prop.csv").write_text("id,e\n" + "".join(f"{k:05d},{e}\n" for k, e in enumerate(E)))
     assert opened(folder)[0].target == "e"
 
@@ -166,6 +167,36 @@ def test_records_of_jarvis(tmp_path, ending):
     assert_salts(rows)
     assert "ids from column 'jid', structures from column 'atoms'" in task.notes
     np.testing.assert_array_equal(opened(path, target="gap")[1].targets, [1, np.nan, 1])
+
+
+def test_rows_are_numbered_as_people_count_them_in_their_file(tmp_path, frame):
+    lines = frame.reset_index().to_json(orient="records", lines=True).splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join([lines[0], "", *lines[1:]]))
+    frame.reset_index().to_json(tmp_path / "a.json", orient="records", indent=1)
+    frame.to_json(tmp_path / "split.json", orient="split")
+    frame.assign(structure=[json.dumps(structure) for structure in frame["structure"]]).to_parquet(tmp_path / "a.pq")
+    frame["structure"] = [structure.to(fmt="cif") for structure in SALTS]
+    frame.to_csv(tmp_path / "a.csv")
+    ase.io.write(tmp_path / "a.xyz", [atoms_of(structure) for structure in SALTS], format="extxyz")
+    text = (tmp_path / "a.xyz").read_text().splitlines()
+    n_atoms, labels = str(len(SALTS[0])), text[1]
+    (tmp_path / "a.xyz").write_text("\n".join(text).replace(f"\n{labels}", f"\ne=1 {labels}"))
+    for name, expected in {
+        "a.jsonl": ("line", [1, 3, 4]),
+        "a.json": ("row", [1, 2, 3]),
+        "split.json": ("row", [1, 2, 3]),
+        "a.pq": ("row", [1, 2, 3]),
+        "a.csv": (
+            "line",
+            [k + 1 for k, line in enumerate((tmp_path / "a.csv").read_text().split("\n")) if "mp-" in line],
+        ),
+        "a.xyz": ("line", [k + 1 for k, line in enumerate(text) if line == n_atoms]),
+    }.items():
+        numbers = opened(tmp_path / name)[1].row_numbers
+        assert (name, numbers.unit, list(numbers.values)) == (name, *expected)
+    (tmp_path / "ids.txt").write_text("mp-3\n")
+    numbers = opened(tmp_path / "a.jsonl", ids_file=tmp_path / "ids.txt")[1].row_numbers
+    assert (numbers.unit, numbers.values) == ("line", [4])
 
 
 def test_a_record_that_does_not_say_what_its_coordinates_are_is_a_bad_row(tmp_path):
@@ -392,7 +423,7 @@ def test_what_is_in_no_layout_says_what_is_read(tmp_path):
         ("one.json", "is one structure"),
         ("a.xlsx", r"nothing that is read as a task\. Files that are read: .*\.parquet or \.csv"),
         ("b.json", "expected a column 'structure' or 'composition'"),
-        ("c.json", "record 0 is '1', no dictionary; expected .*a list of records"),
+        ("c.json", "row 1 is '1', no dictionary; expected .*a list of records"),
         ("d.json", "not a complete JSON file"),
         ("e.zip", "holds 2 files; expected one"),
     ):

@@ -20,7 +20,7 @@ from data.json_spans import child_spans, object_members
 from data.matbench_files import read_matbench_file
 from data.quality import bad_target_reasons, check_crystal
 from data.readers import read_demo
-from data.rows import RawChunk, pack_crystal
+from data.rows import RawChunk, RowNumbers, pack_crystal
 from data.task_table import TaskError
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
@@ -145,7 +145,7 @@ def test_cut_and_corrupt_files_say_what_to_do(tmp_path):
             r"no column of formulas among \['remark', 'y'\]; expected .* a column 'structure'",
         ),
         ({"index": [0, 1]}, "'index' has 2 entries, 'data' has 1 rows"),
-        ({"data": [[NACL.as_dict()]]}, "row 0 is not a list of 2 cells"),
+        ({"data": [[NACL.as_dict()]]}, "row 1 is not a list of 2 cells"),
         ({"columns": ["structure", "structure"]}, "a column name twice"),
         ({"data": []}, "'data' must have rows"),
         ({"data": 7}, "no JSON list"),
@@ -343,8 +343,8 @@ def test_overlaps_are_those_that_pymatgen_finds_also_in_skewed_cells():
 
 def test_bad_targets_and_repeated_ids():
     ids, targets = ["a", "b", "a", "c", "d"], np.array([1.0, np.nan, 2.0, np.inf, 0.0])
-    reasons = bad_target_reasons(ids, targets)
+    reasons = bad_target_reasons(ids, targets, RowNumbers("line", [2, 3, 4, 5, 6]))
     assert sorted(reasons) == [1, 2, 3]
     assert "not a number" in reasons[1]
-    assert "row 0 has it already" in reasons[2]
+    assert "line 2 has it already" in reasons[2]
     assert "inf" in reasons[3]

@@ -330,7 +330,7 @@ def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     (folder / "NaF.vasp").write_text((folder / "NaF.vasp").read_text().replace("Na F\n1", "Na X\n1"))
     (folder / "salt.res").write_text(AIRSS)
     (folder / "salt.vasp.gz").write_bytes(gzip.compress((folder / "LiO.vasp").read_bytes()))
-    (folder / "t.csv").write_text("\n".join([*lines, "salt.res,1.5", "salt.vasp.gz,0.5"]) + "\n")
+    (folder / "t.csv").write_text("\n".join([*lines, "salt.res,1.5", "salt.vasp.gz,0.5", "lost.vasp,0.5"]) + "\n")
     done = CliRunner().invoke(
         app,
         ["--space=dummy", f"--task={folder}", f"--storage={tmp_path}/results", "--name=salts", "--folds=0"],
@@ -339,10 +339,13 @@ def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     assert done.exit_code == 0, done.output
     results = tmp_path / "results" / "salts"
     notes = pd.read_csv(results / "notes.csv")
-    assert notes.values.tolist() == [[2, "LiF.vasp", "deuterium and tritium are read as hydrogen"]]
+    assert notes.values.tolist() == [[4, "LiF.vasp", "deuterium and tritium are read as hydrogen"]]
     quarantine = pd.read_csv(results / "quarantine.csv")
-    assert quarantine["id"].tolist() == ["NaF.vasp"]
+    table = (folder / "t.csv").read_text().splitlines()
+    assert [table[line - 1].split(",")[0] for line in quarantine["line"]] == quarantine["id"].tolist()
+    assert quarantine["id"].tolist() == ["NaF.vasp", "lost.vasp"]
     assert "'X' is no element but a dummy" in quarantine["reason"][0]
+    assert "'lost.vasp' is in the folder; line 34 of t.csv names it" in quarantine["reason"][1]
     record = json.loads((results / "results.json").read_text())
     assert record["data"]["n_noted"] == 1
     assert "1 row was read with notes (notes.csv): 1 x deuterium and tritium are read as hydrogen." in record["notes"]

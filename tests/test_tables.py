@@ -62,6 +62,7 @@ def test_delimiters_trailing_ones_and_blank_lines(tmp_path, delimiter, newline):
     task, rows = opened(table(tmp_path, text))
     assert (task.target, rows.ids) == ("y (eV)", ["a", "b", "c"])
     np.testing.assert_array_equal(rows.targets, [1.5, -2, np.nan])
+    assert [rows.row_numbers.of(k) for k in range(3)] == ["line 2", "line 5", "line 7"]
     assert ("separated by" in task.notes) == (delimiter != ",")
 
 
@@ -83,15 +84,15 @@ def test_decimal_commas_are_read_where_the_whole_file_has_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('formula,y\nFe,1\nCu,"1,234"\n', r"row 2 has '1,234' in column 'y', which may be 1234 or 1\.234"),
-        ('formula,y\nFe,"1,234.5"\n', r"row 1 has '1,234\.5' in column 'y'; write numbers without separators"),
+        ('formula,y\nFe,1\nCu,"1,234"\n', r"line 3 has '1,234' in column 'y', which may be 1234 or 1\.234"),
+        ('formula,y\nFe,"1,234.5"\n', r"line 2 has '1,234\.5' in column 'y'; write numbers without separators"),
         ("formula;y\nFe;1.234,5\n", "without separators of thousands"),
         ('formula,y\nFe,"1,234,567"\n', "without separators of thousands"),
-        ("formula;y\nFe;1,5\nCu;2.5\n", r"row 1 has '1,5' in column 'y' and row 2 has '2\.5' in column 'y'"),
-        ("formula;y;z\nFe;1,5;2.5\n", r"and row 1 has '2\.5' in column 'z'"),
-        ("formula,y\nFe,1\nCu\n", "row 2 has 1 cells, its header 2"),
-        ("formula,y\nFe,1,2\n", "row 1 has 3 cells, its header 2"),
-        ("formula;y\nFe;1;2\n", "row 1 has 3 cells, its header 2"),
+        ("formula;y\nFe;1,5\nCu;2.5\n", r"line 2 has '1,5' in column 'y' and line 3 has '2\.5' in column 'y'"),
+        ("formula;y;z\nFe;1,5;2.5\n", r"and line 2 has '2\.5' in column 'z'"),
+        ("formula,y\nFe,1\nCu\n", "line 3 has 1 cells, its header 2"),
+        ("formula,y\nFe,1,2\n", "line 2 has 3 cells, its header 2"),
+        ("formula;y\nFe;1;2\n", "line 2 has 3 cells, its header 2"),
         ("formula,,y\nFe,1,2\n", "column 2 has no name in the first line"),
         ("formula,y,y\nFe,1,2\n", "a column name twice"),
         ('formula,y\nFe,"1\n', "is not a CSV file: unexpected end of data"),
@@ -111,7 +112,7 @@ def test_where_no_cell_is_a_number_the_refusal_shows_one(tmp_path, cell):
     with pytest.raises(
         TaskError,
         match=re.escape(
-            f"no column holds numbers or booleans to learn, written as 1.5, true or false: 'y' has {cell!r} in row 1"
+            f"no column holds numbers or booleans to learn, written as 1.5, true or false: 'y' has {cell!r} in line 2"
         ),
     ):
         opened(file)
@@ -121,7 +122,7 @@ def test_targets_that_are_text_are_counted_and_one_is_shown(tmp_path):
     file = tmp_path / "t.csv"
     file.write_text("formula,y\nLiCl,1\nNaCl,<2\nKCl,n/a\nRbCl,3 eV\nCsCl,\u22124.5\n")
     task, rows = opened(file)
-    assert "Of the targets 2 are no number: '<2' in row 2." in task.notes
+    assert "Of the targets 2 are no number: '<2' in line 3." in task.notes
     np.testing.assert_array_equal(rows.targets, [1, np.nan, np.nan, np.nan, -4.5])
 
 

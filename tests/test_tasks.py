@@ -56,7 +56,7 @@ def test_official_subsets_are_recognised_by_their_ids(name, tmp_path):
     task, rows = opened(path, tmp_path)
     assert task == official_task(f"matbench_{name}")
     assert len(rows) < task.n_official
-    assert bad_target_reasons(rows.ids, rows.targets) == {}
+    assert bad_target_reasons(rows.ids, rows.targets, rows.row_numbers) == {}
     assert set(rows.ids) <= set(official_ids(task))
 
 
@@ -181,10 +181,10 @@ def test_a_folder_by_id(folder, tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("id,y\na,1\nq,2\nz,3\n", "2 of 3 rows name no structure file .*: q, z"),
+        ("id,y\na,1\nq,2\nz,3\n", "2 of 3 rows name no structure file .*: q, z. Expected"),
         ("name,y\nq,1\n", "expected 'file' or 'id'"),
         ("id,y\n", "has no rows"),
-        ("id,y\na\n", "row 1 has 1 cells, its header 2"),
+        ("id,y\na\n", "line 2 has 1 cells, its header 2"),
         ("id,y,y\na,1,2\n", "a column name twice"),
         ("id,y,group\na,1,\n", "column 'group' is empty in 1 rows"),
         ("id,remark\na,none\n", r"no target is given; .*\[\] \(all columns: \['remark'\]\)"),
@@ -193,6 +193,25 @@ def test_a_folder_by_id(folder, tmp_path):
 def test_tables_that_do_not_fit_their_folder(folder, tmp_path, table, message):
     (folder / "t.csv").write_text(table)
     with pytest.raises(TaskError, match=message):
+        opened(folder, tmp_path)
+
+
+def test_a_row_whose_file_is_missing_costs_nothing_but_itself(folder, tmp_path):
+    table = folder / "t.csv"
+    table.write_text("id,y\n\nq.cif,3\na,1\nb,2\n,4\n")
+    for spec in (folder, table):
+        rows = opened(spec, tmp_path)[1]
+        missing, a, b, nameless = rows.chunk(0, 4).crystals()
+        assert isinstance(a, Crystal)
+        assert isinstance(b, Crystal)
+        assert str(missing) == "no structure file 'q.cif' is in the folder; line 3 of t.csv names it in column 'id'"
+        assert str(nameless) == "no structure file: line 6 of t.csv has nothing in column 'id'"
+        assert rows.targets.tolist() == [3, 1, 2, 4]
+    without = opened(folder, tmp_path)[1]
+    (folder / "q.cif").write_bytes((folder / "a.cif").read_bytes())
+    assert opened(folder, tmp_path)[1].sha256 != without.sha256  # so that no cache of the graphs is kept
+    table.write_text("id,y\na,1\n" + "".join(f"{name},1\n" for name in "vwxyz"))
+    with pytest.raises(TaskError, match=r"5 of 6 rows name no structure file .*: v, w, x, \.\.\.\. Expected"):
         opened(folder, tmp_path)
 
 
@@ -244,7 +263,7 @@ def test_the_demo_opens_and_is_clean(tmp_path):
     task, rows = opened("demo", tmp_path)
     assert "not DFT" in task.labels
     assert rows.groups is not None
-    assert bad_target_reasons(rows.ids, rows.targets) == {}
+    assert bad_target_reasons(rows.ids, rows.targets, rows.row_numbers) == {}
     for crystal in rows.chunk(0, len(rows)).crystals():
         assert isinstance(crystal, Crystal)
         check_crystal(crystal)

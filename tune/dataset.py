@@ -29,7 +29,7 @@ from data.left_out import (
 from data.molecules import molecular
 from data.notes import commonest_notes, rows_were
 from data.quality import bad_target_reasons
-from data.rows import Rows
+from data.rows import RowNumbers, Rows
 from data.tasks import Task
 from models.metrics import Kind
 from models.model import TrainingRows
@@ -55,6 +55,7 @@ class Dataset:
     Attributes:
         task: its facts.
         ids: one a row.
+        row_numbers: where the rows stand in the user's file.
         formulas: reduced formula, None where there is no graph.
         labels: all targets, the test parts' included; float64, NaN where there is none.
         quarantine: reason by row, for rows that take part in nothing.
@@ -73,6 +74,7 @@ class Dataset:
 
     task: Task
     ids: list[str]
+    row_numbers: RowNumbers
     formulas: list[str | None]
     labels: np.ndarray
     quarantine: dict[int, str]
@@ -123,7 +125,7 @@ def load_dataset(
         TargetScaleError: an energy target that is not on the declared scale.
     """
     inputs = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
-    bad_labels = bad_target_reasons(rows.ids, rows.targets)
+    bad_labels = bad_target_reasons(rows.ids, rows.targets, rows.row_numbers)
     unreadable = {k: reason for k, reason in enumerate(inputs.reasons) if reason}
     both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
     quarantine = unreadable | bad_labels | both
@@ -171,6 +173,7 @@ def load_dataset(
     return Dataset(
         task=task,
         ids=rows.ids,
+        row_numbers=rows.row_numbers,
         formulas=inputs.formulas,
         labels=rows.targets,
         quarantine=quarantine,

@@ -208,25 +208,22 @@ def protocol(options: Options, space: SearchSpace) -> str:
 
 def write_quarantine(folder: Folder, dataset: Dataset) -> None:
     """Write which rows take part in nothing, and why; and what the readers noted of others, where they did."""
-    rows = sorted(dataset.quarantine.items())
-    table = pd.DataFrame(
-        {
-            "row": [row for row, _ in rows],
-            "id": [dataset.ids[row] for row, _ in rows],
-            "reason": [reason for _, reason in rows],
-        }
-    )
-    folder.write_csv("quarantine.csv", table)
+    folder.write_csv("quarantine.csv", _by_row(dataset, "reason", sorted(dataset.quarantine.items())))
     if dataset.notes:
         noted = [(row, note) for row, notes in sorted(dataset.notes.items()) for note in notes]
-        table = pd.DataFrame(
-            {
-                "row": [row for row, _ in noted],
-                "id": [dataset.ids[row] for row, _ in noted],
-                "note": [note for _, note in noted],
-            }
-        )
-        folder.write_csv("notes.csv", table)
+        folder.write_csv("notes.csv", _by_row(dataset, "note", noted))
+
+
+def _by_row(dataset: Dataset, what: str, texts: list[tuple[int, str]]) -> pd.DataFrame:
+    """A table of what is said of rows, with their numbers in the user's file and their ids."""
+    rows = [row for row, _ in texts]
+    return pd.DataFrame(
+        {
+            dataset.row_numbers.unit: [dataset.row_numbers.values[row] for row in rows],
+            "id": [dataset.ids[row] for row in rows],
+            what: [text for _, text in texts],
+        }
+    )
 
 
 def write_history(folder: Folder, name: str, outcome: Outcome, metric_name: str) -> None:
