@@ -17,9 +17,14 @@ def own_first() -> None:
     """Put `sys.path` in order: what every command does first, with the project's folder at its head.
 
     A command's own folder is taken out, whose modules are imported by their package alone. And Python is put in order,
-    where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without.
+    where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without. Here
+    ends too who makes files that he cannot use: Matplotlib and Ray would say that with tracebacks.
     """
     _have_all_letters()
+    mask = os.umask(0o022)
+    os.umask(mask)
+    if mask & 0o700 and os.geteuid():  # root may use any file
+        sys.exit(f"umask {mask:03o} has you make files that you cannot use. Give `umask 022` before")
     if sys.flags.optimize > 1:
         sys.exit("Ray does not run without docstrings: unset PYTHONOPTIMIZE, or leave out -OO")
     here = sys.path[1:] if sys.flags.safe_path else sys.path[2:]

@@ -122,14 +122,8 @@ def _refuse_silence(address: str) -> None:
 
 def _refuse_limits() -> None:
     """Raise where Ray cannot start, and would say that with tracebacks or after half a minute."""
-    if not os.geteuid():  # whom neither concerns
-        return
-    mask = os.umask(0o022)
-    os.umask(mask)
-    if mask & 0o700:
-        raise StorageError(f"umask {mask:03o} has you make files that you cannot use. Give `umask 022` before")
     processes = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-    if processes != resource.RLIM_INFINITY and processes < _FEWEST_PROCESSES:
+    if os.geteuid() and processes != resource.RLIM_INFINITY and processes < _FEWEST_PROCESSES:
         raise RaySystemError(
             f"Ray does not start where one may have {processes} processes and threads. Raise the limit, as by "
             "`ulimit -u 4096`"

@@ -182,22 +182,26 @@ def test_without_an_address_RAY_ADDRESS_and_a_proxy_are_no_matter(project, tmp_p
     assert "demo: 1 graphs, 0 rows rejected" in output
 
 
-@pytest.mark.parametrize(
-    ("limit", "sentence"),
-    [
-        ("os.umask(0o277)", "StorageError: umask 277 has you make files that you cannot use. Give `umask 022` before"),
-        ("resource.setrlimit(resource.RLIMIT_NPROC, (30, 30))", "have 30 processes and threads. Raise the limit, as"),
-    ],
-)
-def test_a_limit_under_which_ray_cannot_start_is_named(limit, sentence):
+def test_a_limit_under_which_ray_cannot_start_is_named():
     program = (
         "import os, resource\nfrom data.console import say_problem\nfrom data.ray_session import connect\n"
-        f"if not os.geteuid(): os.setuid(65534)\n{limit}\n"
+        "if not os.geteuid(): os.setuid(65534)\nresource.setrlimit(resource.RLIMIT_NPROC, (30, 30))\n"
         "try: connect()\nexcept Exception as problem: say_problem(problem)"
     )
     output = run_program(program)
-    assert sentence in output
+    assert "have 30 processes and threads. Raise the limit, as" in output
     assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("mask", ["777", "277"])
+def test_who_makes_files_that_he_cannot_use_ends_before_anything_is_imported(mask):
+    """For where there is no home, Matplotlib makes a folder for its fonts, cannot use it and ends with a traceback."""
+    program = (
+        "import os\nfrom data.import_path import own_first\n"
+        f"if not os.geteuid(): os.setuid(65534)\nos.umask(0o{mask})\nown_first()"
+    )
+    output = run_program(program, expect=1)
+    assert output == f"umask {mask} has you make files that you cannot use. Give `umask 022` before\n"
 
 
 def test_a_temporary_folder_that_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
