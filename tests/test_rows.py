@@ -20,7 +20,7 @@ from data.json_spans import child_spans, object_members
 from data.matbench_files import read_matbench_file
 from data.quality import bad_target_reasons, check_crystal
 from data.readers import read_demo
-from data.rows import RawChunk, RowNumbers, pack_crystal
+from data.rows import RawChunk, RowNumbers, counted, pack_crystal
 from data.task_table import TaskError
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
@@ -348,3 +348,42 @@ def test_bad_targets_and_repeated_ids():
     assert "not a number" in reasons[1]
     assert "line 2 has it already" in reasons[2]
     assert "inf" in reasons[3]
+
+
+@pytest.mark.parametrize("mark", [-999, 999, -9999, 9999, 99999, -99999, 1e20, -1e30, 9.96921e36, -(2**31), -(2**63)])
+@pytest.mark.parametrize("values", [[0.0, 1.17, 3.4, 9.0], [-3.1, 0.4, -0.2, 1.0]])
+def test_a_mark_for_a_missing_value_is_no_target(mark, values):
+    for targets in ([*values, mark], [mark, *values, mark, np.nan]):
+        reasons = reasons_of(targets)
+        marked = [k for k, target in enumerate(targets) if target == mark]
+        assert [k for k in reasons if not np.isnan(targets[k])] == marked
+        assert all("a common mark for a missing value" in reasons[k] for k in marked)
+
+
+def test_several_marks_in_one_column_and_a_negative_one_among_large_values():
+    assert sorted(reasons_of([1.5, -999, 99999, 2.5, 1e20, 0.5])) == [1, 2, 4]
+    assert sorted(reasons_of([120.0, -999, 440.0, 95.0])) == [1]  # bulk moduli, none of which is negative
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [3.0, 999.0, 9999.0, 20000.0, 450.0],
+        [-2500.0, -999.0, 1200.0],  # formation energies in meV
+        [9999.0, 99999.0, 15000.0],
+        [1e17, 3e18, 1e20, 1e19],  # charge carriers in a cm3
+        [0.0, 0.0, 1e20, 3e20, 2e21],
+        [1e20, 1e20, 2e20],
+        [-999.0, -999.0],
+        [99.0, 98.0, 1.0, -99.0],
+        [1000.0, 9998.0, 1.0, 1e19],
+    ],
+)
+def test_a_value_that_looks_like_a_mark_among_others_like_it_is_a_target(values):
+    assert reasons_of(values) == {}
+
+
+def reasons_of(targets: list[float]) -> dict[int, str]:
+    """Reasons of rows that have ids of their own."""
+    ids = [str(k) for k in range(len(targets))]
+    return bad_target_reasons(ids, np.array(targets, dtype=np.float64), counted(len(targets)))
