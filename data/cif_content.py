@@ -14,8 +14,12 @@ from data.cif_species import format_amounts, read_formula, read_formula_sum
 from data.cif_tags import Tags
 from data.contacts import RADII
 
+_BOHR_ANGSTROM = 0.529177
 _AMU_PER_A3 = 1.66053906660  # g/cm3
 WEIGHTS = np.array([gemmi.Element(z).weight for z in range(119)])
+_DENSITY_UNITS = {1.0: "g/cm3", 1e3: "kg/m3", 1e-3: "g/mm3"}
+# Twice or half of it comes of a Z that its authors had wrong; 6.7 times of a cell in Bohr.
+_MAX_DENSITY_FACTOR = 2.1
 # Share of the cell in spheres of the covalent radii: 0.08 in loose molecular crystals, 0.3 to 0.9 in others.
 _MIN_FILLING = 0.06
 
@@ -106,7 +110,8 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
     counts = {int(z): float(n) for z, n in zip(kinds, amounts, strict=True)}
     mass = float(WEIGHTS[numbers].sum())
     density = mass * _AMU_PER_A3 / volume
-    dense = None if content.density is None else abs(density / content.density - 1) <= 0.05
+    units = [unit for unit in _DENSITY_UNITS if content.density and abs(unit * density / content.density - 1) <= 0.05]
+    dense = None if content.density is None else bool(units)
     what = f"the cell has {format_amounts(counts)}"
 
     proportional = [factor for reading in content.readings if (factor := _factor(counts, reading)) is not None]
@@ -117,7 +122,7 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
         z = content.z
         if content.readings:
             n_atoms = len(numbers)
-            units = [factor for factor in proportional if _is_number_of_units(factor, z, n_atoms)]
+            fits = any(_is_number_of_units(factor, z, n_atoms) for factor in proportional)
             # pymatgen writes the content of the whole cell as the sum, with the Z of the reduced formula.
             whole = [
                 reading
@@ -127,7 +132,7 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
                 and _is_whole_cell(reading, content, z)
             ]
             filled = symmetry_is_stated or dense or _filling(numbers, volume) >= _MIN_FILLING
-            if units or (whole and filled):
+            if fits or (whole and filled):
                 verdict.confirmed = True
             elif dense:
                 verdict.notes.append(
@@ -140,9 +145,17 @@ def compare(content: Content, numbers: np.ndarray, lattice: np.ndarray, symmetry
             verdict.against.append(f"Z is {z:g}, but {what}")
     if dense:
         verdict.confirmed = verdict.confirmed or bool(content.readings)
-    elif dense is False:
+        if units[0] != 1.0:
+            verdict.notes.append(
+                f"its density {content.density:g} is taken as {_DENSITY_UNITS[units[0]]}, as the cell has it"
+            )
+    elif content.density is not None:
         message = f"its density is {content.density:g} g/cm3, but {what}, {density:.4g} g/cm3"
-        (verdict.notes if verdict.confirmed else verdict.against).append(message)
+        factor = content.density / density
+        is_rough = 1 / _MAX_DENSITY_FACTOR <= factor <= _MAX_DENSITY_FACTOR
+        if abs(factor * _BOHR_ANGSTROM**3 - 1) <= 0.05:
+            message += ": its lengths may be in Bohr"
+        (verdict.notes if verdict.confirmed and is_rough else verdict.against).append(message)
     if content.weight is not None and content.z is not None and not content.readings:
         expected = content.weight * content.z
         if abs(mass / expected - 1) > 0.03:

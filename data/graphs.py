@@ -18,7 +18,7 @@ import numpy as np
 from data.compiled import compiled, longer, read_only
 from data.crystal import BadCrystalError, Crystal
 
-CONVERTER_VERSION = 2  # part of the cache key: raise it whenever a graph, or what is kept beside it, would be different
+CONVERTER_VERSION = 3  # part of the cache key: raise it whenever a graph, or what is kept beside it, would be different
 CUTOFF_STEP_ANGSTROM = 1.0  # by which the cutoff grows while an atom has no neighbour
 MAX_CUTOFF_ANGSTROM = 50.0  # beyond it an atom without a neighbour means that the lattice is wrong
 MAX_ATOMS = 65_535  # bonds index atoms by uint16

@@ -401,6 +401,32 @@ def test_density_volume_and_z():
     assert "Z = 2 does not fit" in read_cif(cif(**SALT, extra=density)).notes[0]
 
 
+def test_a_cell_of_another_unit_or_scale_than_its_density_is_no_crystal():
+    """Formula and Z fit a cell of any size."""
+    bohr = SALT | {"cell": (*[length / 0.529177 for length in SALT["cell"][:3]], 90, 90, 90)}
+    assert "may be in Bohr" in reason(cif(**bohr, extra=[*SALT_FORMULA, "_exptl_crystal_density_diffrn 2.16"]))
+    for density in (5.0, 0.8, 216, 2.16e6):
+        why = reason(cif(**SALT, extra=[*SALT_FORMULA, f"_exptl_crystal_density_diffrn {density}"]))
+        assert f"its density is {density:g} g/cm3" in why
+
+
+@pytest.mark.parametrize(
+    ("density", "note"),
+    [
+        (2.16, ""),
+        (1.9, "its density is 1.9 g/cm3, but"),
+        (1.08, "its density is 1.08 g/cm3, but"),  # of half the Z
+        (4.32, "its density is 4.32 g/cm3, but"),
+        (2163, "its density 2163 is taken as kg/m3"),
+        (0.00216, "its density 0.00216 is taken as g/mm3"),
+    ],
+)
+def test_a_density_of_another_z_or_unit_is_noted(density, note):
+    reading = read_cif(cif(**SALT, extra=[*SALT_FORMULA, f"_exptl_crystal_density_diffrn {density}"]))
+    assert content(reading) == "Na4 Cl4"
+    assert [text[: len(note)] for text in reading.notes] == ([note] if note else [])
+
+
 def test_occupancies():
     def site(*values):
         return cif(
