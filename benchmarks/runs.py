@@ -28,8 +28,8 @@ import typer
 from ray.cluster_utils import Cluster
 
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
-from data.build_cache import graphs_of
 from data.console import console
+from data.graph_cache import graphs_of
 from data.ray_session import connect
 from data.rows import Rows, counted
 from data.tasks import DEMO, open_task

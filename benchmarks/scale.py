@@ -30,9 +30,9 @@ from pyarrow import fs
 from pymatgen.core import Element
 
 from benchmarks.memory import StageError, watch
-from data.build_cache import graphs_of
 from data.console import say
 from data.crystal import Crystal
+from data.graph_cache import graphs_of
 from data.graphs import Graphs
 from data.ray_session import connect
 from data.rows import Rows

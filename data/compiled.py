@@ -18,14 +18,13 @@ from typing import Any
 import numba
 import numpy as np
 
+from data.module_files import importers, module_files
 from data.places import default_cache
 from data.store_faults import StorageError
 
-_data = Path(__file__).parent
-_sources = [path.read_bytes() for path in sorted(_data.glob("*.py"))]
-# Few files of models/ hold compiled code; to change another one shall not cost half a minute of compiling.
-_others = [path.read_bytes() for path in sorted((_data.parent / "models").glob("*.py"))]
-_sources += [source for source in _others if b"data.compiled" in source]
+# Whatever holds compiled code, and all that it imports, whose functions and numbers become part of the machine code.
+# To change another file shall not cost half a minute of compiling.
+_sources = [file.read_bytes() for file in module_files([__name__, *importers(__name__)])]
 _hash = hashlib.sha256(b"|".join(_sources)).hexdigest()[:16]
 _config: Any = numba.config
 

@@ -1,4 +1,4 @@
-"""Rows -> graphs, one chunk at a time: what each actor of `data/build_cache.py` runs."""
+"""Rows -> graphs, one chunk at a time: what each actor of `data/graph_cache.py` runs."""
 
 from __future__ import annotations
 

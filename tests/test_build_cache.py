@@ -18,7 +18,7 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from data import build_cache, places
-from data.build_cache import Converter, cache_spec, graphs_of
+from data.graph_cache import Converter, cache_spec, graphs_of
 from data.graphs import Graphs
 from data.quality import check_crystal
 from data.rows import Rows

@@ -6,9 +6,8 @@ import json
 
 import pytest
 import yaml
-from sweeps import REPOSITORY, new, prepare, run_here
+from sweeps import new, prepare, run_here
 
-from tune.code_record import TRAINING
 from tune.extend import changes, outside
 from tune.options import Batch, Folder, SweepError, check_record, load_options
 from tune.runs import load_sweep
@@ -198,15 +197,6 @@ def test_levers_that_are_damaged_are_proven_again(steps, folder):
     path.write_text(path.read_text()[:100])
     assert "lever lr" in run(folder, "--resume=grown")
     assert {check["lever"] for check in json.loads(path.read_text())} == {check["lever"] for check in known}
-
-
-def test_the_hash_of_the_code_covers_what_a_trial_imports():
-    """Of tune/: whatever the modules of the list import, but for what tells, records, or only starts trials."""
-    others = {"experiment", "options", "preemption", "progress", "space", "terminal", "tracking"}
-    for name in TRAINING:
-        lines = (REPOSITORY / f"tune/{name}.py").read_text().splitlines()
-        imported = {line.split()[1].removeprefix("tune.") for line in lines if line.startswith("from tune.")}
-        assert imported <= {*TRAINING, *others}
 
 
 def space(**parameters):

@@ -23,7 +23,7 @@ from sweeps import new, outcome, prepare, run, start
 from typer.testing import CliRunner
 
 from data import storage, store_faults
-from data.build_cache import graphs_of
+from data.graph_cache import graphs_of
 from data.ray_session import connect
 from data.rows import Rows
 from data.storage import StorageError, file_names, open_folder, read_whole, write_whole

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from data.import_path import ROOT
+from data.module_files import module_files
+
 LIBRARIES = (
     "torch",
     "ray",
@@ -23,9 +26,17 @@ LIBRARIES = (
     "numba",
 )
 
-
-# Modules here that make what a trial is given, or are the trial.
-TRAINING = ("corrections", "dataset", "features", "merged", "parts", "scheduler", "search", "searcher", "trial")
+# What trials are made and run by: all that it imports, directly or not, can change a number of theirs.
+TRIALS = "tune.search"
+# But for these, which only tell people what happens, or record it.
+TELLING = (
+    "data.console",
+    "tune.code_record",
+    "tune.going_on",
+    "tune.progress",
+    "tune.terminal",
+    "tune.tracking",
+)
 
 
 def run_record(model: str = "") -> dict[str, Any]:
@@ -43,12 +54,19 @@ def run_record(model: str = "") -> dict[str, Any]:
 def code_sha256(model: str = "") -> str:
     """Hash of the code that decides what a trial computes: two trainings with the same one can be compared.
 
+    It counts source files whole, comments included: the same bytes give the same hash on any machine and Python. A file
+    that is no Python counts if it lies beside a module that names it, as `anchors.json` does. The rows of a task do
+    not: their hash stands beside this one in a sweep's record.
+
     Args:
         model: of the registry; or the file of one's own, which counts too.
     """
-    root = Path(__file__).resolve().parent.parent
-    files = [*root.glob("data/*.py"), *root.glob("models/*.py"), *(root / f"tune/{name}.py" for name in TRAINING)]
-    content = [f"{file.relative_to(root)}\n".encode() + file.read_bytes() for file in sorted(files)]
+    files = []
+    for module in module_files([TRIALS], leave_out=TELLING):
+        source = module.read_bytes()
+        beside = (file for file in module.parent.iterdir() if file.suffix != ".py" and file.is_file())
+        files += [module, *(file for file in beside if file.name.encode() in source)]
+    content = [f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes() for file in sorted(set(files))]
     if model.endswith(".py"):
         content.append(Path(model).read_bytes())
     return hashlib.sha256(b"\n".join(content)).hexdigest()

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.build_cache import graphs_of
 from data.compositions import read_compositions
 from data.console import say
 from data.elements import ATOMIC_NUMBERS
 from data.folds import Fold, Split, make_folds, split_fold
+from data.graph_cache import graphs_of
 from data.graphs import element_fractions
 from data.left_out import (
     DEFAULT_SPLIT,

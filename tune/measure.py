@@ -21,9 +21,9 @@ import torch
 
 from data.allocator import keep_freed_memory
 from data.batches import graph_batch
-from data.build_cache import Converter, cache_spec, graphs_of
 from data.console import console
 from data.convert import convert_chunk
+from data.graph_cache import Converter, cache_spec, graphs_of
 from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
 from data.tasks import Task

@@ -17,8 +17,8 @@ import numpy as np
 import ray
 import torch
 
-from data.build_cache import cache_spec
 from data.folds import make_folds
+from data.graph_cache import cache_spec
 from data.ray_session import connect
 from data.rows import Rows
 from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
