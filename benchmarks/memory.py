@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
+from data.command_line import errors_of_users
 from data.console import console, say
-from tune.run_sweep import USER_ERRORS
 
 SECONDS_BETWEEN_READINGS = 0.05
 SECONDS_BETWEEN_SEARCHES = 0.5  # for workers that Ray started
@@ -131,7 +131,7 @@ def _run(stage: Stage, folder: Path, connection: Connection) -> None:
         for said in stage(folder):
             connection.send(said)
         connection.send("")
-    except (StageError, *USER_ERRORS) as problem:
+    except (StageError, *errors_of_users()) as problem:
         connection.send(StageError(f"{type(problem).__name__}: {problem}"))
     finally:
         ray.shutdown()

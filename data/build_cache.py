@@ -21,23 +21,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from ray.exceptions import RayError
 
-from data.console import say, say_problem
-from data.download import DownloadError
-from data.graph_cache import graphs_of
+from data.command_line import command
+from data.console import say
 from data.interruption import interruptible
-from data.notes import commonest_notes, rows_were
 from data.places import default_cache, downloads_folder
-from data.ray_session import connect
-from data.shards import DamagedShardError
-from data.storage import StorageError
-from data.tasks import TaskError, open_task
-
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 
 
-@app.command()
 def main(
     task: Annotated[
         str,
@@ -68,18 +58,20 @@ def main(
 
     Killed at any instant, a second call finishes what is missing. A sweep does the same by itself.
     """
-    try:
-        with interruptible("the same command goes on from here"):
-            opened, rows = open_task(task, target=target, ids_file=ids, download_dir=downloads_folder(downloads))
-            if opened.notes:
-                say(opened.notes)
-            if address:  # else Ray starts if, and only if, there is something to build
-                connect(address)
-            folder = cache or str(default_cache() / "graphs")
-            stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
-    except (TaskError, DownloadError, StorageError, DamagedShardError, OSError, RayError) as problem:
-        say_problem(problem)
-        sys.exit(1)
+    with interruptible("the same command goes on from here"):
+        own_downloads, folder = downloads_folder(downloads), cache or str(default_cache() / "graphs")
+        from data.graph_cache import graphs_of
+        from data.notes import commonest_notes, rows_were
+        from data.tasks import open_task
+
+        opened, rows = open_task(task, target=target, ids_file=ids, download_dir=own_downloads)
+        if opened.notes:
+            say(opened.notes)
+        if address:  # else Ray starts if, and only if, there is something to build
+            from data.ray_session import connect
+
+            connect(address)
+        stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
     n_rejected = sum(reason is not None for reason in stored.reasons)
     say(
         f"{opened.name}: {len(rows) - n_rejected} graphs, {n_rejected} rows rejected, "
@@ -93,6 +85,8 @@ def main(
         for line in commonest_notes(stored.notes, most=10):
             say(f"  {line}")
 
+
+app = command(main)
 
 if __name__ == "__main__":
     app()

@@ -9,6 +9,11 @@ from rich.console import Console
 console = Console(stderr=True)
 
 
+def lines_only() -> None:
+    """Show no tables and bars that move."""
+    console.is_interactive = False
+
+
 def say(line: str, style: str = "") -> None:
     """Print a line as it is: what looks like rich's markup in it may be a path or a column's name."""
     console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

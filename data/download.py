@@ -16,10 +16,12 @@ import urllib3
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.errors import UserError
+
 _BLOCK_BYTES = 1 << 18
 
 
-class DownloadError(RuntimeError):
+class DownloadError(UserError, RuntimeError):
     """A file could not be fetched; the message names the ways that need no network."""
 
 

@@ -9,14 +9,10 @@ import numpy as np
 import orjson
 
 from data.json_spans import object_members
+from data.split_rule import N_FOLDS, SplitError
 from data.task_table import Task, package_folder
 
-N_FOLDS = 5
 FOLD_SEED = 18012019  # Matbench's own
-
-
-class SplitError(ValueError):
-    """The rows at hand cannot be split as asked."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from data.shards import (
     write_shard,
 )
 from data.storage import StorageError, file_names, open_folder
-from data.tasks import TaskError
+from data.task_table import TaskError
 
 _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
 

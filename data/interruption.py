@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -49,10 +50,13 @@ def interruptible(otherwise: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as problem:
-        from data.ray_session import end  # here, for Ray takes a second to import, and not all who ask for ways have it
-
         say(f"interrupted: {' '.join(getattr(problem, '__notes__', [])) or otherwise}")
-        end(128 + (received or [signal.SIGINT])[0])
+        code = 128 + (received or [signal.SIGINT])[0]
+        if "ray" not in sys.modules:  # whose processes would end with this one
+            sys.exit(code)
+        from data.ray_session import end
+
+        end(code)
     finally:
         if not received:
             for signal_number, handler in before.items():

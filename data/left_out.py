@@ -6,29 +6,10 @@ training part does not hold: elements, or molecular crystals, which fold by fold
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 import numpy as np
 
-from data.folds import FOLD_SEED, N_FOLDS, Fold, SplitError
-
-SplitRule = Literal["task", "leave-group-out:element", "leave-group-out:molecular"]
-DEFAULT_SPLIT: SplitRule = "task"
-LEAVE_ELEMENTS_OUT: SplitRule = "leave-group-out:element"
-LEAVE_MOLECULES_OUT: SplitRule = "leave-group-out:molecular"
-
-
-def split_rule(text: str) -> SplitRule:
-    """Reads the value of `--split`; `leave-group-out` alone is by element.
-
-    Raises:
-        SplitError: no such rule.
-    """
-    full = LEAVE_ELEMENTS_OUT if text == "leave-group-out" else text
-    for rule in get_args(SplitRule):
-        if full == rule:
-            return rule
-    raise SplitError(f"--split {text!r}: expected one of {', '.join(get_args(SplitRule))}")
+from data.folds import FOLD_SEED, Fold
+from data.split_rule import LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, N_FOLDS, SplitError
 
 
 def leave_elements_out(ids: list[str], fractions: np.ndarray) -> tuple[list[Fold], list[list[int]]]:

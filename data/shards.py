@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from data.compiled import compiled
+from data.errors import UserError
 from data.graphs import CONVERTER_VERSION, Graph, Graphs, concatenate, starts
 from data.storage import StorageError, file_names, read_whole, write_whole
 
@@ -48,7 +49,7 @@ _SCHEMA = pa.schema(
 )
 
 
-class DamagedShardError(RuntimeError):
+class DamagedShardError(UserError, RuntimeError):
     """Shards whose content is not what was written; `names` are their file names."""
 
     def __init__(self, folder: str, names: Sequence[str]) -> None:

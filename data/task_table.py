@@ -13,8 +13,10 @@ from typing import Literal, cast
 
 import orjson
 
+from data.errors import UserError
 
-class TaskError(ValueError):
+
+class TaskError(UserError, ValueError):
     """What the user asked for cannot be opened as a task; the message says what to do instead."""
 
 

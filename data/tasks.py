@@ -30,7 +30,7 @@ from data.task_table import (
 )
 
 __all__ = [
-    "DEMO", "Task", "TaskError", "absolute_spec", "official_ids", "official_task", "open_task", "read_ids",
+    "DEMO", "Task", "TaskError", "official_ids", "official_task", "open_task", "read_ids",
     "task_names",
 ]  # fmt: skip
 
@@ -97,12 +97,6 @@ def read_ids(file: Path) -> set[str]:
     if not ids:
         raise TaskError(f"ids file {file} names no id; expected one a line")
     return ids
-
-
-def absolute_spec(spec: str) -> str:
-    """A task's name as it is; a path as one that means the same in every working directory."""
-    path = expanded(spec)
-    return str(path.resolve()) if spec not in task_names() and path.exists() else spec
 
 
 def _beside(path: Path, task: Task) -> Task:

@@ -6,8 +6,10 @@ import os
 
 import torch
 
+from data.errors import UserError
 
-class NoGPUError(RuntimeError):
+
+class NoGPUError(UserError, RuntimeError):
     """A share of a GPU was given, but torch finds none."""
 
 

@@ -21,6 +21,7 @@ from pyarrow import fs
 from data.compositions import parse_formulas
 from data.convert import cell_formula
 from data.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.errors import UserError
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
 from data.storage import file_names, open_folder, read_whole
@@ -37,7 +38,7 @@ FILE_FORMAT = 4
 _WITHOUT_TRUST = 3  # an earlier format, which is read as well
 
 
-class ModelFileError(ValueError):
+class ModelFileError(UserError, ValueError):
     """A file that is not a model of ours, or one of another version."""
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from sklearn.metrics import roc_auc_score
 
 Kind = Literal["regression", "classification"]
 TRUSTED = 0.5  # a prediction whose trust is below it is marked (`models/trust.py`)
@@ -31,7 +31,11 @@ class Metric:
         """
         if self.name == "mae":
             return float(np.abs(y_true - y_pred).mean())
-        return float(roc_auc_score(y_true, y_pred)) if len(np.unique(y_true)) > 1 else 0.5
+        if len(np.unique(y_true)) < 2:
+            return 0.5
+        from sklearn.metrics import roc_auc_score  # here: a second that regressions need not pay
+
+        return float(roc_auc_score(y_true, y_pred))
 
     def better(self, a: float, b: float) -> bool:
         """Whether a beats b."""
@@ -54,3 +58,21 @@ def all_scores(kind: Kind, y_true: np.ndarray, y_pred: np.ndarray) -> dict[str, 
         "rmse": float(np.sqrt((error**2).mean())),
         "max_error": float(error.max()),
     }
+
+
+def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:
+    """Scores by fold, their mean, and their standard deviation over several folds; of the largest errors the largest.
+
+    Args:
+        folds: index, number of test crystals and scores of each.
+    """
+    by_fold = [{"fold": fold, "n_test": n_test, **scores} for fold, n_test, scores in folds]
+    by_name = {name: [scores[name] for *_, scores in folds] for name in folds[0][-1]}
+    largest = by_name.pop("max_error", None)
+    mean = {name: float(np.mean(values)) for name, values in by_name.items()}
+    result: dict[str, Any] = {"folds": by_fold, "mean": mean, "n_folds": len(folds)}
+    if largest is not None:
+        result["max_error"] = max(largest)
+    if len(folds) > 1:
+        result["std_over_folds"] = {name: float(np.std(values, ddof=1)) for name, values in by_name.items()}
+    return result

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression, RidgeCV
 
+from data.errors import UserError
 from models.metrics import Kind
 
 # An element leaves its prior where its fractions, summed over the crystals that ask for it, exceed this.
@@ -28,7 +29,7 @@ _SLOPE_SIGMAS = 4.0  # by which a slope must differ from 1 to be refused
 _SMALLEST_FREEDOM = 30  # rows beyond the elements they show, to tell a slope from
 
 
-class TargetScaleError(ValueError):
+class TargetScaleError(UserError, ValueError):
     """Targets that do not behave as the declared quantity (energy per atom or per cell)."""
 
 

@@ -8,24 +8,31 @@ A file of one's own defines `MODEL = Model(...)`, see `models/model.py`:
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from data.errors import UserError
 from data.import_path import users_last
 from data.places import expanded
-from models.composition_model import COMPOSITION_NETWORK
-from models.finetune import CHGNET
-from models.gaussian_process import GAUSSIAN_PROCESS
-from models.linear import DUMMY, RIDGE
-from models.model import Model
 
-MODELS = {model.name: model for model in (CHGNET, GAUSSIAN_PROCESS, COMPOSITION_NETWORK, RIDGE, DUMMY)}
+if TYPE_CHECKING:
+    from models.model import Model
+
+# By name the module and its constant, which is imported when it is asked for: torch and the like take seconds.
+MODELS = {
+    "chgnet": ("models.finetune", "CHGNET"),
+    "gaussian_process": ("models.gaussian_process", "GAUSSIAN_PROCESS"),
+    "composition_network": ("models.composition_model", "COMPOSITION_NETWORK"),
+    "ridge": ("models.linear", "RIDGE"),
+    "dummy": ("models.linear", "DUMMY"),
+}
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """No such model, or a file that does not define one."""
 
 
@@ -36,9 +43,12 @@ def open_model(name: str) -> Model:
         ModelError: no such model, or a file without a `MODEL`.
     """
     if name in MODELS:
-        return MODELS[name]
+        file, constant = MODELS[name]
+        return getattr(importlib.import_module(file), constant)
     if not name.endswith(".py"):
         raise ModelError(f"no model {name!r}: choose one of {', '.join(MODELS)}, or give a Python file with a MODEL")
+    from models.model import Model
+
     path = expanded(name).resolve()
     try:
         source = path.read_bytes()

@@ -552,7 +552,7 @@ def _too_slow(*_: object) -> None:
 
 def _own_errors() -> tuple[type[Exception], ...]:
     from models.fitted import ModelFileError
-    from tune.runs import RunError
+    from tune.errors import RunError
     from tune.space import SpaceError
 
     return (*OURS, ModelFileError, RunError, SpaceError)

@@ -16,14 +16,16 @@ import pytest
 
 from tune import claim
 from tune.claim import FILE, claimed
-from tune.options import Folder, SweepError
+from tune.errors import SweepError
+from tune.folder import Folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
 from tune import claim
 from tune.claim import claimed
-from tune.options import Folder, SweepError
+from tune.folder import Folder
+from tune.errors import SweepError
 
 claim.BEAT_S = 0.5
 while time.time() < float(sys.argv[2]):  # all begin together

@@ -16,11 +16,13 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from models.metrics import metric_of
-from tune.compare import COLOURS, app, config_differences, curves, report
+from tune.compare import app
 from tune.comparison import compare, differences
+from tune.comparison_page import COLOURS, config_differences, curves, report
+from tune.errors import RunError
 from tune.options import Options
 from tune.paired import Pair, difference, fold_scores, weighted_auc
-from tune.runs import RunError, SweepRun, finished_runs, judged, load_sweep
+from tune.runs import SweepRun, finished_runs, judged, load_sweep
 from tune.space import load_space
 from tune.verdict import judge, seed_noise
 

@@ -11,10 +11,12 @@ from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
+from tune.average import average, collect, report, tables
 from tune.comparison import compare
-from tune.ensemble import app, average, collect, report, tables
+from tune.ensemble import app
+from tune.errors import RunError
 from tune.ranking import sections
-from tune.runs import RunError, SweepRun, chose_by_validation, contribution, load_sweep
+from tune.runs import SweepRun, chose_by_validation, contribution, load_sweep
 
 
 def two_runs(tmp_path: Path, rows: pd.DataFrame, val_rows: pd.DataFrame) -> list[SweepRun]:

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score
 from data.folds import Fold, Split
 from data.rows import counted
 from data.tasks import DEMO
+from models.metrics import over_folds
 from tune.dataset import Dataset
 from tune.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
-from tune.results import over_folds
 from tune.search import Outcome
 from tune.trial import MODEL_FILE, PREDICTIONS_FILE
 

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from sweeps import new, prepare, run_here
 
+from tune.errors import SweepError
 from tune.extend import changes, outside
-from tune.options import Batch, Folder, SweepError, check_record, load_options
+from tune.folder import Folder
+from tune.options import Batch, check_record, load_options
 from tune.runs import load_sweep
 from tune.space import SearchSpace, load_space
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from data.folds import Fold, Split, SplitError, make_folds, split_fold
+from data.folds import Fold, Split, make_folds, split_fold
+from data.split_rule import SplitError
 from data.task_table import DEMO, OFFICIAL_NAMES, official_ids, official_task
 
 REPOSITORY = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ from pymatgen.core import Structure
 
 from data.crystal import BadCrystalError, Crystal
 from data.rows import Rows
-from data.tasks import Task, TaskError, absolute_spec, official_task, open_task
+from data.tasks import Task, TaskError, official_task, open_task
+from tune.arguments import absolute_spec
 
 VASP = Path(ase.__file__).parent / "test" / "testdata" / "vasp"
 SALTS = [rock_salt("Na", "Cl", 5.69), rock_salt("K", "Br", 6.6), rock_salt("Li", "F", 4.03)]

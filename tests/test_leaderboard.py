@@ -20,11 +20,13 @@ from data.folds import make_folds
 from data.task_table import official_task
 from models.metrics import metric_of
 from tune.comparison import compare
-from tune.leaderboard import FILES, app, cells, facts
+from tune.errors import RunError
+from tune.leaderboard import app
+from tune.leaderboard_page import FILES, caption, cells, facts, heading
 from tune.matbench_record import refuse_incomplete
 from tune.peers import peer_tables, read_peers
 from tune.ranking import Section, mean_scores, pooled_spread, sections
-from tune.runs import RunError, load_sweep
+from tune.runs import load_sweep
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 PREDICTIONS, LABELS = SHARED / "peer_predictions_mp_e_form.parquet", SHARED / "mp_e_form_compositions.parquet"
@@ -277,7 +279,7 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
     peers = write_peers(tmp_path / "peers.parquet", {"peer": dict(zip(rows["id"], rows["y_true"], strict=True))})
     tables = sections([own, left], {str(peers): read_peers(peers)})
     # A peer was trained on what the split leaves out.
-    assert {tune.leaderboard.heading(table): "peer" in names(table) for table in tables} == {
+    assert {heading(table): "peer" in names(table) for table in tables} == {
         "made: e, eV/atom": True,
         "made: e, eV/atom, --split leave-group-out:element": False,
     }
@@ -292,7 +294,7 @@ def test_ids_that_several_folds_test_are_counted_once(tmp_path):
     rows.loc[1, ["id", "composition", "y_true"]] = rows.loc[0, ["id", "composition", "y_true"]]
     run = made(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
     (section,) = sections([run], {})
-    assert "39 test ids of fold(s) 0, 1 (40 predictions: some are in several)" in tune.leaderboard.caption(section)[0]
+    assert "39 test ids of fold(s) 0, 1 (40 predictions: some are in several)" in caption(section)[0]
     assert facts(section.places[0], section)["n_ids"] == 39
 
 

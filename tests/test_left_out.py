@@ -10,10 +10,10 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from data.crystal import crystal_from_structure
-from data.folds import SplitError
 from data.graphs import convert, element_fractions, stack
-from data.left_out import leave_elements_out, leave_molecules_out, split_rule
+from data.left_out import leave_elements_out, leave_molecules_out
 from data.molecules import molecular
+from data.split_rule import SplitError, split_rule
 from data.tasks import open_task
 
 CUTOFF = 6.0

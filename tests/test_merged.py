@@ -14,9 +14,9 @@ from models.composition_model import COMPOSITION_NETWORK
 from models.gaussian_process import GAUSSIAN_PROCESS
 from models.model import TrainingRows
 from models.registry import open_model
+from tune.errors import SweepError
 from tune.levers import check_levers, inert_pairs, lever_pairs
 from tune.merged import as_offered, merge, trains_the_same
-from tune.options import SweepError
 from tune.space import SearchSpace, load_space
 from tune.trial import TrialFold
 

@@ -25,7 +25,7 @@ from models.composition_model import COMPOSITION_NETWORK
 from models.features import GRAPHS_PER_PASS
 from models.model import TrainingRows
 from tune.dataset import load_dataset
-from tune.options import Folder
+from tune.folder import Folder
 from tune.packing import Probe, probe, share, share_of_gpu
 from tune.runs import load_sweep
 from tune.space import SearchSpace

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from data.tasks import open_task
 from tune import run_sweep
 from tune.queue_file import load_queue
-from tune.run_queue import app, queue_for_task
+from tune.queue_run import queue_for_task
+from tune.run_queue import app
 from tune.space import SpaceError
 
 QUEUE = """\

@@ -17,7 +17,8 @@ from data.convert import reduced_formula
 from data.tasks import open_task
 from models.metrics import TRUSTED
 from tune.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
-from tune.report import app, write_report
+from tune.report import app
+from tune.report_page import write_report
 from tune.runs import load_sweep
 from tune.space import load_space
 

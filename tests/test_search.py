@@ -21,9 +21,10 @@ from sweeps import new, outcome, prepare, run_here
 
 from data.storage import StorageError, open_folder
 from models.metrics import metric_of
+from tune.arguments import gpu_share, own_name
+from tune.errors import SweepError
 from tune.experiment import run_experiment
-from tune.options import SweepError, refuse_name
-from tune.run_sweep import gpu_share, own_name
+from tune.folder import refuse_name
 from tune.scheduler import FILE, ResumableASHA, kept_values
 from tune.searcher import DistinctOptuna, Listed
 from tune.space import SearchSpace

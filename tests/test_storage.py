@@ -32,7 +32,7 @@ from models.linear import DUMMY, FittedLinear
 from models.predict import app
 from models.reference import Reference
 from tune import storage_check
-from tune.options import SweepError
+from tune.errors import SweepError
 from tune.storage_check import check_storage, on_network
 
 # Ray leaves sockets and log files to the garbage collector.

@@ -21,7 +21,8 @@ from tune.matbench_record import quiet_matbench, read_record
 from tune.results import OVERLAP
 from tune.runs import load_sweep
 from tune.space import load_space
-from tune.submit import MISSING, app
+from tune.submission import MISSING
+from tune.submit import app
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 PREDICTIONS, LABELS = SHARED / "peer_predictions_mp_e_form.parquet", SHARED / "mp_e_form_compositions.parquet"

@@ -1,13 +1,32 @@
-"""What the options of `run_sweep.py` and `run_queue.py` mean."""
+"""What the options of the commands mean, and the values that some of them have."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from data.folds import N_FOLDS
 from data.places import expanded
-from tune.options import SweepError
+from data.split_rule import N_FOLDS
+from data.task_table import task_names
+from tune.errors import SweepError
+
+STORAGE = "ray_results"  # where names are looked up
+NOBODY = "not told yet"  # in place of the authors of a submission
+AUTO_COPIES = 8  # of each crystal with `--tta auto`
+On = Literal["test", "validation"]
+Tracker = Literal["wandb", "mlflow"]
+Untrusted = Literal["keep", "baseline"]
+Weights = Literal["equal", "validation"]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Test-time augmentation: how many moved copies of each crystal, and whether only where validation gains by it."""
+
+    number: int
+    only_if_better: bool
 
 
 def parse_folds(text: str, option: str) -> list[int]:
@@ -28,6 +47,12 @@ def copies(text: str) -> str:
     if text not in ("none", "auto") and not (text.isascii() and text.isdecimal() and int(text) > 1):
         raise SweepError(f"--tta {text!r}: expected none, auto, or a number of copies such as 4")
     return text
+
+
+def absolute_spec(spec: str) -> str:
+    """A task's name as it is; a path as one that means the same in every working directory."""
+    path = expanded(spec)
+    return str(path.resolve()) if spec not in task_names() and path.exists() else spec
 
 
 def own_name(file: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 from data.console import say
 from data.storage import StorageError
-from tune.options import Folder, SweepError
+from tune.errors import SweepError
+from tune.folder import Folder
 
 FILE = "running.json"
 BEAT_S = 20.0  # how often a driver says that it is alive

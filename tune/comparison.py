@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from tune.arguments import On
+from tune.errors import RunError
 from tune.paired import Difference, Pair, abs_errors, difference, fold_scores, pair_up
-from tune.runs import On, RunError, SweepRun, by_chance, chose_by_validation, judged, predictions, refuse_different
+from tune.runs import SweepRun, by_chance, chose_by_validation, judged, predictions, refuse_different
 from tune.verdict import Noise, judge, seed_noise
 
 

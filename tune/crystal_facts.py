@@ -93,7 +93,8 @@ def predicted_rows(run: SweepRun, ids: Iterable[str]) -> Rows:
     Raises:
         FactsError: the task has no structures, cannot be opened any more, or is not what it was.
     """
-    from tune.options import SweepError, load_options  # brings torch and Ray, which `_facts_of` does without
+    from tune.errors import SweepError
+    from tune.options import load_options  # brings torch and Ray, which `_facts_of` does without
 
     folders = [run.address]
     for member in run.results.get("members", []):

@@ -18,26 +18,20 @@ from data.elements import ATOMIC_NUMBERS
 from data.folds import Fold, Split, make_folds, split_fold
 from data.graph_cache import graphs_of
 from data.graphs import element_fractions
-from data.left_out import (
-    DEFAULT_SPLIT,
-    LEAVE_ELEMENTS_OUT,
-    LEAVE_MOLECULES_OUT,
-    SplitRule,
-    leave_elements_out,
-    leave_molecules_out,
-)
+from data.left_out import leave_elements_out, leave_molecules_out
 from data.molecules import molecular
 from data.notes import commonest_notes, rows_were
 from data.quality import bad_target_reasons
 from data.rows import RowNumbers, Rows
+from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
 from data.tasks import Task
 from models.metrics import Kind
 from models.model import TrainingRows
 from models.network import cutoffs
 from models.registry import open_model
 from tune.corrections import corrections_of
+from tune.errors import SweepError
 from tune.features import pretrained_outputs
-from tune.options import SweepError
 from tune.space import SearchSpace
 from tune.trial import TrialFold
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 import pandas as pd
 
-from tune.runs import RunError, SweepRun, by_chance, contribution, finished_runs, load_sweep, weights_of
+from tune.errors import RunError
+from tune.runs import SweepRun, by_chance, contribution, finished_runs, load_sweep, weights_of
 
 Kind = Literal["run", "zero-shot", "peer"]
 OVERLAP_FLAG = "pretraining overlap"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from data.errors import UserError
 from data.storage import read_whole
 from models.metrics import TRUSTED, all_scores
 from tune.dataset import Dataset
@@ -15,7 +16,7 @@ from tune.search import Outcome
 from tune.trial import MODEL_FILE, PREDICTIONS_FILE
 
 
-class PredictionError(RuntimeError):
+class PredictionError(UserError, RuntimeError):
     """Predictions that do not cover the test part exactly once."""
 
 

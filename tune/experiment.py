@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial
 
 from data.console import say
 from data.storage import StorageError, file_names, open_folder
-from tune.options import SweepError
+from tune.errors import SweepError
 from tune.preemption import FILE as PAUSED
 from tune.terminal import Terminal
 from tune.trial import STATE_FILE

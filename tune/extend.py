@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from data.console import say
+from tune.errors import SweepError
+from tune.folder import Folder
 from tune.going_on import command_to_go_on
-from tune.options import Batch, Folder, Options, SweepError
+from tune.options import Batch, Options
 from tune.space import SearchSpace
 
 

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from data.interruption import ways_on
 from data.storage import open_folder, read_whole
+from tune.arguments import STORAGE
 
 if TYPE_CHECKING:
     from tune.options import Options
-
-STORAGE = "ray_results"  # where names are looked up
 
 
 def command_to_go_on(storage: str, name: str, address: str | None = None) -> str:

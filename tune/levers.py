@@ -23,8 +23,8 @@ from models.config import ModelConfig
 from models.model import Model, TrainingRows, fingerprint
 from models.registry import open_model, planned_epochs
 from tune.dataset import Dataset
+from tune.errors import SweepError
 from tune.merged import differing_base, trains_the_same
-from tune.options import SweepError
 from tune.search import Outcome
 from tune.space import SearchSpace, combinations
 from tune.stand_in import stand_in

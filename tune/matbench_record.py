@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from data.folds import make_folds
-from data.left_out import DEFAULT_SPLIT
+from data.split_rule import DEFAULT_SPLIT
 from data.tasks import official_ids, official_task
-from tune.runs import Member, RunError, SweepRun, split_of
+from tune.errors import RunError
+from tune.runs import Member, SweepRun, split_of
 
 _TOLERANCE = 1e-4  # relative, of the spread of all labels that Matbench publishes
 

@@ -11,12 +11,9 @@ from pyarrow import fs
 
 from data.storage import file_names, read_whole
 from models.metrics import TRUSTED
+from tune.errors import RunError
 
 _PREFIX = {"test": "preds", "validation": "val"}
-
-
-class RunError(ValueError):
-    """A run cannot be read, or runs do not go together; the message says why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from models.features import GRAPHS_PER_PASS
 from models.model import TrainingPart, TrainingRows
 from models.registry import open_model
 from tune.dataset import Dataset
-from tune.options import Folder, Options
+from tune.folder import Folder
+from tune.options import Options
 from tune.space import SearchSpace, combinations
 from tune.trial import TrialFold
 

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from models.metrics import Metric
-from tune.runs import RunError
+from tune.errors import RunError
 
 RESAMPLES = 10_000
 MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing

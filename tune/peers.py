@@ -12,7 +12,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 
-from tune.runs import RunError
+from tune.errors import RunError
 
 _FOLDER_PREFIX = "matbench_v0.1_"
 _GZIP = b"\x1f\x8b"

@@ -27,10 +27,11 @@ from models.finetune import CHGNET, CHGNetConfig
 from models.network import cutoffs
 from models.registry import open_model
 from tune.dataset import VALIDATION_FRACTION
+from tune.errors import SweepError
 from tune.features import feature_prefix
 from tune.forecast import Phase, TrialCost, forecast
 from tune.measure import Measured, measure, n_bytes
-from tune.options import Options, SweepError
+from tune.options import Options
 from tune.parts import missing_parts, rows_of_part
 from tune.plan_table import Epoch, Memory, Plan, Step
 from tune.search import Resources

@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from data.left_out import DEFAULT_SPLIT
+from data.split_rule import DEFAULT_SPLIT
 from models.metrics import Kind, Metric, all_scores
 from tune.entries import Entry, run_entries
+from tune.errors import RunError
 from tune.paired import (
     MIN_COMPOSITIONS,
     RESAMPLES,
@@ -27,7 +28,7 @@ from tune.paired import (
     resampled_scores,
 )
 from tune.peers import peer_tables
-from tune.runs import RunError, SweepRun, split_of
+from tune.runs import SweepRun, split_of
 
 # Resamples times compositions: some ten seconds for ten models of 130,000 crystals.
 _BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}

@@ -13,13 +13,14 @@ import pandas as pd
 import ray
 
 from data.tasks import DEMO
-from models.metrics import Kind, metric_of
+from models.metrics import Kind, metric_of, over_folds
 from models.registry import open_model, planned_epochs
 from tune.code_record import run_record
 from tune.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
 from tune.evaluate import FoldScore, ensemble, model_file, score_fold
+from tune.folder import Folder
 from tune.levers import inert_pairs
-from tune.options import Folder, Options
+from tune.options import Options
 from tune.result_notes import energy_note, one_class_notes, row_notes, same_seeds_notes, untrained_notes
 from tune.search import Outcome
 from tune.space import SearchSpace
@@ -274,17 +275,3 @@ def summary(scores: Sequence[FoldScore], kind: Kind) -> dict[str, Any]:
     result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
     facts = trust_facts([(score.fold, score.predictions) for score in scores], kind)
     return result | ({"trust": facts} if facts else {})
-
-
-def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:
-    """The same of each fold's index, number of test crystals, and scores; of the largest errors the largest."""
-    by_fold = [{"fold": fold, "n_test": n_test, **scores} for fold, n_test, scores in folds]
-    by_name = {name: [scores[name] for *_, scores in folds] for name in folds[0][-1]}
-    largest = by_name.pop("max_error", None)
-    mean = {name: float(np.mean(values)) for name, values in by_name.items()}
-    result: dict[str, Any] = {"folds": by_fold, "mean": mean, "n_folds": len(folds)}
-    if largest is not None:
-        result["max_error"] = max(largest)
-    if len(folds) > 1:
-        result["std_over_folds"] = {name: float(np.std(values, ddof=1)) for name, values in by_name.items()}
-    return result

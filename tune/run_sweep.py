@@ -21,57 +21,34 @@ if __name__ == "__main__":  # before anything of the user's could be imported by
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from ray.exceptions import RayError
 
-from data.console import say_problem
-from data.download import DownloadError
-from data.folds import SplitError
+from data.command_line import command
+from data.console import lines_only
 from data.interruption import interruptible
-from data.left_out import DEFAULT_SPLIT, split_rule
 from data.places import default_cache, downloads_folder, expanded
-from data.shards import DamagedShardError
-from data.storage import StorageError
-from data.tasks import TaskError, absolute_spec
-from models.device import NoGPUError
-from models.reference import TargetScaleError
-from models.registry import ModelError
-from tune.arguments import anywhere, copies, gpu_share, own_name, parse_folds
-from tune.evaluate import PredictionError
-from tune.extend import extended
-from tune.options import Options, SweepError, options_to_go_on, refuse_taken
-from tune.plan import plan
-from tune.plan_table import show
-from tune.space import SpaceError, load_space
-from tune.sweep import run
-from tune.terminal import lines_only
-from tune.trackers import Tracker, trackers
-from tune.trial import Untrusted
-
-USER_ERRORS = (
-    SweepError,
-    SpaceError,
-    TaskError,
-    SplitError,
-    DownloadError,
-    StorageError,
-    DamagedShardError,
-    PredictionError,
-    TargetScaleError,
-    ModelError,
-    NoGPUError,
-    OSError,
-    RayError,
+from data.split_rule import DEFAULT_SPLIT, split_rule
+from tune.arguments import (
+    STORAGE,
+    Tracker,
+    Untrusted,
+    absolute_spec,
+    anywhere,
+    copies,
+    gpu_share,
+    own_name,
+    parse_folds,
 )
+from tune.errors import SweepError
 
+if TYPE_CHECKING:
+    from tune.options import Options
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
 SWEEP, PROTOCOL, MACHINE = "What to sweep", "Protocol", "Machine and folders"
 
 
-@app.command()
 def main(
     context: typer.Context,
     space: Annotated[
@@ -190,7 +167,7 @@ def main(
     ] = False,
     storage: Annotated[
         str, typer.Option(help="Where sweeps are kept: a folder, s3://..., gs://...", rich_help_panel=MACHINE)
-    ] = "ray_results",
+    ] = STORAGE,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -237,22 +214,27 @@ def main(
     Without options: the `head_finetune` space on the embedded demo. Results go to `ray_results/NAME/`;
     ray_results/README.md says what each file is.
     """
-    try:
-        if quiet:
-            lines_only()
-        place = anywhere(storage)
-        if plan_only and (resume or extend or address):
-            raise SweepError(
-                "--plan measures a sweep that is not begun yet, on this machine: leave out --resume, --extend and "
-                "--address"
-            )
-        if only_failed and extend is None:
-            raise SweepError("--only-failed goes with --extend NAME")
+    if quiet:
+        lines_only()
+    place = anywhere(storage)
+    if plan_only and (resume or extend or address):
+        raise SweepError(
+            "--plan measures a sweep that is not begun yet, on this machine: leave out --resume, --extend and --address"
+        )
+    if only_failed and extend is None:
+        raise SweepError("--only-failed goes with --extend NAME")
+    with interruptible("nothing was begun, so give the same command again"):
         if resume is not None:
             _refuse_changed(context, "--resume", set())
+            from tune.options import options_to_go_on
+
             options = options_to_go_on(place, resume, "--resume")
         elif extend is not None:
             _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
+            from tune.extend import extended
+            from tune.options import options_to_go_on
+            from tune.space import load_space
+
             wider = load_space(space) if "space" in _given(context) else None
             options = extended(
                 options_to_go_on(place, extend, "--extend"),
@@ -261,46 +243,60 @@ def main(
                 only_failed=only_failed,
             )
         else:
-            loaded = load_space(space)
-            seeds = seeds or loaded.seeds
-            if seeds > 1 and not loaded.trains:
-                raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            options = Options(
-                name=f"{own_name(task)}-{own_name(loaded.name)}-{stamp}" if name is None else name,
-                space=loaded,
-                task=absolute_spec(task),
-                target=target,
-                quantity=quantity,
-                ids=str(expanded(ids).resolve()) if ids else None,
-                search_folds=parse_folds(search_folds, "--search-folds"),
-                folds=parse_folds(folds, "--folds"),
-                num_samples=num_samples or loaded.num_samples,
-                seed=seed,
-                seeds=seeds,
-                storage=place,
-                cache=anywhere(cache or str(default_cache() / "graphs")),
-                downloads=anywhere(str(downloads_folder(downloads))),
-                cpus_per_trial=cpus_per_trial,
-                gpus_per_trial=gpu_share(gpus_per_trial),
-                pack_gpus=gpus_per_trial == "auto",
-                max_concurrent=max_concurrent,
-                every_atom=every_atom,
-                tta=copies(tta),
-                untrusted=untrusted,
-                track=track,
-                split=split_rule(split),
-            )
-            trackers(track, options.name)  # refuses what is not installed before anything is done
-            refuse_taken("--name", options.name, options.storage)
-            if plan_only:
-                show(plan(options))
-                return
-        with interruptible("nothing was begun, so give the same command again"):
-            run(options, address=address, resumed=bool(resume or extend))
-    except USER_ERRORS as problem:
-        say_problem(problem)
-        sys.exit(1)
+            fields: dict[str, Any] = {
+                "target": target,
+                "quantity": quantity,
+                "ids": str(expanded(ids).resolve()) if ids else None,
+                "search_folds": parse_folds(search_folds, "--search-folds"),
+                "folds": parse_folds(folds, "--folds"),
+                "seed": seed,
+                "storage": place,
+                "cache": anywhere(cache or str(default_cache() / "graphs")),
+                "downloads": anywhere(str(downloads_folder(downloads))),
+                "cpus_per_trial": cpus_per_trial,
+                "gpus_per_trial": gpu_share(gpus_per_trial),
+                "pack_gpus": gpus_per_trial == "auto",
+                "max_concurrent": max_concurrent,
+                "every_atom": every_atom,
+                "tta": copies(tta),
+                "untrusted": untrusted,
+                "track": track,
+                "split": split_rule(split),
+            }
+            options = _new_options(space, task, name, num_samples, seeds, fields)
+        if plan_only:
+            from tune.plan import plan
+            from tune.plan_table import show
+
+            show(plan(options))
+            return
+        from tune.sweep import run
+
+        run(options, address=address, resumed=bool(resume or extend))
+
+
+def _new_options(
+    space: str, task: str, name: str | None, num_samples: int | None, seeds: int | None, fields: dict[str, Any]
+) -> Options:
+    """Options of a sweep that is begun; `fields` are those that do not depend on the space."""
+    own_task = absolute_spec(task)
+    from tune.space import load_space
+
+    loaded = load_space(space)
+    seeds = seeds or loaded.seeds
+    if seeds > 1 and not loaded.trains:
+        raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
+    if name is None:
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{own_name(task)}-{own_name(loaded.name)}-{stamp}"
+    from tune.folder import refuse_taken
+    from tune.options import Options
+    from tune.trackers import trackers
+
+    trackers(fields["track"], name)  # refuses what is not installed before anything is done
+    refuse_taken("--name", name, fields["storage"])
+    num_samples = num_samples or loaded.num_samples
+    return Options(name=name, space=loaded, task=own_task, num_samples=num_samples, seeds=seeds, **fields)
 
 
 def _refuse_changed(context: typer.Context, option: str, may_change: set[str]) -> None:
@@ -321,6 +317,8 @@ def _given(context: typer.Context) -> set[str]:
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
 
+
+app = command(main)
 
 if __name__ == "__main__":
     app()

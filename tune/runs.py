@@ -15,17 +15,18 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from pyarrow import fs
 
 from data.storage import file_names, open_folder, read_whole
 from models.metrics import Metric, metric_of
-from tune.going_on import STORAGE, how_to_go_on
-from tune.members import Member, RunError, load_history, load_member
+from tune.arguments import STORAGE, On
+from tune.errors import RunError
+from tune.going_on import how_to_go_on
+from tune.members import Member, load_history, load_member
 
-On = Literal["test", "validation"]
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
 _MEMBER = re.compile(r"reference|ensemble|seed_\d+")

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from data.console import say
 from models.metrics import metric_of
+from tune.arguments import Copies, Untrusted
 from tune.dataset import Dataset
 from tune.experiment import run_experiment, run_until_read, trial_id
 from tune.merged import as_offered
@@ -28,7 +29,7 @@ from tune.searcher import DistinctOptuna, Generator, Listed
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, Copies, TrialFold, TrialTask, Untrusted, run_trial, saved_state
+from tune.trial import STATE_FILE, TrialFold, TrialTask, run_trial, saved_state
 
 
 @dataclass(frozen=True)

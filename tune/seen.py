@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from data.convert import reduced_formula
 from data.crystal import BadCrystalError, Crystal
+from data.errors import UserError
 from data.matbench_files import read_matbench_file
 from data.places import expanded
 from data.rows import RawChunk, Rows
@@ -21,7 +22,7 @@ from tune.crystal_facts import FactsError, predicted_rows
 from tune.ranking import Section
 
 
-class SeenError(ValueError):
+class SeenError(UserError, ValueError):
     """A file of what was seen that cannot be read; the message says why and what is expected."""
 
 

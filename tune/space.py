@@ -8,19 +8,22 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import ray.tune
 import yaml
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from data.errors import UserError
 from data.places import expanded
 from data.task_table import Quantity
 from models.config import ModelConfig
-from models.metrics import Kind
 from models.registry import ModelError, open_model
 from tune.yaml_lines import lines_of, repeated_key
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+    from models.metrics import Kind
 
 SPACES_FOLDER = Path(__file__).resolve().parent.parent / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")
@@ -32,7 +35,7 @@ _NOT_SEARCHED = {
 _MOST_COMBINATIONS = 2000  # that are tried before a sweep
 
 
-class SpaceError(ValueError):
+class SpaceError(UserError, ValueError):
     """A search space that cannot be used; the message names file, line and what is allowed."""
 
 
@@ -132,6 +135,8 @@ class SearchSpace(BaseModel):
 
     def ray_space(self) -> dict[str, Any]:
         """The same for Ray Tune."""
+        import ray.tune  # here, as Optuna below: who reads a space to look at it need not wait for them
+
         make = {
             "choice": ray.tune.choice,
             "uniform": lambda bounds: ray.tune.uniform(*bounds),
@@ -147,6 +152,8 @@ class SearchSpace(BaseModel):
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The same for Optuna: of every field that is searched."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         make: dict[str, Callable[[list[Any]], BaseDistribution]] = {
             "choice": CategoricalDistribution,
             "uniform": lambda bounds: FloatDistribution(bounds[0], bounds[1]),

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from data.console import console, say
-from tune.options import Folder
+from tune.folder import Folder
 from tune.trusted import trust_sentence
 
 

@@ -15,19 +15,21 @@ from typing import Any
 import ray
 
 from data.console import say
-from data.folds import SplitError
 from data.ray_session import connect
 from data.rows import Rows
+from data.split_rule import SplitError
 from data.storage import StorageError
 from data.tasks import Task
 from models.reference import TargetScaleError
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained
+from tune.errors import SweepError
+from tune.folder import RECORD, Folder
 from tune.going_on import noted
 from tune.levers import Pair, check_levers, lever_pairs, not_shown
 from tune.merged import Merged, merge
-from tune.options import RECORD, Batch, Folder, Options, SweepError, check_record, keep_options, write_record
+from tune.options import Batch, Options, check_record, keep_options, write_record
 from tune.packing import share_of_gpu
 from tune.result_notes import energy_note
 from tune.results import collect, write_quarantine

@@ -26,11 +26,6 @@ MOST_ROWS = 12  # running trials that the table shows
 ASK_TABLE_S, ASK_LINES_S = 3.0, 30.0  # seconds between two looks at what trials say that have reported nothing
 
 
-def lines_only() -> None:
-    """Show no tables and bars that move."""
-    console.is_interactive = False
-
-
 class Terminal(Callback):
     """Tells how a run goes on: trials done, the best so far, what runs now, and about how long it will take."""
 

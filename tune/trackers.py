@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from ray.tune import Callback
+from tune.arguments import Tracker
+from tune.errors import SweepError
 
-from tune.options import SweepError
-
-Tracker = Literal["wandb", "mlflow"]
+if TYPE_CHECKING:
+    from ray.tune import Callback
 
 
 def trackers(name: Tracker | None, sweep: str) -> list[Callback]:

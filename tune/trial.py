@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray.tune
@@ -26,12 +26,12 @@ from models.registry import open_model
 from models.train import NonFiniteLossError
 from models.trust import Trust, calibration_rows, fit_trust
 from models.tta import averaged, judge
+from tune.arguments import Copies, Untrusted
 from tune.preemption import load_paused, read_state, watched
 from tune.progress import Progress
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
-Untrusted = Literal["keep", "baseline"]
 PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in their order
 
 
@@ -52,14 +52,6 @@ class TrialFold:
     def part(self, kind: Kind, quantity: Quantity) -> TrainingPart:
         """What a model may see: not even which rows are tested."""
         return TrainingPart(self.targets, self.train, self.val, kind, quantity)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """Test-time augmentation: how many moved copies of each crystal, and whether only where validation gains by it."""
-
-    number: int
-    only_if_better: bool
 
 
 @dataclass(frozen=True)

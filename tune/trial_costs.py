@@ -18,7 +18,7 @@ from ray.tune.experiment import Trial
 from models.finetune import FROM_FEATURES, CHGNetConfig
 from models.network import FREEZE_DEPTHS
 from tune.dataset import Dataset, untrained
-from tune.options import SweepError
+from tune.errors import SweepError
 from tune.search import Resources, train_chosen
 from tune.space import SearchSpace
 from tune.trial import TrialFold

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from models.config import GradientConfig, ModelConfig
 from models.model import BadPredictionsError, Model, TrainingPart, TrainingRows, checked_predictions
 from models.train import NonFiniteLossError
-from tune.options import SweepError
+from tune.errors import SweepError
 
 # Training rows of a try; the next is made only where predictions of the last were identical.
 ROWS_WITH_EPOCHS, ROWS_AT_ONCE = (16, 64, 256), (64, 1000, 12_000)
