@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from pydantic import Field
 from scipy.special import expit
-from sklearn.linear_model import Ridge
 
 from data.task_table import Quantity
 from models.config import ModelConfig
@@ -85,6 +84,8 @@ def fit_ridge(config: RidgeConfig, rows: TrainingRows, part: TrainingPart) -> Fi
     elif config.alpha == "leave_one_out":
         reference = fit_property_reference(fractions, targets)
     else:
+        from sklearn.linear_model import Ridge
+
         model = Ridge(alpha=config.alpha).fit(fractions, targets)
         reference = Reference(np.asarray(model.coef_, dtype=np.float64), float(model.intercept_), 1.0)
     return FittedLinear(reference, part.kind, part.quantity)

@@ -301,6 +301,12 @@ def _load_stock(weights: str) -> CHGNet:
 
 
 @cache
+def pretrained(weights: str, device: str) -> CHGNetwork:
+    """The network as it was pretrained, to describe crystals with; kept, and never to be trained."""
+    return CHGNetwork(weights).to(device).eval()
+
+
+@cache
 def cutoffs(weights: str) -> tuple[float, float]:
     """Atom-graph and bond-graph cutoff of some weights, Angstrom."""
     network = CHGNetwork(weights)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, RidgeCV
 
 from data.errors import UserError
 from models.metrics import Kind
@@ -125,6 +124,8 @@ def _check_slope(fractions: np.ndarray, energies: np.ndarray, targets: np.ndarra
 
 def fit_property_reference(fractions: np.ndarray, targets: np.ndarray) -> Reference:
     """Ridge regression on element fractions; the scale is the standard deviation of what it leaves."""
+    from sklearn.linear_model import RidgeCV  # here, as below: a second that predictions need not pay
+
     model = RidgeCV(alphas=np.logspace(-4, 2, 13)).fit(fractions, targets)
     residual = targets - model.predict(fractions)
     return Reference(
@@ -139,5 +140,7 @@ def fit_class_reference(fractions: np.ndarray, targets: np.ndarray) -> Reference
     if len(np.unique(targets)) < 2:
         rate = (targets.sum() + 1) / (len(targets) + 2)
         return Reference(coefficients=np.zeros(94), intercept=float(np.log(rate / (1 - rate))), scale=1.0)
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(max_iter=2000).fit(fractions, targets)
     return Reference(model.coef_[0].astype(np.float64), float(model.intercept_[0]), 1.0)

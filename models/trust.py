@@ -23,7 +23,7 @@ from models.baseline import Baseline, fit_baseline
 from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
 from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart, TrainingRows
-from models.network import CHGNetwork
+from models.network import pretrained
 from models.reference import Reference
 
 LIMIT = 3.0  # trust is 0.5 at so many times what is usual: see docs/accuracy.md for how many rows that marks
@@ -254,7 +254,7 @@ def described(rows: TrainingRows, weights: str, device: str) -> TrainingRows:
         return rows
     assert rows.graphs is not None
     everything = np.arange(len(rows.n_atoms))
-    network = CHGNetwork(weights).to(device).eval()
+    network = pretrained(weights, device)
     inputs = GraphInputs(rows.graphs, network.bond_graph_cutoff, torch.device(device), rows.collapse)
     features = backbone_features(network, inputs, everything)
     outputs = predict(network, FeatureInputs(features, rows.n_atoms, torch.device(device)), everything)
