@@ -14,7 +14,8 @@ from benchmarks import stock
 from benchmarks.cases import BOND_CUTOFF, BenchmarkError, StructureSet
 from data.batches import GraphBatch
 from data.graphs import Graph, Graphs, element_fractions, stack
-from models.features import GraphInputs, Inputs, predict
+from models.features import GraphInputs
+from models.inputs import Inputs, predict
 from models.network import CHGNetwork
 from models.train import GradientRun
 

@@ -26,8 +26,9 @@ from data.folds import make_folds, split_fold
 from data.graphs import convert, element_fractions, stack
 from data.structure_files import read_structure_file
 from data.tasks import open_task
-from models.features import GraphInputs, backbone_features, predict
+from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
+from models.inputs import predict
 from models.model import TrainingPart, TrainingRows
 from models.network import CHGNetwork, cutoffs
 
@@ -96,7 +97,7 @@ def main(
             val = min(result.val_metric for result in run.epochs())
             fitted = run.fitted()
             free = replace(fitted, reach=None)
-            start = run.kept_reference.predict(new.fractions.astype(np.float64)) + new.outputs
+            start = run.kept_transform.reference.predict(new.fractions.astype(np.float64)) + new.outputs
             moves = [np.abs(model.predict_rows(new, everything).values - start) for model in (free, fitted)]
             on_val = [model.predict_rows(rows, split.val).values for model in (free, fitted)]
             counts, largest = [int((move > WILD).sum()) for move in moves], [float(move.max()) for move in moves]

@@ -195,7 +195,7 @@ def full_epoch(collapse: bool) -> Callable[[StructureSet], Sides]:
         network = stock.load_model(cases.device)
         seen = same_network(network, run, cases)
         seen["gradient_difference"] = gradient_difference(network, run, cases)
-        train = stock.epoch(network, cases.structures, cases.stock_graphs, stock_targets(run))
+        train = stock.epoch(network, cases.structures, cases.stock_graphs, stock_targets(run, cases))
         epochs = itertools.count(1)
         return Sides(train, lambda: run.train_epoch(next(epochs), time.perf_counter()), lambda *_: seen)
 
@@ -205,7 +205,7 @@ def full_epoch(collapse: bool) -> Callable[[StructureSet], Sides]:
 def head_epoch(cases: StructureSet) -> Sides:
     """One training pass of the readout; ours reads the backbone's output, computed before."""
     run = fine_tuning(cases, "readout")
-    run.inputs = head_inputs(run)
+    run.inputs = head_inputs(run, cases)
     train, seen = _stock_head(cases, run)
     epochs = itertools.count(1)
     return Sides(train, lambda: run.train_epoch(next(epochs), time.perf_counter()), lambda *_: seen)
@@ -218,7 +218,7 @@ def head_epochs(cases: StructureSet) -> Sides:
     epochs = itertools.count(1)
 
     def ours() -> None:
-        run.inputs = head_inputs(run)
+        run.inputs = head_inputs(run, cases)
         for _ in range(EPOCHS):
             run.train_epoch(next(epochs), time.perf_counter())
 
@@ -230,7 +230,7 @@ def _stock_head(cases: StructureSet, run: GradientRun) -> tuple[Callable[[], flo
     seen = same_network(network, run, cases)
     stock.freeze_backbone(network)
     graphs = stock.without_lattice_gradient(cases.stock_graphs)
-    return stock.epoch(network, cases.structures, graphs, stock_targets(run)), seen
+    return stock.epoch(network, cases.structures, graphs, stock_targets(run, cases)), seen
 
 
 def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> GradientRun:
@@ -243,17 +243,17 @@ def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> GradientRun:
     return start_chgnet(config, rows, part, str(cases.device))
 
 
-def head_inputs(run: GradientRun) -> FeatureInputs:
-    """The backbone's output for all rows of a run."""
-    graphs = run.rows.graphs
+def head_inputs(run: GradientRun, cases: StructureSet) -> FeatureInputs:
+    """The backbone's output for all structures."""
+    graphs = cases.graphs
     inputs = graph_inputs(graphs, collapse=True, device=run.device)
     features = backbone_features(run.network, inputs, np.arange(len(graphs)))
     return FeatureInputs(features, graphs.atoms_per_graph, run.device)
 
 
-def stock_targets(run: GradientRun) -> np.ndarray:
+def stock_targets(run: GradientRun, cases: StructureSet) -> np.ndarray:
     """Energies at which stock's loss is that of our run, eV/atom: with the composition energies that we leave out."""
-    composition = run.rows.fractions @ run.network.composition_energies().cpu().numpy()
+    composition = element_fractions(cases.graphs) @ run.network.composition_energies().cpu().numpy()
     return run.objective.wanted.cpu().numpy().astype(np.float64) + composition
 
 

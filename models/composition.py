@@ -13,7 +13,7 @@ from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.network import Mix
+from models.inputs import Mix
 
 N_ELEMENTS = 94
 _HEADS = 4

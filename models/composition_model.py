@@ -18,6 +18,7 @@ from models.fitted_network import FittedNetwork, loaded_reach, no_correction
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
+from models.reference_transform import ReferenceTransform, reference_transform
 from models.train import GradientRun
 
 ROWS_PER_PASS = 8192
@@ -82,10 +83,12 @@ def start_composition(
         fit = fit_class_reference if part.kind == "classification" else fit_property_reference
         reference = fit(rows.fractions[part.train].astype(np.float64), targets)
 
-    def fitted(networks: Sequence[nn.Module], reference: Reference) -> FittedNetwork:
-        return _fitted(networks, reference, part.kind, part.quantity, arguments, device)
+    def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
+        made = _fitted(networks, transform.reference, part.kind, part.quantity, arguments, device)
+        return replace(made, reach=transform.reach)
 
-    return GradientRun(config, network, reference, rows, part, inputs=_inputs(rows, device), fitted=fitted)
+    transform = reference_transform(config, reference, rows, part, network.rescale)
+    return GradientRun(config, network, transform, part, inputs=_inputs(rows, device), fitted=fitted)
 
 
 def load_composition(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:

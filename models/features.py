@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from data.batches import GraphBatch, graph_batch, split_by_size
 from data.compiled import compiled
 from data.graphs import Graphs
+from data.padding import BatchSize, padded, size_above, size_of
+from models.inputs import by_pass
 from models.network import AtomFeatureBatch, CHGNetwork
 
-T = TypeVar("T")
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.
 BONDS_PER_PASS = {"cpu": 8192, "cuda": 65_536}
@@ -50,6 +48,15 @@ class GraphInputs:
     def passes(self, which: np.ndarray) -> list[np.ndarray]:
         """`which` in runs small enough for one pass."""
         return split_by_size(self.graphs, which, BONDS_PER_PASS[self.device.type])
+
+    def size(self, which: np.ndarray) -> BatchSize:
+        """See `RecordableInputs`."""
+        return size_of(self.on_cpu(which))
+
+    def padded(self, batch: GraphBatch, typical: tuple[float, ...]) -> tuple[GraphBatch, int]:
+        """See `RecordableInputs`."""
+        size, level = size_above(size_of(batch), BatchSize(*typical))
+        return padded(batch, size), level
 
 
 @dataclass(frozen=True)
@@ -106,18 +113,6 @@ class FeatureInputs:
         return [which[k : k + GRAPHS_PER_PASS] for k in range(0, len(which), GRAPHS_PER_PASS)]
 
 
-class Inputs(Protocol):
-    """Rows that a network can be fed with, in batches."""
-
-    def batch(self, which: np.ndarray) -> Any:
-        """A batch of the rows at the positions `which`, int64, shape (n,)."""
-        ...
-
-    def passes(self, which: np.ndarray) -> list[np.ndarray]:
-        """`which` in runs small enough for one pass."""
-        ...
-
-
 @compiled
 def _rows_of(start: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the chosen graphs, and the place in `which` of the graph of each; int64."""
@@ -151,38 +146,7 @@ def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarra
 
     found = [(np.empty((0, network.stock.atom_fea_dim), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))]
     with torch.inference_mode():
-        found += _by_pass(compute, inputs.passes(which[whole]))
+        found += by_pass(compute, inputs.passes(which[whole]))
     values, counts, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
     rows_per_graph[whole] = rows
     return AtomFeatures(values, counts, rows_per_graph)
-
-
-def predict(network: nn.Module, inputs: Inputs, which: np.ndarray) -> np.ndarray:
-    """The network's output for the rows at `which`, float64, shape (n,), in evaluation mode."""
-    network.eval()
-
-    def compute(run: np.ndarray) -> np.ndarray:
-        return network(inputs.batch(run)).double().cpu().numpy()
-
-    with torch.inference_mode():
-        return np.concatenate([np.empty(0), *_by_pass(compute, inputs.passes(which))])
-
-
-def _by_pass(compute: Callable[[np.ndarray], T], passes: Sequence[np.ndarray]) -> list[T]:
-    """What there is to compute of each pass, in order; one for which memory runs out is computed in halves.
-
-    Raises:
-        torch.OutOfMemoryError: one row alone does not fit.
-    """
-    waiting, found = list(reversed(passes)), []
-    while waiting:
-        run = waiting.pop()
-        try:
-            found.append(compute(run))
-            continue
-        except torch.OutOfMemoryError:
-            if len(run) == 1:
-                raise
-        torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
-        waiting += reversed(np.array_split(run, 2))
-    return found

@@ -16,8 +16,9 @@ from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.augment import moved
 from models.config import GradientConfig
-from models.features import FeatureInputs, GraphInputs, Inputs, predict
+from models.features import FeatureInputs, GraphInputs
 from models.fitted_network import FittedNetwork, loaded_reach, no_correction
+from models.inputs import Inputs, predict
 from models.metrics import Kind
 from models.model import Model, TrainingPart, TrainingRows
 from models.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
@@ -30,6 +31,7 @@ from models.reference import (
     fit_property_reference,
     unit_reference,
 )
+from models.reference_transform import ReferenceTransform, reference_transform
 from models.train import GradientRun
 
 FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
@@ -148,21 +150,28 @@ def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, d
         # Noise leaves no symmetry to compute with.
         return GraphInputs(noisy, network.bond_graph_cutoff, torch.device(device), collapse=False)
 
-    def fitted(networks: Sequence[nn.Module], reference: Reference) -> FittedNetwork:
-        return _fitted(networks, reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
+    def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
+        made = _fitted(networks, transform.reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
+        return replace(made, reach=transform.reach)
 
-    return GradientRun(
+    transform = reference_transform(
         config,
-        network,
         reference,
         rows,
         part,
+        network.rescale,
+        corrections=corrections,
+        start=start,
+        refit=refit if config.refit_reference else None,
+    )
+    return GradientRun(
+        config,
+        network,
+        transform,
+        part,
         inputs=_inputs(network, config.freeze_depth, rows),
         fitted=fitted,
-        corrections=corrections,
         moved_inputs=moved_inputs if config.jitter or config.strain else None,
-        refit=refit if config.refit_reference else None,
-        start=start,
         layer_decay=config.layer_decay,
         unfreeze_every=config.unfreeze_every,
     )

@@ -11,7 +11,7 @@ from scipy.special import expit
 from torch import nn
 
 from data.task_table import Quantity
-from models.features import Inputs, predict
+from models.inputs import Inputs, predict
 from models.metrics import Kind
 from models.model import Prediction, TrainingRows
 from models.reach import Reach, Start, zero

@@ -19,7 +19,8 @@ from data.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.config import ModelConfig
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.inputs import predict
 from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
 from models.network import CHGNetwork

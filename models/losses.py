@@ -1,4 +1,4 @@
-"""What training makes small: the losses of `GradientConfig.loss`."""
+"""What training makes small: the losses of `GradientConfig.loss`, each a value for every element of an output."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_function(name: str, delta: float) -> Loss:
-    """Mean loss of outputs against wanted values, both float32 of shape (n,).
+    """The loss of each element of outputs against what is wanted, both float32 of one shape, which is the loss's too.
 
     Args:
         name: a value of `GradientConfig.loss`.
         delta: error where `huber` turns from quadratic to linear (Huber, Ann. Math. Stat. 35, 73 (1964)), and the scale
             of `log_cosh`, which does so smoothly; both are half the squared error near zero.
     """
-    if name == "mae":
-        return nn.functional.l1_loss
-    if name == "mse":
-        return nn.functional.mse_loss
-    if name == "huber":
-        return lambda outputs, wanted: nn.functional.huber_loss(outputs, wanted, delta=delta)
-    if name == "log_cosh":
-        return lambda outputs, wanted: _log_cosh((outputs - wanted) / delta) * delta**2
-    return nn.functional.binary_cross_entropy_with_logits
+    functional = nn.functional
+    losses: dict[str, Loss] = {
+        "mae": lambda outputs, wanted: functional.l1_loss(outputs, wanted, reduction="none"),
+        "mse": lambda outputs, wanted: functional.mse_loss(outputs, wanted, reduction="none"),
+        "huber": lambda outputs, wanted: functional.huber_loss(outputs, wanted, reduction="none", delta=delta),
+        "log_cosh": lambda outputs, wanted: _log_cosh((outputs - wanted) / delta) * delta**2,
+        "cross_entropy": lambda outputs, wanted: functional.binary_cross_entropy_with_logits(
+            outputs, wanted, reduction="none"
+        ),
+    }
+    return losses[name]
 
 
 def _log_cosh(x: Tensor) -> Tensor:
     # In this form large errors do not overflow.
-    return (x + nn.functional.softplus(-2 * x) - math.log(2)).mean()
+    return x + nn.functional.softplus(-2 * x) - math.log(2)

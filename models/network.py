@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from data.batches import GraphBatch
 from models.gated import gated_rows, summed_messages
 from models.gather import Positions, added, summed, taken
+from models.inputs import Mix
 
 if TYPE_CHECKING:
     from chgnet.model import CHGNet  # takes two seconds to import: where a network is made, below
@@ -36,21 +37,6 @@ WEIGHTS = get_args(Weights)
 # counted from the readout backwards. `none` trains nothing but the elemental reference.
 FreezeDepth = Literal["none", "readout", "last_conv", "last_two_convs", "last_three_convs", "full"]
 FREEZE_DEPTHS = get_args(FreezeDepth)
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How the rows of a batch are mixed in pairs (`GradientConfig.mixup`).
-
-    Attributes:
-        partner: position of each row's partner in the batch, int64, shape (n,).
-        share: of the row itself, 0.5 to 1; the partner has the rest.
-        generator: of the random choices that a network makes in mixing, on the CPU.
-    """
-
-    partner: Tensor
-    share: float
-    generator: torch.Generator
 
 
 @dataclass(frozen=True)

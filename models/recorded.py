@@ -1,8 +1,8 @@
 """A batch's forward and backward pass on a GPU as one CUDA graph, recorded once for every size of a batch.
 
-Small crystals leave a GPU idle: a step is some 1,500 short kernels, and starting them one by one from Python takes many
-times as long as they do. A recorded pass is started by one call. It always reads and writes the same memory, so that
-batches are padded to one of a few sizes (`data/padding.py`).
+A small batch leaves a GPU idle: a step of CHGNet is some 1,500 short kernels, and starting them one by one from Python
+takes many times as long as they do. A recorded pass is started by one call. It always reads and writes the same memory,
+so that batches are padded to one of a few sizes (`models/inputs.py`).
 
 Source: "CUDA Graphs", PyTorch's notes on CUDA semantics.
 """
@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.batches import GraphBatch
-from data.padding import BatchSize, padded, size_above, size_of
 from models.config import GradientConfig
-from models.features import GraphInputs, Inputs
+from models.inputs import Inputs, RecordableInputs
 from models.objective import Objective
 
 
@@ -28,7 +27,7 @@ class _Recording:
     """A pass over a batch of one size, and the memory in which it expects its input and leaves its loss."""
 
     graph: torch.cuda.CUDAGraph
-    batch: GraphBatch
+    batch: Any
     wanted: Tensor
     offset: Tensor
     loss: Tensor
@@ -61,56 +60,55 @@ class RecordedPasses:
         self.device = objective.device
         self.on = self.device.type == "cuda"  # while memory suffices
         self.recordings: dict[tuple[int, ...], _Recording] = {}
-        self.typical: BatchSize | None = None
+        self.typical: tuple[float, ...] | None = None
         self.pool: tuple[int, int] | None = None
 
     def backward(self, inputs: Inputs, which: np.ndarray, key: int) -> float | None:
         """The loss of a batch, whose gradient is then there.
 
-        None where it has to be computed otherwise: on a CPU, of what is no graphs, in several passes, or for want of
-        the memory that padding takes.
+        None where it has to be computed otherwise: on a CPU, of inputs that cannot be padded, in several passes, or for
+        want of the memory that padding takes.
 
         Args:
             inputs: to take the batch from.
             which: its rows, int64.
             key: changes whenever other parameters train.
         """
-        if not self.on or not isinstance(inputs, GraphInputs) or len(inputs.passes(which)) > 1:
+        if not self.on or not isinstance(inputs, RecordableInputs) or len(inputs.passes(which)) > 1:
             return None
         try:
-            return self._run(inputs.on_cpu(which), *self.objective.expected(which), key)
+            return self._run(inputs, which, *self.objective.expected(which), key)
         except torch.OutOfMemoryError:
             self.on = False
             self.recordings.clear()
         torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
         return None
 
-    def _run(self, batch: GraphBatch, wanted: Tensor, offset: Tensor, key: int) -> float:
+    def _run(self, inputs: RecordableInputs, which: np.ndarray, wanted: Tensor, offset: Tensor, key: int) -> float:
         if self.typical is None:
             self.typical = self._typical_size()
-        size, level = size_above(size_of(batch), self.typical)
-        filled = padded(batch, size)
-        which = (key, level, batch.n_graphs)
-        if which not in self.recordings:
-            self.recordings[which] = self._record(filled.to(self.device), wanted.clone(), offset.clone())
-        recording = self.recordings[which]
-        for field in fields(GraphBatch):
+        filled, level = inputs.padded(inputs.on_cpu(which), self.typical)
+        size = (key, level, len(which))
+        if size not in self.recordings:
+            self.recordings[size] = self._record(filled.to(self.device), wanted.clone(), offset.clone())
+        recording = self.recordings[size]
+        for field in fields(filled):
             getattr(recording.batch, field.name).copy_(getattr(filled, field.name))
         recording.wanted.copy_(wanted)
         recording.offset.copy_(offset)
         recording.graph.replay()
         return float(recording.loss)
 
-    def _typical_size(self) -> BatchSize:
+    def _typical_size(self) -> tuple[float, ...]:
         """Mean size of the first batches, which are the same in a run that was resumed."""
         inputs = self.inputs_of(1)
-        assert isinstance(inputs, GraphInputs)
+        assert isinstance(inputs, RecordableInputs)
         order = np.random.default_rng([self.config.seed, 1]).permutation(len(self.train))
         rows = self.train[order][: 8 * self.config.batch_size]
         share = min(self.config.batch_size, len(rows)) / len(rows)
-        return BatchSize(*(share * number for number in size_of(inputs.on_cpu(rows))))
+        return tuple(share * number for number in inputs.size(rows))
 
-    def _record(self, batch: GraphBatch, wanted: Tensor, offset: Tensor) -> _Recording:
+    def _record(self, batch: Any, wanted: Tensor, offset: Tensor) -> _Recording:
         # Once as usual, so that libraries set themselves up; on another stream, as recording is.
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -130,9 +128,9 @@ class RecordedPasses:
             raise
         return _Recording(graph, batch, wanted, offset, loss)
 
-    def _pass(self, batch: GraphBatch, wanted: Tensor, offset: Tensor) -> Tensor:
+    def _pass(self, batch: Any, wanted: Tensor, offset: Tensor) -> Tensor:
         for gradient in self.gradients:
             gradient.zero_()
-        loss = self.objective.function(self.network(batch) + offset, wanted)
+        loss = self.objective.mean_loss(self.network(batch), wanted, offset)
         loss.backward()
         return loss.detach()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +18,11 @@ from torch import Tensor, nn
 
 from models.averaging import Averaging, Weights, copied, load
 from models.config import GradientConfig
-from models.features import Inputs, predict
-from models.fitted_network import FittedNetwork
-from models.model import EpochResult, TrainingPart, TrainingRows, fingerprint
-from models.network import Mix
-from models.objective import Objective
+from models.inputs import Inputs, Mix, predict
+from models.model import EpochResult, Fitted, TrainingPart, fingerprint
+from models.objective import Objective, TargetTransform
 from models.optimizer import flattened, make_optimizer, twin
 from models.recorded import RecordedPasses
-from models.reference import Reference
 from models.schedule import halvings, learning_rate
 
 
@@ -37,7 +34,7 @@ class Trainable(Protocol):
     """What the loop asks of a network (a `torch.nn.Module`)."""
 
     def __call__(self, batch: Any, mix: Mix | None = None) -> Tensor:
-        """One number a row, shape (n,)."""
+        """What it says of each row, shape (n, ...)."""
         ...
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
@@ -48,10 +45,6 @@ class Trainable(Protocol):
         """Let the first so many groups train, and no other."""
         ...
 
-    def rescale(self, shift: float, scale: float) -> None:
-        """Change the last layer so that the output becomes (output - shift) / scale."""
-        ...
-
 
 class GradientRun:
     """One training run on one fold: network, optimiser, history, and the epoch kept so far."""
@@ -60,16 +53,12 @@ class GradientRun:
         self,
         config: GradientConfig,
         network: nn.Module,
-        reference: Reference,
-        rows: TrainingRows,
+        transform: TargetTransform,
         part: TrainingPart,
         *,
         inputs: Inputs,
-        fitted: Callable[[list[nn.Module], Reference], FittedNetwork],
-        corrections: np.ndarray | None = None,
+        fitted: Callable[[list[nn.Module], Any], Fitted],
         moved_inputs: Callable[[int], Inputs] | None = None,
-        refit: Callable[[np.ndarray, Reference], Reference] | None = None,
-        start: np.ndarray | None = None,
         layer_decay: float = 1.0,
         unfreeze_every: int = 0,
     ) -> None:
@@ -78,29 +67,24 @@ class GradientRun:
         Args:
             config: of the run.
             network: `Trainable`, on the device it trains on.
-            reference: prediction = reference(composition) + scale x output [- correction]; its scale and intercept are
-                changed here as `target_scale` asks.
-            rows: all rows of the task.
+            transform: makes of targets what the network is to output, and of outputs predictions.
             part: what the run may see of the fold.
             inputs: batches to judge on, and to train on unless `moved_inputs` is given.
-            fitted: makes the model of networks, whose outputs are averaged, and a reference.
-            corrections: to subtract from predictions, per atom, shape (n_rows,).
+            fitted: makes the model of networks, whose outputs are averaged, and a transform.
             moved_inputs: batches to train on in an epoch.
-            refit: the reference anew from outputs for the training rows; called after every epoch.
-            start: output before training, shape (n_rows,), where not zero: see `models/reach.py`.
             layer_decay: factor of the learning rate from a group to the next one backwards.
             unfreeze_every: epochs until the next group begins to train; 0: all do from the start.
 
         Raises:
             ValueError: a loss that does not fit the kind of task.
         """
-        self.config, self.network, self.rows, self.part = config, network, rows, part
+        self.config, self.network, self.part = config, network, part
         self.train, self.val, self.metric = part.train, part.val, part.metric
-        self.inputs, self.moved_inputs, self.make_fitted, self.refit = inputs, moved_inputs, fitted, refit
+        self.inputs, self.moved_inputs, self.make_fitted = inputs, moved_inputs, fitted
         self.unfreeze_every = unfreeze_every
         self.device = next(network.parameters()).device
+        self.objective = Objective(config, transform, part, self.device)
         trainable: Trainable = network  # type: ignore[assignment]
-        self.objective = Objective(config, reference, rows, part, corrections, self.device, trainable.rescale, start)
         groups = trainable.parameter_groups()
         if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
             groups = [[parameter for group in groups for parameter in group]]
@@ -119,7 +103,7 @@ class GradientRun:
         self.history: list[EpochResult] = []
         self.kept_epoch = -1
         self.kept: list[Weights] = []
-        self.kept_reference = self.objective.reference
+        self.kept_transform = transform
         self.val_predictions = np.empty(0)
         self.parts = 1  # that each pass is cut into, since memory ran out
         self.pausing = False
@@ -262,7 +246,7 @@ class GradientRun:
             flat.grad = gradient if k < self.n_open else None  # the optimiser leaves alone what has none
 
     def _outputs(self, weights: Weights, which: np.ndarray) -> np.ndarray:
-        """Output of the network with some weights, float64, shape (n,)."""
+        """Output of the network with some weights, float64, shape (n, ...)."""
         if not self.flats or weights[0].data_ptr() == self.flats[0].data_ptr():
             return predict(self.network, self.inputs, which)
         own = copied(self.flats)
@@ -274,9 +258,9 @@ class GradientRun:
     def _finish(self, epoch: int, train_loss: float, lr: float, began: float) -> EpochResult:
         """Evaluate on the validation rows, keep the weights where they are to be kept, and report."""
         judged = self.averaging.judged()
-        if self.refit is not None and epoch:
+        if self.objective.transform.refits and epoch:
             on_train = np.mean([self._outputs(weights, self.train) for weights in judged], axis=0)
-            self.objective.take(self.refit(on_train, self.objective.reference))
+            self.objective.refit(on_train)
         outputs = np.mean([self._outputs(weights, self.val) for weights in judged], axis=0)
         predictions = self.objective.predictions(outputs, self.val)
         value = current = self.metric.value(self.part.targets[self.val], predictions)
@@ -290,7 +274,7 @@ class GradientRun:
         if keeps_last or self.kept_epoch < 0 or self.metric.better(value, self.history[self.kept_epoch].val_metric):
             self.kept_epoch = epoch
             self.kept = [copied(weights) for weights in judged]
-            self.kept_reference = self.objective.reference
+            self.kept_transform = self.objective.transform
             self.val_predictions = predictions
         self.averaging.after_judging(epoch)
         took = time.perf_counter() - began
@@ -300,13 +284,13 @@ class GradientRun:
         self.history.append(result)
         return result
 
-    def fitted(self) -> FittedNetwork:
+    def fitted(self) -> Fitted:
         """The model of the kept epoch; training cannot go on after this."""
         networks = []
         for weights in self.kept:
             load(self.flats, weights)
             networks.append(twin(self.network) if len(self.kept) > 1 else self.network)
-        return replace(self.make_fitted(networks, self.kept_reference), reach=self.objective.reach)
+        return self.make_fitted(networks, self.kept_transform)
 
     def state(self) -> dict[str, Any]:
         """All that changes while training, as tensors and plain values; a resumed run equals this one.
@@ -318,10 +302,10 @@ class GradientRun:
             "weights": [flat.detach().cpu() for flat in self.flats],
             "averaging": self.averaging.state(),
             "optimizer": self.optimizer.state_dict() if self.optimizer else {},
-            "reference": self.objective.reference.content(),
+            "transform": self.objective.transform.state(),
             "kept_epoch": self.kept_epoch,
             "kept": [[values.cpu() for values in weights] for weights in self.kept],
-            "kept_reference": self.kept_reference.content(),
+            "kept_transform": self.kept_transform.state(),
             "val_predictions": torch.from_numpy(self.val_predictions),
             "history": [asdict(result) for result in self.history],
             "midway": self.midway,
@@ -339,10 +323,10 @@ class GradientRun:
         self.averaging.restore(state["averaging"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
-        self.objective.take(Reference.of(state["reference"]))
+        self.objective.take(self.objective.transform.restored(state["transform"]))
         self.kept_epoch = state["kept_epoch"]
         self.kept = [[values.to(self.device) for values in weights] for weights in state["kept"]]
-        self.kept_reference = Reference.of(state["kept_reference"])
+        self.kept_transform = self.kept_transform.restored(state["kept_transform"])
         self.val_predictions = state["val_predictions"].numpy()
         self.history = [EpochResult(**result) for result in state["history"]]
         self.parts = self.history[-1].parts if self.history else 1

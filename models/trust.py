@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from models.baseline import Baseline, fit_baseline
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.inputs import predict
 from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart, TrainingRows
 from models.network import pretrained

@@ -18,8 +18,9 @@ from data.graphs import Graphs, element_fractions, stack
 from data.rows import Rows
 from data.task_table import Quantity
 from data.tasks import DEMO, Task, open_task
-from models.features import FeatureInputs, GraphInputs, backbone_features, predict
+from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
+from models.inputs import predict
 from models.metrics import Kind
 from models.model import TrainingPart, TrainingRows
 from models.network import CHGNetwork, cutoffs
@@ -142,7 +143,7 @@ def predictions(run: GradientRun, which: np.ndarray | None = None) -> np.ndarray
     """Predictions of the weights a run has now, for all rows or some."""
     which = np.arange(len(run.part.targets)) if which is None else which
     with one_thread():
-        return run.make_fitted([run.network], run.objective.reference).predict_rows(run.rows, which).values
+        return run.objective.predictions(predict(run.network, run.inputs, which), which)
 
 
 def rotation(seed: int = 0) -> np.ndarray:

@@ -13,7 +13,8 @@ from pymatgen.core import Lattice, Structure
 from data.batches import GraphBatch, graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.features import GraphInputs, predict
+from models.features import GraphInputs
+from models.inputs import predict
 from models.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
 
 PRETRAINED = ("0.3.0", "0.2.0", "r2scan")

@@ -12,8 +12,8 @@ from test_train import OTHER_VALUES, assert_same_run, graphs_alone
 from models.augment import moved
 from models.finetune import CHGNET, CHGNetConfig
 from models.fitted import FittedModel, load_model
+from models.inputs import Mix
 from models.losses import loss_function
-from models.network import Mix
 from models.schedule import halvings, learning_rate
 from tune.dataset import untrained
 from tune.space import load_space
@@ -111,9 +111,9 @@ def test_a_target_scale_is_fitted_on_training_rows_alone(data):
     other = data.targets.copy()
     other[VAL] += 5.0
     one, two = (fine_tuning(data, targets, target_scale="standard") for targets in (data.targets, other))
-    assert (one.objective.reference.scale, one.objective.reference.intercept) == (
-        two.objective.reference.scale,
-        two.objective.reference.intercept,
+    assert (one.objective.transform.reference.scale, one.objective.transform.reference.intercept) == (
+        two.objective.transform.reference.scale,
+        two.objective.transform.reference.intercept,
     )
 
 
@@ -195,7 +195,7 @@ def test_snapshots_predict_the_mean_of_their_members_from_a_file_too(data, tmp_p
     fitted = run.fitted()
     assert len(fitted.networks) == 4
     expected = fitted.predict_rows(data.rows, TEST).values
-    members = [run.make_fitted([network], run.kept_reference) for network in fitted.networks]
+    members = [run.make_fitted([network], run.kept_transform) for network in fitted.networks]
     alone = [member.predict_rows(data.rows, TEST).values for member in members]
     np.testing.assert_allclose(np.mean(alone, axis=0), expected, atol=1e-6)
     assert min(np.abs(a - b).max() for a, b in itertools.combinations(alone, 2)) > 1e-4
@@ -280,17 +280,19 @@ def test_deeper_layers_learn_more_slowly_by_the_decay(data):
 
 def test_a_refitted_reference_fits_the_trained_network(data):
     once, again = trained(data), trained(data, refit_reference=True)
-    assert not np.array_equal(once.objective.reference.coefficients, again.objective.reference.coefficients)
+    assert not np.array_equal(
+        once.objective.transform.reference.coefficients, again.objective.transform.reference.coefficients
+    )
     outputs = again._outputs([flat.detach() for flat in again.flats], TRAIN)
     fractions = data.rows.fractions[TRAIN].astype(float)
-    before, after = (fractions @ one.objective.reference.coefficients + outputs for one in (once, again))
+    before, after = (fractions @ one.objective.transform.reference.coefficients + outputs for one in (once, again))
     errors = [np.abs(said - data.targets[TRAIN]).mean() for said in (before, after)]
     assert errors[1] < errors[0]
 
 
 def test_ridge_and_no_reference_are_what_they_say(data):
     ridge, none = (fine_tuning(data, reference=name) for name in ("ridge", "none"))
-    assert not none.objective.reference.coefficients.any()
+    assert not none.objective.transform.reference.coefficients.any()
     residual = data.targets[TRAIN] - predictions(ridge, TRAIN)
     assert residual.mean() == pytest.approx(0, abs=1e-3)  # a ridge has an intercept
     assert np.abs(residual).mean() < np.abs(data.targets[TRAIN] - predictions(none, TRAIN)).mean() / 3

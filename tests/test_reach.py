@@ -86,8 +86,8 @@ def test_predictions_within_reach_are_those_of_the_network_to_the_last_bit(data)
 
 def test_a_fresh_readout_stays_within_reach_of_the_reference(data, strangers):
     run = fine_tuning(data, data.targets * 40 + 7, quantity="other", epochs=1)
-    before = run.objective.reference.predict(strangers.fractions.astype(float))
-    on_train = run.objective.reference.predict(data.rows.fractions[TRAIN].astype(float))
+    before = run.objective.transform.reference.predict(strangers.fractions.astype(float))
+    on_train = run.objective.transform.reference.predict(data.rows.fractions[TRAIN].astype(float))
     limit = 3 * asked(data.targets[TRAIN] * 40 + 7, on_train)
     fitted = steeper(run)
     assert moves(replace(fitted, reach=None), strangers, before).max() > limit
@@ -107,8 +107,10 @@ def test_energies_of_cells_are_limited_per_atom(data, strangers):
 def test_a_composition_network_is_limited_too(data, strangers):
     part = TrainingPart(data.targets, TRAIN, VAL, "regression", "other")
     run = start_composition(CompositionConfig(epochs=2), data.rows, part)
-    before = run.objective.reference.predict(strangers.fractions.astype(float))
-    limit = 3 * asked(data.targets[TRAIN], run.objective.reference.predict(data.rows.fractions[TRAIN].astype(float)))
+    before = run.objective.transform.reference.predict(strangers.fractions.astype(float))
+    limit = 3 * asked(
+        data.targets[TRAIN], run.objective.transform.reference.predict(data.rows.fractions[TRAIN].astype(float))
+    )
     fitted = steeper(run)
     loaded = moves(load_composition(fitted.content()), strangers, before)
     assert moves(replace(fitted, reach=None), strangers, before).max() > limit

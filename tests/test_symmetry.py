@@ -13,7 +13,8 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from data.batches import graph_batch
 from data.crystal import crystal_from_structure
 from data.graphs import Graphs, convert, stack
-from models.features import GraphInputs, predict
+from models.features import GraphInputs
+from models.inputs import predict
 from models.network import CHGNetwork
 
 # One crystal or two of each of the seven crystal systems, in their usual space groups.

@@ -20,8 +20,9 @@ from model_cases import (
 )
 from sklearn.metrics import log_loss, roc_auc_score
 
-from models.features import GraphInputs, backbone_features, predict
+from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig
+from models.inputs import predict
 from models.model import TrainingRows
 from models.network import CHGNetwork, _load_stock
 from models.reference import fit_class_reference, fit_property_reference
@@ -327,7 +328,7 @@ def test_epoch_0_is_stock_chgnet_and_a_linear_reference(weights):
     stock = _load_stock(weights)
     energy = np.array([float(stock.predict_structure(s, task="e")["e"]) for s in data.structures])
     own = run.network.composition_energies().double().numpy()
-    elemental = own - run.objective.reference.coefficients
+    elemental = own - run.objective.transform.reference.coefficients
     expected = energy - data.rows.fractions @ elemental
     np.testing.assert_allclose(predictions(run), expected, rtol=0, atol=2e-5)
     (epoch_0,) = run.history
@@ -390,7 +391,7 @@ def test_the_best_model_is_that_of_the_kept_epoch(data):
         last = predictions(run, VAL)
         model = run.fitted()
         with one_thread():
-            found = model.predict_rows(run.rows, VAL).values
+            found = model.predict_rows(data.rows, VAL).values
         assert np.abs(found - data.targets[VAL]).mean() == run.history[run.kept_epoch].val_metric
         kept_epochs.add(run.kept_epoch)
         if run.kept_epoch < 12:

@@ -16,7 +16,8 @@ from data.allocator import keep_freed_memory
 from data.graphs import Graphs
 from data.storage import open_folder
 from models.device import device_of_share
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features, predict
+from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.inputs import predict
 from models.network import CHGNetwork
 from tune.parts import ROWS_PER_PART, Parts, joined_parts, rows_of_part, write_part
 

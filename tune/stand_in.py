@@ -17,7 +17,8 @@ from data.convert import convert_chunk
 from data.graphs import Graph, element_fractions, stack
 from data.task_table import DEMO, Quantity
 from data.tasks import open_task
-from models.features import FeatureInputs, GraphInputs, backbone_features, predict
+from models.features import FeatureInputs, GraphInputs, backbone_features
+from models.inputs import predict
 from models.metrics import Kind
 from models.model import TrainingPart, TrainingRows
 from models.network import CHGNetwork, Weights, cutoffs
