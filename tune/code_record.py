@@ -12,6 +12,7 @@ from typing import Any
 
 from data.import_path import ROOT
 from data.module_files import module_files
+from models.registry import MODELS
 
 LIBRARIES = (
     "torch",
@@ -62,7 +63,9 @@ def code_sha256(model: str = "") -> str:
         model: of the registry; or the file of one's own, which counts too.
     """
     files = []
-    for module in module_files([TRIALS], leave_out=TELLING):
+    # The registry imports a model when it is asked for, by a name that no import statement tells.
+    models = {module for module, _ in MODELS.values()}
+    for module in module_files([TRIALS, *models], leave_out=TELLING):
         source = module.read_bytes()
         beside = (file for file in module.parent.iterdir() if file.suffix != ".py" and file.is_file())
         files += [module, *(file for file in beside if file.name.encode() in source)]
