@@ -140,10 +140,10 @@ def numbers(run: GradientRun) -> np.ndarray:
 
 
 def predictions(run: GradientRun, which: np.ndarray | None = None) -> np.ndarray:
-    """Predictions of the weights a run has now, for all rows or some."""
+    """Predictions of the weights a run has now, for all rows or some; no reach limits them."""
     which = np.arange(len(run.part.targets)) if which is None else which
     with one_thread():
-        return run.objective.predictions(predict(run.network, run.inputs, which), which)
+        return replace(run.objective.transform, reach=None).predictions(predict(run.network, run.inputs, which), which)
 
 
 def rotation(seed: int = 0) -> np.ndarray:
