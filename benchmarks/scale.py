@@ -38,8 +38,8 @@ from data.ray_session import connect
 from data.rows import Rows
 from data.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
-from models.features import AtomFeatures
 from models.network import cutoffs
+from models.rows import AtomFeatures
 from tune.code_record import run_record
 from tune.dataset import Dataset, load_dataset
 from tune.features import feature_prefix
@@ -47,7 +47,7 @@ from tune.options import Batch
 from tune.parts import ROWS_PER_PART, write_part
 from tune.search import Resources, search_fold
 from tune.space import load_space
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
 RESULTS = Path(__file__).parent / "scale.json"

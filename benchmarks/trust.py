@@ -26,9 +26,10 @@ from data.folds import Fold, make_folds, split_fold
 from data.graphs import convert, element_fractions, stack
 from data.left_out import leave_elements_out
 from data.tasks import open_task
-from models.model import Prediction, TrainingPart, TrainingRows
+from models.model import Prediction, TrainingPart
 from models.network import cutoffs
 from models.registry import open_model
+from models.rows import CrystalRows
 from models.trust import Trust, calibration_rows, described, fit_trust
 
 ModelName = Literal["head", "whole", "gaussian_process", "composition", "ridge"]
@@ -69,7 +70,7 @@ def main(
     ]
     graphs = stack(converted)
     fractions = element_fractions(graphs)
-    described_rows = described(TrainingRows(fractions, graphs.atoms_per_graph.astype(np.int32), graphs), "0.3.0", "cpu")
+    described_rows = described(CrystalRows(fractions, graphs.atoms_per_graph.astype(np.int32), graphs), "0.3.0", "cpu")
     n, more = len(rows), np.arange(len(rows), len(converted))
     compositions = [str(np.round(row[row > 0], 4)) + str(np.flatnonzero(row)) for row in fractions[:n]]
     by_split = {"the task's folds": make_folds(opened, rows.ids, rows.groups)}
@@ -87,7 +88,7 @@ def trained(
     fold: Fold,
     seed: int,
     rows: Any,
-    described_rows: TrainingRows,
+    described_rows: CrystalRows,
     targets: np.ndarray,
     compositions: list[str],
     more: np.ndarray,
@@ -121,7 +122,7 @@ def trained(
 
 
 def judged(
-    trust: Trust, rows: TrainingRows, which: np.ndarray, prediction: Prediction, y_true: np.ndarray
+    trust: Trust, rows: CrystalRows, which: np.ndarray, prediction: Prediction, y_true: np.ndarray
 ) -> np.ndarray:
     """Error, baseline's error, trust and distance to the baseline of each row, shape (n, 4)."""
     if not len(which):

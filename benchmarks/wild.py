@@ -29,8 +29,9 @@ from data.tasks import open_task
 from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
 from models.inputs import predict
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.network import CHGNetwork, cutoffs
+from models.rows import CrystalRows
 
 WILD = 1.0  # eV/atom
 GAP = 3.2  # Angstrom
@@ -48,7 +49,7 @@ def molecules() -> list[Crystal]:
     return crystals
 
 
-def described(rows: TrainingRows, network: CHGNetwork) -> TrainingRows:
+def described(rows: CrystalRows, network: CHGNetwork) -> CrystalRows:
     """The same rows with what the pretrained network makes of them."""
     assert rows.graphs is not None
     everything = np.arange(len(rows.n_atoms))
@@ -74,11 +75,11 @@ def main(
     cutoff, network = cutoffs("0.3.0")[0], CHGNetwork("0.3.0").eval()
     task, source = open_task(str(task_file), download_dir=Path())
     graphs = stack(convert_chunk(source.chunk(0, len(source)), cutoff)[1])
-    rows = described(TrainingRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
+    rows = described(CrystalRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
     files = [read_structure_file(path.name, path.read_bytes()).crystal for path in others or []]
     crystals = [*molecules(), *files]
     graphs = stack([convert(crystal, cutoff) for crystal in crystals])
-    new = described(TrainingRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
+    new = described(CrystalRows(element_fractions(graphs), graphs.atoms_per_graph.astype(np.int32), graphs), network)
     everything, compositions = np.arange(len(crystals)), [str(row.tobytes()) for row in rows.fractions]
     fields = {"freeze_depth": freeze_depth, "epochs": epochs, "lr": lr, "batch_size": batch_size}
     fields |= {"weight_decay": weight_decay}

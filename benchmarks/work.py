@@ -38,8 +38,9 @@ from data.rows import RawChunk
 from data.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
 from models.features import FeatureInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.network import CHGNetwork, FreezeDepth
+from models.rows import CrystalRows
 from models.train import GradientRun
 
 EPOCHS = 10  # of a head, with the computing of its features
@@ -235,7 +236,7 @@ def _stock_head(cases: StructureSet, run: GradientRun) -> tuple[Callable[[], flo
 
 def fine_tuning(cases: StructureSet, depth: FreezeDepth) -> GradientRun:
     """A run on all of the structures, ready to train."""
-    rows = TrainingRows(element_fractions(cases.graphs), cases.graphs.atoms_per_graph, cases.graphs)
+    rows = CrystalRows(element_fractions(cases.graphs), cases.graphs.atoms_per_graph, cases.graphs)
     size = stock.BATCH_SIZE[cases.device.type]
     config = CHGNetConfig(freeze_depth=depth, epochs=1000, lr=1e-4, batch_size=size)
     which = np.arange(len(cases))

@@ -12,9 +12,10 @@ from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.fitted_network import combine
 from models.metrics import Kind
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.network import CHGNetwork
 from models.reference import Reference, fit_class_reference, fit_energy_reference, fit_property_reference
+from models.rows import CrystalRows
 
 _SMALLEST_PROBABILITY = 1e-3  # beyond it a class is certain
 
@@ -37,7 +38,7 @@ class Baseline:
     kind: Kind
     quantity: Quantity
 
-    def predict(self, rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+    def predict(self, rows: CrystalRows, which: np.ndarray) -> np.ndarray:
         """Predictions in the task's unit, float64, shape (n,); needs `rows.outputs` where there are weights."""
         fractions = rows.fractions[which].astype(np.float64)
         outputs = correction = np.zeros(len(which))
@@ -58,7 +59,7 @@ class Baseline:
         return np.abs(values - by_baseline) / (n_atoms if self.quantity == "energy_per_cell" else 1)
 
 
-def fit_baseline(rows: TrainingRows, part: TrainingPart, weights: str, *, undo_mp2020: bool) -> Baseline:
+def fit_baseline(rows: CrystalRows, part: TrainingPart, weights: str, *, undo_mp2020: bool) -> Baseline:
     """Fits the reference on the training rows, to the outputs of a pretrained network where some weights are named."""
     train = part.train
     fractions, targets = rows.fractions[train].astype(np.float64), part.targets[train]
@@ -78,7 +79,7 @@ def fit_baseline(rows: TrainingRows, part: TrainingPart, weights: str, *, undo_m
     return Baseline(reference, weights, undo_mp2020, part.kind, part.quantity)
 
 
-def _corrections(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+def _corrections(rows: CrystalRows, which: np.ndarray) -> np.ndarray:
     """Gives the corrections, eV/atom, shape (len(which),); computes them for crystals that no task holds."""
     assert rows.graphs is not None
     return mp2020_minus_legacy(rows.graphs, which) if rows.corrections is None else rows.corrections[which]

@@ -16,9 +16,10 @@ from models.composition import CompositionNetwork
 from models.config import GradientConfig
 from models.fitted_network import FittedNetwork, loaded_reach, no_correction
 from models.metrics import Kind
-from models.model import Model, TrainingPart, TrainingRows
+from models.model import Model, TrainingPart
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.reference_transform import ReferenceTransform, reference_transform
+from models.rows import CrystalRows
 from models.train import GradientRun
 
 ROWS_PER_PASS = 8192
@@ -65,7 +66,7 @@ class FractionInputs:
 
 
 def start_composition(
-    config: CompositionConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu"
+    config: CompositionConfig, rows: CrystalRows, part: TrainingPart, device: str = "cpu"
 ) -> GradientRun:
     """Make a fresh network ready to train.
 
@@ -113,7 +114,7 @@ COMPOSITION_NETWORK = Model(
 )
 
 
-def _inputs(rows: TrainingRows, device: str) -> FractionInputs:
+def _inputs(rows: CrystalRows, device: str) -> FractionInputs:
     return FractionInputs(torch.tensor(rows.fractions, dtype=torch.float32, device=device))
 
 

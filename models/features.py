@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from data.batches import GraphBatch, graph_batch, split_by_size
-from data.compiled import compiled
 from data.graphs import Graphs
 from data.padding import BatchSize, padded, size_above, size_of
 from models.inputs import by_pass
 from models.network import AtomFeatureBatch, CHGNetwork
+from models.rows import AtomFeatures, feature_rows
 
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.
@@ -59,27 +59,6 @@ class GraphInputs:
         return padded(batch, size), level
 
 
-@dataclass(frozen=True)
-class AtomFeatures:
-    """The backbone's output for some crystals, rows in their order.
-
-    Attributes:
-        values: output of the last interaction block, float32, shape (n_rows, 64); a row for each atom, or for
-            each class of equivalent ones.
-        atom_count: how many atoms of its crystal a row stands for, float32, shape (n_rows,).
-        rows_per_graph: int32, shape (n_graphs,); 0 for a rejected crystal.
-    """
-
-    values: np.ndarray
-    atom_count: np.ndarray
-    rows_per_graph: np.ndarray
-
-    def select(self, which: np.ndarray) -> AtomFeatures:
-        """Those of the graphs at the positions `which`, int64, in that order."""
-        rows, _ = _rows_of(np.concatenate([[0], np.cumsum(self.rows_per_graph, dtype=np.int64)]), which)
-        return AtomFeatures(self.values[rows], self.atom_count[rows], self.rows_per_graph[which])
-
-
 class FeatureInputs:
     """Batches that hold the backbone's output, for a network of which the readout alone trains.
 
@@ -100,7 +79,7 @@ class FeatureInputs:
 
     def batch(self, which: np.ndarray) -> AtomFeatureBatch:
         """A batch of the graphs at the positions `which`, int64, shape (n_graphs,)."""
-        rows, owner = (torch.from_numpy(array).to(self.device) for array in _rows_of(self.start, which))
+        rows, owner = (torch.from_numpy(array).to(self.device) for array in feature_rows(self.start, which))
         return AtomFeatureBatch(
             features=self.values.index_select(0, rows),
             owner=owner,
@@ -111,21 +90,6 @@ class FeatureInputs:
     def passes(self, which: np.ndarray) -> list[np.ndarray]:
         """`which` in runs small enough for one pass."""
         return [which[k : k + GRAPHS_PER_PASS] for k in range(0, len(which), GRAPHS_PER_PASS)]
-
-
-@compiled
-def _rows_of(start: np.ndarray, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the chosen graphs, and the place in `which` of the graph of each; int64."""
-    n_rows = 0
-    for g in which:
-        n_rows += start[g + 1] - start[g]
-    rows, owner = np.empty(n_rows, dtype=np.int64), np.empty(n_rows, dtype=np.int64)
-    k = 0
-    for position in range(len(which)):
-        for row in range(start[which[position]], start[which[position] + 1]):
-            rows[k], owner[k] = row, position
-            k += 1
-    return rows, owner
 
 
 def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarray) -> AtomFeatures:

@@ -20,7 +20,7 @@ from models.features import FeatureInputs, GraphInputs
 from models.fitted_network import FittedNetwork, loaded_reach, no_correction
 from models.inputs import Inputs, predict
 from models.metrics import Kind
-from models.model import Model, TrainingPart, TrainingRows
+from models.model import Model, TrainingPart
 from models.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
 from models.reach import Start, zero
 from models.reference import (
@@ -32,6 +32,7 @@ from models.reference import (
     unit_reference,
 )
 from models.reference_transform import ReferenceTransform, reference_transform
+from models.rows import CrystalRows
 from models.train import GradientRun
 
 FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
@@ -108,7 +109,7 @@ def unsuited(config: CHGNetConfig, kind: Kind, quantity: Quantity) -> str | None
     return None
 
 
-def start_chgnet(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart, device: str = "cpu") -> GradientRun:
+def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, device: str = "cpu") -> GradientRun:
     """Fit the reference on the training rows and make everything ready to train.
 
     Raises:
@@ -222,7 +223,7 @@ def _start(weights: str, kind: Kind, quantity: Quantity, device: str) -> Start:
     if not _predicts(weights, kind, quantity):
         return zero
 
-    def start(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+    def start(rows: CrystalRows, which: np.ndarray) -> np.ndarray:
         if rows.outputs is not None:
             return rows.outputs[which].astype(np.float64)
         network = CHGNetwork(weights).to(device).eval()
@@ -236,7 +237,7 @@ def _predicts(weights: str, kind: Kind, quantity: Quantity) -> bool:
     return kind == "regression" and quantity != "other" and weights != "random"
 
 
-def _inputs(network: nn.Module, freeze_depth: str, rows: TrainingRows) -> Inputs:
+def _inputs(network: nn.Module, freeze_depth: str, rows: CrystalRows) -> Inputs:
     """Features where nothing before the readout trains and they are known, graphs otherwise."""
     assert isinstance(network, CHGNetwork)
     assert rows.graphs is not None
@@ -246,17 +247,17 @@ def _inputs(network: nn.Module, freeze_depth: str, rows: TrainingRows) -> Inputs
     return GraphInputs(rows.graphs, network.bond_graph_cutoff, device, rows.collapse)
 
 
-def _corrections(rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+def _corrections(rows: CrystalRows, which: np.ndarray) -> np.ndarray:
     """eV/atom, shape (len(which),); computed here for crystals that no task holds."""
     assert rows.graphs is not None
     return mp2020_minus_legacy(rows.graphs, which) if rows.corrections is None else rows.corrections[which]
 
 
-def _fractions(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
+def _fractions(rows: CrystalRows, part: TrainingPart) -> np.ndarray:
     return rows.fractions[part.train].astype(np.float64)
 
 
-def _per_atom(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
+def _per_atom(rows: CrystalRows, part: TrainingPart) -> np.ndarray:
     """Targets of the training rows, per atom where they are energies of a cell."""
     targets = part.targets[part.train]
     return targets / rows.n_atoms[part.train] if part.quantity == "energy_per_cell" else targets
@@ -264,7 +265,7 @@ def _per_atom(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
 
 def _energy_reference(
     config: CHGNetConfig,
-    rows: TrainingRows,
+    rows: CrystalRows,
     part: TrainingPart,
     corrections: np.ndarray | None,
     prior: np.ndarray,
@@ -281,7 +282,7 @@ def _energy_reference(
     return fit_energy_reference(fractions, energies, targets, prior)
 
 
-def _property_reference(config: CHGNetConfig, rows: TrainingRows, part: TrainingPart) -> Reference:
+def _property_reference(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart) -> Reference:
     fractions, targets = _fractions(rows, part), _per_atom(rows, part)
     if config.reference == "none":
         return unit_reference(targets, part.kind)

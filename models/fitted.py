@@ -25,9 +25,10 @@ from data.errors import UserError
 from data.graphs import convert, element_fractions, stack
 from data.quality import check_crystal
 from data.storage import file_names, open_folder, read_whole
-from models.model import Fitted, Model, Prediction, TrainingRows
+from models.model import Fitted, Model, Prediction
 from models.network import cutoffs
 from models.registry import ModelError, open_model
+from models.rows import CrystalRows
 from models.trust import Trust, described, load_trust
 from models.tta import averaged
 
@@ -86,20 +87,20 @@ class FittedModel:
         """
         return self.predict_rows(self.rows_of(crystals), copies=copies)
 
-    def rows_of(self, crystals: Sequence[Structure | Crystal | str]) -> TrainingRows:
+    def rows_of(self, crystals: Sequence[Structure | Crystal | str]) -> CrystalRows:
         """New crystals as the model reads them, with what its trust is judged by.
 
         Raises:
             BadCrystalError: one that cannot be predicted; the message names its position.
         """
         if not crystals:
-            return TrainingRows(np.empty((0, 94), np.float32), np.empty(0, np.int32))
+            return CrystalRows(np.empty((0, 94), np.float32), np.empty(0, np.int32))
         if self.model.reads == "compositions":
             return _rows_of_compositions(crystals)
         rows = _rows_of_structures(crystals, cutoffs(self.about.get("weights", "0.3.0"))[0])
         return rows if self.trust is None else described(rows, self.trust.weights, self.device)
 
-    def predict_rows(self, rows: TrainingRows, *, copies: int | None = None) -> Prediction:
+    def predict_rows(self, rows: CrystalRows, *, copies: int | None = None) -> Prediction:
         """Predictions of all of some rows, which `rows_of` has made."""
         which = np.arange(len(rows.n_atoms))
         if not len(which):
@@ -231,7 +232,7 @@ def _load_file(path: str, device: str, model: str | None) -> FittedModel:
         raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem
 
 
-def _rows_of_structures(crystals: Sequence[Structure | Crystal | str], cutoff: float) -> TrainingRows:
+def _rows_of_structures(crystals: Sequence[Structure | Crystal | str], cutoff: float) -> CrystalRows:
     graphs = []
     for position, structure in enumerate(crystals):
         if isinstance(structure, str):
@@ -243,7 +244,7 @@ def _rows_of_structures(crystals: Sequence[Structure | Crystal | str], cutoff: f
         except BadCrystalError as problem:
             raise BadCrystalError(f"structure {position}: {problem}") from None
     together = stack(graphs)
-    return TrainingRows(element_fractions(together), together.atoms_per_graph, together)
+    return CrystalRows(element_fractions(together), together.atoms_per_graph, together)
 
 
 def _formula(crystal: Structure | Crystal | str) -> str:
@@ -252,9 +253,9 @@ def _formula(crystal: Structure | Crystal | str) -> str:
     return crystal if isinstance(crystal, str) else crystal.composition.formula.replace(" ", "")
 
 
-def _rows_of_compositions(crystals: Sequence[Structure | Crystal | str]) -> TrainingRows:
+def _rows_of_compositions(crystals: Sequence[Structure | Crystal | str]) -> CrystalRows:
     compositions = parse_formulas([_formula(crystal) for crystal in crystals])
     for position, reason in enumerate(compositions.reasons):
         if reason is not None:
             raise BadCrystalError(f"composition {position}: {reason}")
-    return TrainingRows(compositions.fractions, compositions.n_atoms)
+    return CrystalRows(compositions.fractions, compositions.n_atoms)

@@ -13,9 +13,10 @@ from torch import nn
 from data.task_table import Quantity
 from models.inputs import Inputs, predict
 from models.metrics import Kind
-from models.model import Prediction, TrainingRows
+from models.model import Prediction
 from models.reach import Reach, Start, zero
 from models.reference import Reference
+from models.rows import CrystalRows
 
 
 @dataclass
@@ -41,13 +42,13 @@ class FittedNetwork:
     reference: Reference
     kind: Kind
     quantity: Quantity
-    inputs: Callable[[TrainingRows], Inputs]
-    correction: Callable[[TrainingRows, np.ndarray], np.ndarray]
+    inputs: Callable[[CrystalRows], Inputs]
+    correction: Callable[[CrystalRows, np.ndarray], np.ndarray]
     arguments: dict[str, Any]
     reach: Reach | None = None
     start: Start = zero
 
-    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+    def predict_rows(self, rows: CrystalRows, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`."""
         inputs = self.inputs(rows)
         outputs = np.mean([predict(network, inputs, which) for network in self.networks], axis=0)
@@ -81,7 +82,7 @@ def loaded_reach(content: dict[str, Any]) -> Reach | None:
     return Reach.of(content["reach"]) if content.get("reach") else None
 
 
-def no_correction(_rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+def no_correction(_rows: CrystalRows, which: np.ndarray) -> np.ndarray:
     """`FittedNetwork.correction` of a network that needs none."""
     return np.zeros(len(which))
 

@@ -19,13 +19,14 @@ from data.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.config import ModelConfig
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.inputs import predict
 from models.metrics import Kind
-from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once
+from models.model import Model, Prediction, TrainingPart, fitted_once
 from models.network import CHGNetwork
 from models.posterior import Composition, Kernel, Points, Posterior, likely_strengths, posterior, projected_posterior
 from models.reference import Reference, fit_energy_reference, fit_property_reference
+from models.rows import AtomFeatures, CrystalRows
 
 ROWS_AT_ONCE = 4096  # of what pooling is computed for
 ROWS_OF_LIKELIHOOD = 1000  # training rows, drawn at random, whose marginal likelihood is maximised
@@ -105,7 +106,7 @@ class FittedGaussianProcess:
     posterior: Posterior
     device: str = "cpu"
 
-    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+    def predict_rows(self, rows: CrystalRows, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`, with standard deviations of labels."""
         base, points = _seen(self.config, self.quantity, rows, which, self.device)
         fractions = points.fractions.numpy()
@@ -168,7 +169,7 @@ def unsuited(config: GaussianProcessConfig, kind: Kind, quantity: Quantity) -> s
     return None
 
 
-def draws_rows(config: GaussianProcessConfig, rows: TrainingRows, train: np.ndarray) -> bool:
+def draws_rows(config: GaussianProcessConfig, rows: CrystalRows, train: np.ndarray) -> bool:
     """Whether there are so many training rows that some are drawn: the seed has a part in nothing else."""
     if len(train) > min(ROWS_OF_LIKELIHOOD, config.exact_up_to):
         return True
@@ -178,9 +179,7 @@ def draws_rows(config: GaussianProcessConfig, rows: TrainingRows, train: np.ndar
     return int(rows.features.rows_per_graph[train].sum()) > ATOMS_OF_LIKELIHOOD
 
 
-def fit_gaussian_process(
-    config: GaussianProcessConfig, rows: TrainingRows, part: TrainingPart
-) -> FittedGaussianProcess:
+def fit_gaussian_process(config: GaussianProcessConfig, rows: CrystalRows, part: TrainingPart) -> FittedGaussianProcess:
     """Fit reference, strengths and posterior on the training rows.
 
     Raises:
@@ -258,7 +257,7 @@ def _standardised(points: Points, shift: np.ndarray, scale: np.ndarray) -> Point
 
 
 def _seen(
-    config: GaussianProcessConfig, quantity: Quantity, rows: TrainingRows, which: np.ndarray, device: str
+    config: GaussianProcessConfig, quantity: Quantity, rows: CrystalRows, which: np.ndarray, device: str
 ) -> tuple[np.ndarray, Points]:
     """Energy per atom less its correction (0 for another quantity), and features and fractions of some rows."""
     assert rows.graphs is not None, "a Gaussian process on CHGNet's features reads graphs"

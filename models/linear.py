@@ -16,8 +16,9 @@ from scipy.special import expit
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.metrics import Kind
-from models.model import Model, Prediction, TrainingPart, TrainingRows, fitted_once, never
+from models.model import Model, Prediction, TrainingPart, fitted_once, never
 from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
+from models.rows import CrystalRows
 
 
 class DummyConfig(ModelConfig):
@@ -48,7 +49,7 @@ class FittedLinear:
     kind: Kind
     quantity: Quantity
 
-    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+    def predict_rows(self, rows: CrystalRows, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`."""
         values = self.reference.predict(rows.fractions[which].astype(np.float64))
         if self.kind == "classification":
@@ -71,12 +72,12 @@ def load_linear(content: dict[str, Any], _device: str = "cpu") -> FittedLinear:
     return FittedLinear(reference, content["kind"], content["quantity"])
 
 
-def fit_dummy(_config: DummyConfig, rows: TrainingRows, part: TrainingPart) -> FittedLinear:
+def fit_dummy(_config: DummyConfig, rows: CrystalRows, part: TrainingPart) -> FittedLinear:
     """Mean of the training targets (per atom where they are energies of a cell), or frequency of the class."""
     return FittedLinear(unit_reference(_targets(rows, part), part.kind), part.kind, part.quantity)
 
 
-def fit_ridge(config: RidgeConfig, rows: TrainingRows, part: TrainingPart) -> FittedLinear:
+def fit_ridge(config: RidgeConfig, rows: CrystalRows, part: TrainingPart) -> FittedLinear:
     """Ridge regression on the element fractions, or logistic regression."""
     fractions, targets = rows.fractions[part.train].astype(np.float64), _targets(rows, part)
     if part.kind == "classification":
@@ -100,7 +101,7 @@ def _fit_logistic(fractions: np.ndarray, targets: np.ndarray, alpha: float | str
     return Reference(model.coef_[0].astype(np.float64), float(model.intercept_[0]), 1.0)
 
 
-def _targets(rows: TrainingRows, part: TrainingPart) -> np.ndarray:
+def _targets(rows: CrystalRows, part: TrainingPart) -> np.ndarray:
     """Of the training rows, per atom where they are energies of a cell."""
     targets = part.targets[part.train]
     return targets / rows.n_atoms[part.train] if part.quantity == "energy_per_cell" else targets

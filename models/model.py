@@ -16,51 +16,17 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from data.graphs import Graphs
 from data.task_table import Quantity
 from models.config import ModelConfig
-from models.features import AtomFeatures
 from models.metrics import TRUSTED, Kind, Metric, metric_of
 
 
-@dataclass(frozen=True)
-class TrainingRows:
-    """All rows of a task as training sees them; shared between trials, never written to.
-
-    Attributes:
-        fractions: element fractions, float32, shape (n_rows, 94); zero for a rejected row.
-        n_atoms: of the crystal, or of the formula where there are no structures; int32, shape (n_rows,).
-        graphs: one a row; None for a task of compositions.
-        features: output of the pretrained backbone, or None where it is not known.
-        outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
-        corrections: what the Materials Project's energy corrections of 2020 add beyond those before, eV/atom, float64,
-            shape (n_rows,), or None where no config asks for them.
-        collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
-    """
-
-    fractions: np.ndarray
-    n_atoms: np.ndarray
-    graphs: Graphs | None = None
-    features: AtomFeatures | None = None
-    outputs: np.ndarray | None = None
-    corrections: np.ndarray | None = None
-    collapse: bool = True
+class TrainingRows(Protocol):
+    """All rows of a task as a family's models read them; shared between trials, never written to."""
 
     def select(self, which: np.ndarray) -> TrainingRows:
         """The rows at the positions `which`, int64, in that order."""
-
-        def of(values: np.ndarray | None) -> np.ndarray | None:
-            return None if values is None else values[which]
-
-        return TrainingRows(
-            fractions=self.fractions[which],
-            n_atoms=self.n_atoms[which],
-            graphs=None if self.graphs is None else self.graphs.select(which),
-            features=None if self.features is None else self.features.select(which),
-            outputs=of(self.outputs),
-            corrections=of(self.corrections),
-            collapse=self.collapse,
-        )
+        ...
 
 
 @dataclass(frozen=True)
@@ -141,7 +107,7 @@ def fingerprint(predictions: np.ndarray) -> str:
 class Fitted(Protocol):
     """What training leaves: it predicts rows, and can be written to a file."""
 
-    def predict_rows(self, rows: TrainingRows, which: np.ndarray) -> Prediction:
+    def predict_rows(self, rows: Any, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`; `features` and `outputs` of the rows may be None."""
         ...
 
@@ -207,10 +173,10 @@ class Model:
     name: str
     config: type[ModelConfig]
     reads: Literal["structures", "features", "compositions"]
-    start: Callable[[Any, TrainingRows, TrainingPart, str], Run]
+    start: Callable[[Any, Any, TrainingPart, str], Run]
     load: Callable[[dict[str, Any], str], Fitted]
     unsuited: Callable[[Any, Kind, Quantity], str | None] = lambda _config, _kind, _quantity: None
-    by_chance: Callable[[Any, TrainingRows, np.ndarray], bool] = lambda _config, _rows, _train: True
+    by_chance: Callable[[Any, Any, np.ndarray], bool] = lambda _config, _rows, _train: True
 
 
 def never(_config: ModelConfig, _rows: TrainingRows, _train: np.ndarray) -> bool:
@@ -247,10 +213,10 @@ def checked_predictions(fitted: Fitted, rows: TrainingRows, which: np.ndarray) -
     return np.asarray(prediction.values, dtype=np.float64)
 
 
-Fit = Callable[[Any, TrainingRows, TrainingPart], Fitted]
+Fit = Callable[[Any, Any, TrainingPart], Fitted]
 
 
-def fitted_once(fit: Fit) -> Callable[[Any, TrainingRows, TrainingPart, str], Run]:
+def fitted_once(fit: Fit) -> Callable[[Any, Any, TrainingPart, str], Run]:
     """`Model.start` of what has no epochs: the function fits a config on the training rows of a part."""
 
     @wraps(fit)  # so that who looks for the model's source finds it

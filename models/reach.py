@@ -14,17 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.reference import Reference
+from models.rows import CrystalRows
 
 REACH = 3.0  # times the move that is enough for 99 of 100 training rows
 _ENOUGH_FOR = 0.99
 
 # Output of the network before training for the rows at some positions, float64, shape (n,).
-Start = Callable[[TrainingRows, np.ndarray], np.ndarray]
+Start = Callable[[CrystalRows, np.ndarray], np.ndarray]
 
 
-def zero(_rows: TrainingRows, which: np.ndarray) -> np.ndarray:
+def zero(_rows: CrystalRows, which: np.ndarray) -> np.ndarray:
     """`Start` of a network that says nothing before training, so that the reference alone is where it begins."""
     return np.zeros(len(which))
 
@@ -66,7 +67,7 @@ class Reach:
 
 
 def fit_reach(
-    rows: TrainingRows, part: TrainingPart, reference: Reference, start: np.ndarray, correction: np.ndarray
+    rows: CrystalRows, part: TrainingPart, reference: Reference, start: np.ndarray, correction: np.ndarray
 ) -> Reach:
     """Learns from the training rows of a regression how far they ask predictions to move.
 

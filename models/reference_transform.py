@@ -13,9 +13,10 @@ from data.task_table import Quantity
 from models.config import GradientConfig
 from models.fitted_network import combine
 from models.metrics import Kind
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.reach import Reach, fit_reach
 from models.reference import Reference
+from models.rows import CrystalRows
 
 # Makes a reference anew of outputs for the training rows, shape (n_train,), and the present one.
 Refit = Callable[[np.ndarray, Reference], Reference]
@@ -93,7 +94,7 @@ class ReferenceTransform:
 def reference_transform(
     config: GradientConfig,
     reference: Reference,
-    rows: TrainingRows,
+    rows: CrystalRows,
     part: TrainingPart,
     rescale: Callable[[float, float], None],
     *,

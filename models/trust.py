@@ -20,12 +20,13 @@ import numpy as np
 import torch
 
 from models.baseline import Baseline, fit_baseline
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.inputs import predict
 from models.metrics import TRUSTED
-from models.model import Prediction, TrainingPart, TrainingRows
+from models.model import Prediction, TrainingPart
 from models.network import pretrained
 from models.reference import Reference
+from models.rows import AtomFeatures, CrystalRows
 
 LIMIT = 3.0  # trust is 0.5 at so many times what is usual: see docs/accuracy.md for how many rows that marks
 USUAL = 0.95  # part of the validation rows that stay below what is called usual
@@ -109,7 +110,7 @@ class Trust:
 
     def judge(
         self,
-        rows: TrainingRows,
+        rows: CrystalRows,
         which: np.ndarray,
         prediction: Prediction,
         *,
@@ -182,7 +183,7 @@ def load_trust(content: dict[str, Any]) -> Trust:
 
 
 def fit_trust(
-    rows: TrainingRows,
+    rows: CrystalRows,
     part: TrainingPart,
     predicted: np.ndarray,
     *,
@@ -243,7 +244,7 @@ def calibration_rows(part: TrainingPart) -> np.ndarray:
     return np.concatenate([part.val, some(part.train)]) if len(part.val) < FEW_ROWS else some(part.val)
 
 
-def described(rows: TrainingRows, weights: str, device: str) -> TrainingRows:
+def described(rows: CrystalRows, weights: str, device: str) -> CrystalRows:
     """Adds to rows what the pretrained backbone and network make of them, where weights are named.
 
     Args:
@@ -264,7 +265,7 @@ def described(rows: TrainingRows, weights: str, device: str) -> TrainingRows:
 
 def measures(
     trust: Trust,
-    rows: TrainingRows,
+    rows: CrystalRows,
     which: np.ndarray,
     values: np.ndarray,
     by_baseline: np.ndarray,

@@ -14,7 +14,8 @@ import numpy as np
 
 from models.augment import copy_of
 from models.metrics import Metric
-from models.model import Fitted, Prediction, TrainingRows
+from models.model import Fitted, Prediction
+from models.rows import CrystalRows
 
 JITTER = 0.01  # Angstrom, standard deviation of each coordinate
 STRAIN = 0.002  # standard deviation of each component
@@ -44,7 +45,7 @@ class AugmentationResult:
     seconds_with: float
 
 
-def averaged(fitted: Fitted, rows: TrainingRows, which: np.ndarray, copies: int) -> Prediction:
+def averaged(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) -> Prediction:
     """Mean over moved copies of the rows at `which`; the same copies every time.
 
     A standard deviation that the model knows is the mean of the copies' own: what it does not know of a crystal, it
@@ -62,7 +63,7 @@ def averaged(fitted: Fitted, rows: TrainingRows, which: np.ndarray, copies: int)
 
 def judge(
     fitted: Fitted,
-    rows: TrainingRows,
+    rows: CrystalRows,
     val: np.ndarray,
     val_targets: np.ndarray,
     metric: Metric,

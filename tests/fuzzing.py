@@ -408,12 +408,13 @@ class Checkpoint(Kind):
     def write_originals(self) -> list[tuple[str, bytes]]:
         from data.task_table import DEMO  # noqa: F401 - its package must be there
         from models.fitted import FittedModel
-        from models.model import TrainingPart, TrainingRows
+        from models.model import TrainingPart
         from models.registry import open_model
+        from models.rows import CrystalRows
 
         random = np.random.default_rng(0)
         fractions = random.dirichlet(np.ones(94), size=40).astype(np.float32)
-        rows = TrainingRows(fractions, np.full(40, 5))
+        rows = CrystalRows(fractions, np.full(40, 5))
         part = TrainingPart(random.normal(size=40), np.arange(30), np.arange(30, 40), "regression", "energy_per_atom")
         files = []
         for name, fields in (("ridge", {}), ("composition_network", {"epochs": 1, "width": 8})):

@@ -22,8 +22,9 @@ from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
 from models.inputs import predict
 from models.metrics import Kind
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.network import CHGNetwork, cutoffs
+from models.rows import CrystalRows
 from models.train import GradientRun
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -37,7 +38,7 @@ class Sample:
     task: Task
     structures: list[Structure]
     targets: np.ndarray
-    rows: TrainingRows
+    rows: CrystalRows
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def sample(n_rows: int, weights: str = "0.3.0", file: str = FORMATION_ENERGIES, 
             for crystal in chosen.chunk(0, n_rows).crystals()
         ],
         targets=chosen.targets,
-        rows=TrainingRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, features, outputs),
+        rows=CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, features, outputs),
     )
 
 
@@ -104,7 +105,7 @@ def fine_tuning(
     data: Sample,
     targets: np.ndarray | None = None,
     *,
-    rows: TrainingRows | None = None,
+    rows: CrystalRows | None = None,
     kind: Kind = "regression",
     quantity: Quantity = "energy_per_atom",
     parts: tuple[np.ndarray, np.ndarray] | None = None,

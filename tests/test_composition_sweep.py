@@ -18,7 +18,8 @@ from data.compositions import parse_formulas
 from models.composition_model import COMPOSITION_NETWORK
 from models.fitted import load_model
 from models.linear import RIDGE
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
+from models.rows import CrystalRows
 from tune.run_sweep import app
 from tune.space import load_space
 
@@ -227,14 +228,14 @@ def test_the_shipped_space_takes_enough_steps_on_a_small_table_to_be_better_than
     table = pd.read_parquet(DEMO).sample(150, random_state=0)
     read = parse_formulas(table["formula"].tolist())
     part = TrainingPart(table["e_form"].to_numpy(), np.arange(110), np.arange(110, 150), "regression", "other")
-    rows = TrainingRows(read.fractions, read.n_atoms)
+    rows = CrystalRows(read.fractions, read.n_atoms)
     fields = load_space("composition").parameters
     assert kept_error(COMPOSITION_NETWORK, fields, rows, part) < kept_error(RIDGE, {}, rows, part)
 
 
 def test_least_steps_makes_batches_smaller_where_rows_are_few_and_nowhere_else():
     rng = np.random.default_rng(0)
-    rows = TrainingRows(rng.dirichlet(np.ones(94), size=50).astype(np.float32), np.ones(50))
+    rows = CrystalRows(rng.dirichlet(np.ones(94), size=50).astype(np.float32), np.ones(50))
     part = TrainingPart(rng.normal(size=50), np.arange(40), np.arange(40, 50), "regression", "other")
     small = {"epochs": 2, "width": 8, "rounds": 1, "head_width": 8, "head_depth": 1}
     errors = {

@@ -16,7 +16,8 @@ from models.composition_model import COMPOSITION_NETWORK
 from models.device import device_of_share
 from models.finetune import load_chgnet
 from models.gaussian_process import GAUSSIAN_PROCESS
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
+from models.rows import CrystalRows
 from tune.runs import load_sweep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -128,7 +129,7 @@ def test_where_a_share_of_the_memory_is_too_small_for_a_batch_it_takes_more_pass
     data = data_for({})
     rows = np.tile(np.arange(N_ROWS), 40)  # 1,920 crystals in one batch
     part = thirds(len(rows))
-    big = TrainingRows(data.rows.fractions[rows], data.rows.n_atoms[rows], data.rows.graphs.select(rows))
+    big = CrystalRows(data.rows.fractions[rows], data.rows.n_atoms[rows], data.rows.graphs.select(rows))
     fields = {"freeze_depth": "full", "epochs": 1, "batch_size": len(part[0]), "loss": "mse", "lr": 1e-5}
     start = partial(ON_GPU, data, data.targets[rows], rows=big, parts=part[:2], **fields)
     torch.cuda.reset_peak_memory_stats()
@@ -153,7 +154,7 @@ def test_other_models_are_those_of_the_cpu(model, data_for):
     config = model.config(**({"epochs": 2, "width": 16} if model is COMPOSITION_NETWORK else {}))
     found = []
     for device in ("cuda", "cpu"):
-        ran = model.start(config, TrainingRows(data.rows.fractions, data.rows.n_atoms, data.rows.graphs), part, device)
+        ran = model.start(config, CrystalRows(data.rows.fractions, data.rows.n_atoms, data.rows.graphs), part, device)
         for _ in ran.epochs():
             pass
         found.append(ran.fitted().predict_rows(data.rows, TEST).values)

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from models.linear import DUMMY, RIDGE, DummyConfig, RidgeConfig, fit_dummy, fit_ridge
 from models.metrics import metric_of
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
+from models.rows import CrystalRows
 
 N_ROWS, TRAIN, VAL, NEW = 60, np.arange(40), np.arange(40, 50), np.arange(50, 60)
 
@@ -17,7 +18,7 @@ def rows():
     rng = np.random.default_rng(0)
     fractions = np.zeros((N_ROWS, 94), dtype=np.float32)
     fractions[:, [2, 7, 25, 16]] = rng.dirichlet(np.full(4, 0.5), N_ROWS)
-    return TrainingRows(fractions, rng.integers(1, 20, N_ROWS).astype(np.int32))
+    return CrystalRows(fractions, rng.integers(1, 20, N_ROWS).astype(np.int32))
 
 
 def a_part(targets, kind="regression", quantity="other"):

@@ -12,13 +12,13 @@ from model_cases import fine_tuning, finished, sample
 from data.tasks import DEMO
 from models.composition_model import COMPOSITION_NETWORK
 from models.gaussian_process import GAUSSIAN_PROCESS
-from models.model import TrainingRows
 from models.registry import open_model
+from models.rows import CrystalRows
 from tune.errors import SweepError
 from tune.levers import check_levers, inert_pairs, lever_pairs
 from tune.merged import as_offered, merge, trains_the_same
 from tune.space import SearchSpace, load_space
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 N_TRAIN = 14
 TRAIN, VAL = np.arange(N_TRAIN), np.arange(N_TRAIN, 18)
@@ -108,7 +108,7 @@ def test_trials_of_before_have_the_values_that_a_wider_space_offers():
     assert as_offered(space, {"batch_size": 8, "epochs": 9}, 17) == {"batch_size": 8, "epochs": 9}
 
 
-def checked(space: SearchSpace, rows: TrainingRows, targets, kind="regression", quantity="other"):
+def checked(space: SearchSpace, rows: CrystalRows, targets, kind="regression", quantity="other"):
     """The levers of a space that are left on few rows, as a sweep checks them."""
     fold = TrialFold(targets, TRAIN, VAL, np.empty(0, dtype=np.int64))
     dataset = SimpleNamespace(

@@ -23,13 +23,13 @@ from data.places import default_cache
 from data.tasks import open_task
 from models.composition_model import COMPOSITION_NETWORK
 from models.features import GRAPHS_PER_PASS
-from models.model import TrainingRows
+from models.rows import CrystalRows
 from tune.dataset import load_dataset
 from tune.folder import Folder
 from tune.packing import Probe, probe, share, share_of_gpu
 from tune.runs import load_sweep
 from tune.space import SearchSpace
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -284,7 +284,7 @@ def test_a_probe_predicts_as_many_rows_at_once_as_a_trial(monkeypatch):
     monkeypatch.setattr(tune.packing, "open_model", lambda _: replace(COMPOSITION_NETWORK, start=start))
     random = np.random.default_rng(0)
     n_atoms = random.permutation(600).astype(np.int32) + 1
-    rows = TrainingRows(random.dirichlet(np.ones(94), 600).astype(np.float32), n_atoms)
+    rows = CrystalRows(random.dirichlet(np.ones(94), 600).astype(np.float32), n_atoms)
     everything = np.arange(600)
     fold = TrialFold(random.random(600), everything[:550], everything[550:], everything[:0])
     tune.packing._probe(rows, fold, "any", {"batch_size": 2, "width": 8}, "regression", "other", "cpu")

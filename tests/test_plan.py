@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler
 from typer.testing import CliRunner
 
 from data.tasks import open_task
-from models.model import TrainingRows
+from models.rows import CrystalRows
 from tune.dataset import load_dataset
 from tune.forecast import Rungs, TrialCost, forecast, known_configs, simulate
 from tune.measure import n_bytes, sample_positions
@@ -176,7 +176,7 @@ def test_what_the_cache_holds_costs_nothing_and_has_its_true_size(ray_session, f
     assert set(steps) == {"start and end", "graphs", "backbone features", "train the chosen, and test"}
     assert "in the cache" in steps["graphs"].note
     assert steps["backbone features"].seconds == 0
-    shared: TrainingRows = ray.get(dataset.rows_ref)
+    shared: CrystalRows = ray.get(dataset.rows_ref)
     assert found.memory.shared == pytest.approx(n_bytes(shared), rel=0.01)
     assert found.epochs == ()
 

@@ -12,7 +12,8 @@ from data.crystal import crystal_from_structure
 from data.graphs import convert, element_fractions, stack
 from models.composition_model import CompositionConfig, load_composition, start_composition
 from models.finetune import load_chgnet
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
+from models.rows import CrystalRows
 from tests.model_cases import fine_tuning, finished, one_thread, sample, thirds
 
 N_ROWS = 30
@@ -31,7 +32,7 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def strangers() -> TrainingRows:
+def strangers() -> CrystalRows:
     """Molecules in crystals, which the demo's prototypes do not hold."""
     graphs = []
     for name in ("PF3", "BCl3", "SiCl4", "CH3SH", "N2"):
@@ -40,7 +41,7 @@ def strangers() -> TrainingRows:
         atoms.pbc = True
         graphs.append(convert(crystal_from_structure(AseAtomsAdaptor.get_structure(atoms)), 6.0))
     together = stack(graphs)
-    return TrainingRows(element_fractions(together), together.atoms_per_graph, together)
+    return CrystalRows(element_fractions(together), together.atoms_per_graph, together)
 
 
 def steeper(run):
@@ -57,7 +58,7 @@ def asked(targets: np.ndarray, before: np.ndarray) -> float:
     return float(np.quantile(np.abs(targets - before), 0.99))
 
 
-def moves(fitted, rows: TrainingRows, before: np.ndarray) -> np.ndarray:
+def moves(fitted, rows: CrystalRows, before: np.ndarray) -> np.ndarray:
     return np.abs(fitted.predict_rows(rows, np.arange(len(rows.n_atoms))).values - before)
 
 

@@ -25,8 +25,9 @@ import tune.run_sweep
 import tune.submit
 from data.tasks import TaskError, open_task, task_names
 from models.fitted import FittedModel, ModelFileError, load_model
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.registry import MODELS, open_model
+from models.rows import CrystalRows
 from tune.queue_file import load_queue
 from tune.space import load_space
 
@@ -170,7 +171,7 @@ def test_the_model_of_ones_own_that_a_page_shows_works(tmp_path):
     loaded = load_space(str(tmp_path / "neighbours.yaml"))
     model = open_model(loaded.model)
     random = np.random.default_rng(0)
-    rows = TrainingRows(random.dirichlet(np.full(94, 0.05), 40).astype(np.float32), np.full(40, 3, dtype=np.int32))
+    rows = CrystalRows(random.dirichlet(np.full(94, 0.05), 40).astype(np.float32), np.full(40, 3, dtype=np.int32))
     targets = rows.fractions[:, :5] @ np.arange(5.0)
     part = TrainingPart(targets, np.arange(30), np.arange(30, 40), "regression", "other")
     run = model.start(model.config(neighbours=2), rows, part, "cpu")

@@ -17,14 +17,15 @@ from typer.testing import CliRunner
 
 from data.tasks import DEMO
 from models.fitted import ModelFileError, load_model
-from models.model import BadPredictionsError, Prediction, TrainingPart, TrainingRows, checked_predictions
+from models.model import BadPredictionsError, Prediction, TrainingPart, checked_predictions
 from models.registry import MODELS, open_model
+from models.rows import CrystalRows
 from tune.errors import SweepError
 from tune.levers import check_levers, inert_pairs, lever_pairs, read_nowhere
 from tune.run_sweep import app
 from tune.search import Outcome
 from tune.space import SearchSpace, SpaceError, load_space
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 from tune.tries import ALIKE
 
 NEIGHBOURS = '''\
@@ -228,7 +229,7 @@ def salts(n=60):
     """Rows of compositions and a part of them, as `checks` takes them."""
     fractions = np.random.default_rng(0).dirichlet(np.full(94, 0.05), n).astype(np.float32)
     part = TrainingPart(fractions[:, :9] @ np.arange(9.0), *thirds(n)[:2], "regression", "other")
-    return TrainingRows(fractions, np.full(n, 3, dtype=np.int32)), part
+    return CrystalRows(fractions, np.full(n, 3, dtype=np.int32)), part
 
 
 @pytest.mark.usefixtures("ray_session")

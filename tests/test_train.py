@@ -24,9 +24,9 @@ from sklearn.metrics import log_loss, roc_auc_score
 from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig
 from models.inputs import predict
-from models.model import TrainingRows
 from models.network import CHGNetwork, _load_stock
 from models.reference import fit_class_reference, fit_property_reference
+from models.rows import CrystalRows
 from models.train import NonFiniteLossError
 
 N_ROWS = 48
@@ -38,9 +38,9 @@ def data():
     return sample(N_ROWS, small=True)
 
 
-def graphs_alone(rows: TrainingRows) -> TrainingRows:
+def graphs_alone(rows: CrystalRows) -> CrystalRows:
     """The same rows without anything precomputed."""
-    return TrainingRows(rows.fractions, rows.n_atoms, rows.graphs)
+    return CrystalRows(rows.fractions, rows.n_atoms, rows.graphs)
 
 
 def classes(data) -> np.ndarray:

@@ -26,14 +26,14 @@ from data.rows import RowNumbers, Rows
 from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
 from data.tasks import Task
 from models.metrics import Kind
-from models.model import TrainingRows
 from models.network import cutoffs
 from models.registry import open_model
+from models.rows import CrystalRows
 from tune.corrections import corrections_of
 from tune.errors import SweepError
 from tune.features import pretrained_outputs
 from tune.space import SearchSpace
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 VALIDATION_FRACTION = 0.1  # of a fold's training part
 ONE_COMPOSITION = (
@@ -62,7 +62,7 @@ class Dataset:
         split_rule: how they were made; those of the task unless the user asked for others.
         split_note: what a reader must know of others; "" of the task's.
         splits: by fold.
-        rows_ref: `TrainingRows` in the object store.
+        rows_ref: `CrystalRows` in the object store.
         trial_folds: by fold, a `TrialFold` in the object store.
     """
 
@@ -157,7 +157,7 @@ def load_dataset(
     }
     if any(split.by_row for split in splits.values()):
         say(ONE_COMPOSITION, style="yellow")
-    training_rows: TrainingRows = ray.get(inputs.rows_ref)
+    training_rows: CrystalRows = ray.get(inputs.rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     reference = untrained(space, task.kind)
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
@@ -241,7 +241,7 @@ def _read(
                 f"molecular; {LEAVE_ELEMENTS_OUT} goes with compositions too"
             )
         compositions = read_compositions(rows)
-        rows_ref = ray.put(TrainingRows(compositions.fractions, compositions.n_atoms))
+        rows_ref = ray.put(CrystalRows(compositions.fractions, compositions.n_atoms))
         return _Inputs(compositions.formulas, compositions.reasons, compositions.notes, 0, "none", rows_ref)
     stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder, at_once=at_once)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
@@ -255,7 +255,7 @@ def _read(
         corrections = corrections_of(graphs_ref, len(rows), cache, at_once)
     graphs = None if model.reads == "compositions" else stored.graphs
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
-    rows_ref = ray.put(TrainingRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
+    rows_ref = ray.put(CrystalRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
     is_molecular = molecular(stored.graphs) if split_rule == LEAVE_MOLECULES_OUT else None
     return _Inputs(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref, is_molecular)
 

@@ -16,9 +16,10 @@ from data.allocator import keep_freed_memory
 from data.graphs import Graphs
 from data.storage import open_folder
 from models.device import device_of_share
-from models.features import AtomFeatures, FeatureInputs, GraphInputs, backbone_features
+from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.inputs import predict
 from models.network import CHGNetwork
+from models.rows import AtomFeatures
 from tune.parts import ROWS_PER_PART, Parts, joined_parts, rows_of_part, write_part
 
 # Part of the file name, raised whenever the forward pass would give other numbers, or a file's layout changes.

@@ -20,15 +20,16 @@ import ray
 from pydantic import ValidationError
 
 from models.config import ModelConfig
-from models.model import Model, TrainingRows, fingerprint
+from models.model import Model, fingerprint
 from models.registry import open_model, planned_epochs
+from models.rows import CrystalRows
 from tune.dataset import Dataset
 from tune.errors import SweepError
 from tune.merged import differing_base, trains_the_same
 from tune.search import Outcome
 from tune.space import SearchSpace, combinations
 from tune.stand_in import stand_in
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 from tune.tries import ALIKE, ONE_LABEL, ONLY_ELSEWHERE, InertError, LeverCheck, Tries, value_of
 
 FEW = 64  # training rows below which it may be for them that a lever shows nothing
@@ -106,7 +107,7 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
         return []
     model = open_model(space.model)
     part: TrialFold = ray.get(dataset.trial_folds[fold])
-    rows: TrainingRows = ray.get(dataset.rows_ref)
+    rows: CrystalRows = ray.get(dataset.rows_ref)
     tries = Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
     checks = [_checked(tries, space, *pair) for pair in pairs]
     if all(isinstance(check.difference, str) for check in checks):  # what it reads is to be seen all the same

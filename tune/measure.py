@@ -30,15 +30,15 @@ from data.tasks import Task
 from models.device import device_of_share
 from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
-from models.model import TrainingRows
 from models.network import CHGNetwork, cutoffs
+from models.rows import CrystalRows
 from tune.dataset import load_dataset, untrained
 from tune.features import pretrained_outputs
 from tune.parts import ROWS_PER_PART, n_parts
 from tune.search import Resources
 from tune.space import SearchSpace
-from tune.trial import TrialFold
 from tune.trial_costs import Point, TrialCosts, batch_sizes, freeze_depths, measure_trials
+from tune.trial_fold import TrialFold
 
 SAMPLE_ROWS = 1024
 SECONDS_AN_EPOCH = 1.5  # of a measured trial that reads graphs, about
@@ -129,7 +129,7 @@ def measure(
         dataset = load_dataset(
             task, sample, space, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
         )
-        shared_rows: TrainingRows = ray.get(dataset.rows_ref)
+        shared_rows: CrystalRows = ray.get(dataset.rows_ref)
 
         usable = np.setdiff1d(np.arange(n), list(dataset.quarantine))
         most_batch = batch_sizes(space)[-1]
@@ -203,7 +203,7 @@ def _compile(task: Task, sample: Rows, space: SearchSpace, collapse: bool) -> No
         if depth != "none":
             config = _untrained(space, task).model_copy(update={"freeze_depth": depth, "epochs": 1})
             n_atoms = graphs.atoms_per_graph.astype(np.int32)
-            rows = TrainingRows(element_fractions(graphs), n_atoms, graphs, known, collapse=collapse)
+            rows = CrystalRows(element_fractions(graphs), n_atoms, graphs, known, collapse=collapse)
             list(start_chgnet(config, rows, part.part(task.kind, task.quantity)).epochs())
 
 

@@ -19,13 +19,14 @@ import torch
 from data.console import say
 from models.device import device_of_share
 from models.features import GRAPHS_PER_PASS
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.registry import open_model
+from models.rows import CrystalRows
 from tune.dataset import Dataset
 from tune.folder import Folder
 from tune.options import Options
 from tune.space import SearchSpace, combinations
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 FILE = "packing.json"
 MARGIN = 1.15  # of memory beyond what the probe has taken
@@ -99,7 +100,7 @@ def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda")
 
 
 def _probe(
-    rows: TrainingRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
+    rows: CrystalRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
 ) -> tuple[int, int]:
     device_of_share(float(device == "cuda"))
     model = open_model(name)

@@ -29,7 +29,8 @@ from tune.searcher import DistinctOptuna, Generator, Listed
 from tune.space import SearchSpace
 from tune.terminal import Terminal
 from tune.tracking import Tracking
-from tune.trial import STATE_FILE, TrialFold, TrialTask, run_trial, saved_state
+from tune.trial import STATE_FILE, TrialTask, run_trial, saved_state
+from tune.trial_fold import TrialFold
 
 
 @dataclass(frozen=True)

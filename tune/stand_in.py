@@ -20,14 +20,15 @@ from data.tasks import open_task
 from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.inputs import predict
 from models.metrics import Kind
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingPart
 from models.network import CHGNetwork, Weights, cutoffs
+from models.rows import CrystalRows
 
 N_TRAIN, N_VAL = 80, 20
 
 
 @cache
-def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[TrainingRows, TrainingPart]:
+def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
     """Makes the demo's smallest crystals the rows of a task of some kind.
 
     Args:
@@ -53,6 +54,6 @@ def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[Training
         targets = (targets > np.median(targets)).astype(np.float64)
     order = np.random.default_rng(0).permutation(n)
     return (
-        TrainingRows(element_fractions(graphs), n_atoms, graphs, features, outputs),
+        CrystalRows(element_fractions(graphs), n_atoms, graphs, features, outputs),
         TrainingPart(targets, order[:N_TRAIN], order[N_TRAIN:], kind, quantity),
     )

@@ -21,37 +21,20 @@ from models.config import ModelConfig
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
-from models.model import Fitted, Prediction, Run, TrainingPart, TrainingRows
+from models.model import Fitted, Prediction, Run
 from models.registry import open_model
+from models.rows import CrystalRows
 from models.train import NonFiniteLossError
 from models.trust import Trust, calibration_rows, fit_trust
 from models.tta import averaged, judge
 from tune.arguments import Copies, Untrusted
 from tune.preemption import load_paused, read_state, watched
 from tune.progress import Progress
+from tune.trial_fold import TrialFold
 
 STATE_FILE = "state.pt"
 MODEL_FILE = "model.pth"
 PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in their order
-
-
-@dataclass(frozen=True)
-class TrialFold:
-    """One fold as a trial sees it: no label of its test part is in it.
-
-    Attributes:
-        targets: float64, shape (n_rows,), NaN for every row but those of `train` and `val`.
-        train, val, test: row positions, int64.
-    """
-
-    targets: np.ndarray
-    train: np.ndarray
-    val: np.ndarray
-    test: np.ndarray
-
-    def part(self, kind: Kind, quantity: Quantity) -> TrainingPart:
-        """What a model may see: not even which rows are tested."""
-        return TrainingPart(self.targets, self.train, self.val, kind, quantity)
 
 
 @dataclass(frozen=True)
@@ -80,7 +63,7 @@ class TrialTask:
 
 
 def run_trial(
-    config: dict[str, Any], rows: TrainingRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
+    config: dict[str, Any], rows: CrystalRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
 ) -> None:
     """Train one config on one fold, reporting every epoch with a checkpoint.
 
@@ -155,7 +138,7 @@ def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
 
 
 def _predict(
-    fitted: Fitted, config: ModelConfig, rows: TrainingRows, fold: TrialFold, task: TrialTask, folder: Path
+    fitted: Fitted, config: ModelConfig, rows: CrystalRows, fold: TrialFold, task: TrialTask, folder: Path
 ) -> tuple[Trust, dict[str, Any]]:
     """Write predictions of the test and validation rows; what judges them, and what test-time augmentation did."""
     facts: dict[str, Any] = {}

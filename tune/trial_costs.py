@@ -21,7 +21,7 @@ from tune.dataset import Dataset, untrained
 from tune.errors import SweepError
 from tune.search import Resources, train_chosen
 from tune.space import SearchSpace
-from tune.trial import TrialFold
+from tune.trial_fold import TrialFold
 
 MOST_SLOTS = 8  # trials at once while measuring
 GRAPH_EPOCHS, FEATURE_EPOCHS = 3, 8  # of measured trials; the first one warms up and is not counted

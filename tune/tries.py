@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from models.config import GradientConfig, ModelConfig
-from models.model import BadPredictionsError, Model, TrainingPart, TrainingRows, checked_predictions
+from models.model import BadPredictionsError, Model, TrainingPart, checked_predictions
+from models.rows import CrystalRows
 from models.train import NonFiniteLossError
 from tune.errors import SweepError
 
@@ -55,7 +56,7 @@ class LeverCheck:
 class Tries:
     """Tiny runs of a model on rows of one fold; remembers which fields of a config were read."""
 
-    def __init__(self, model: Model, rows: TrainingRows, part: TrainingPart) -> None:
+    def __init__(self, model: Model, rows: CrystalRows, part: TrainingPart) -> None:
         self.model, self.rows, self.part = model, rows, part
         self.read: set[str] = set()
 
@@ -99,7 +100,7 @@ class Tries:
         rows, part = self._sample(ROWS_WITH_EPOCHS[0], 0)
         self._predictions("", fields, rows, part, 0, short=True)
 
-    def _sample(self, size: int, number: int) -> tuple[TrainingRows, TrainingPart]:
+    def _sample(self, size: int, number: int) -> tuple[CrystalRows, TrainingPart]:
         """Some training rows, and others of the training part in place of validation; the smaller crystals.
 
         Where the training part has too few for that it is taken as it is, with the fold's own validation.
@@ -116,7 +117,7 @@ class Tries:
         return self.rows.select(chosen), part
 
     def _predictions(
-        self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
+        self, lever: str, fields: dict[str, Any], rows: CrystalRows, part: TrainingPart, number: int, short: bool
     ) -> np.ndarray | None:
         """Predicts the rows in place of validation by the model that a run keeps; None where its loss was not finite.
 
