@@ -17,8 +17,9 @@ def own_first() -> None:
     """Put `sys.path` in order: what every command does first, with the project's folder at its head.
 
     A command's own folder is taken out, whose modules are imported by their package alone. And Python is put in order,
-    where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without. Here
-    ends too who makes files that he cannot use: Matplotlib and Ray would say that with tracebacks.
+    where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without; and
+    matplotlib, which would make folders in the home even for a command that draws nothing. Here ends too who makes files
+    that he cannot use: Matplotlib and Ray would say that with tracebacks.
     """
     _have_all_letters()
     mask = os.umask(0o022)
@@ -30,6 +31,7 @@ def own_first() -> None:
     here = sys.path[1:] if sys.flags.safe_path else sys.path[2:]
     given = _given()
     sys.path[:] = _in_order([folder for folder in here if folder not in given], given)
+    _keep_fonts_in_the_cache()
 
 
 def users_last() -> None:
@@ -60,6 +62,17 @@ def _have_all_letters() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _keep_fonts_in_the_cache() -> None:
+    """Have matplotlib, unless the user has named a folder, keep its list of fonts beside our downloads."""
+    from data.places import default_cache  # only now is what it imports Python's own
+    from data.store_faults import StorageError
+
+    try:
+        os.environ["MPLCONFIGDIR"] = os.environ.get("MPLCONFIGDIR") or str(default_cache() / "matplotlib")
+    except StorageError:  # no home, or an address: who needs the cache for more than this says so
+        return
 
 
 def _given() -> list[str]:

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from pymatgen.core import Lattice, Structure
+from sweeps import prepare, run_here
 from typer.testing import CliRunner
 
 from data import build_cache
@@ -29,6 +31,10 @@ NAMES = (
     *("data/__init__", "models/__init__", "tune/__init__", "data/download", "models/model", "tune/runs", "train"),
     *("statistics", "queue", "random", "html", "secrets", "csv", "json", "logging", "uuid"),
     *("ray", "yaml", "torch/__init__", "numpy", "google", "rich", "typer", "tensorflow", "wandb", "usercustomize"),
+)
+COMMANDS = (
+    *("tune/run_sweep.py", "tune/run_queue.py", "tune/compare.py", "tune/ensemble.py", "tune/leaderboard.py"),
+    *("tune/report.py", "tune/submit.py", "tune/spot_watch.py", "models/predict.py", "data/build_cache.py"),
 )
 NOWHERE = "/proc/nowhere"  # nobody, not even root, can make a folder there
 
@@ -94,6 +100,36 @@ def test_a_model_of_ones_own_finds_what_PYTHONPATH_names(project, tmp_path, monk
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert open_model(str(project / "my_model.py")).name == str(project / "my_model.py")
     assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory) -> Path:
+    """A folder with two finished sweeps of a model that is fitted at once, and a crystal."""
+    folder = prepare(tmp_path_factory.mktemp("finished"), every=16)
+    for name in ("a", "b"):
+        run_here(folder, "--space=ridge", f"--ids={folder}/ids.txt", f"--name={name}")
+    Structure(Lattice.cubic(4.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(str(folder / "CsCl.cif"))
+    return folder
+
+
+STORAGE = "--storage=results"
+WITHOUT_RAY = {
+    "compare": ["tune/compare.py", "a", "b", STORAGE],
+    "leaderboard": ["tune/leaderboard.py", STORAGE],
+    "report": ["tune/report.py", "a", STORAGE],
+    "submit": ["tune/submit.py", "a", STORAGE, "--authors=A. Author", "--algorithm=A"],
+    "ensemble": ["tune/ensemble.py", "a", "b", STORAGE, "--name=both"],
+    "predict": ["models/predict.py", "results/a", "CsCl.cif", "-o", "out.csv"],
+    **{command: [command, "--help"] for command in COMMANDS},
+}
+
+
+@pytest.mark.parametrize("command", WITHOUT_RAY)
+def test_a_command_that_starts_no_ray_leaves_nothing_in_the_home_but_the_cache(finished, tmp_path, command):
+    own = {"HOME": str(tmp_path), "MATSWEEP_CACHE": "", "MPLCONFIGDIR": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}
+    run(*WITHOUT_RAY[command], cwd=finished, expect=command == "submit", **own)  # the demo is no task of Matbench
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and ".cache/matsweep" not in str(path)] == []
+    assert {path.name for path in tmp_path.iterdir()} <= {".cache"}
 
 
 @pytest.mark.parametrize("cache", [NOWHERE, "a folder"])
