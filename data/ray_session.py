@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -30,6 +31,7 @@ from data.store_faults import StorageError
 
 _ANSWER_S = 10.0  # in which a cluster's machine must answer
 _FEWEST_PROCESSES = 256  # and threads, which Ray needs
+_LEAST_ROOM = 16 << 20  # bytes for logs, of which a sweep of two minutes leaves 8 MB
 _LONGEST_SOCKET = 107  # bytes in the path of one, on Linux
 
 
@@ -155,17 +157,23 @@ def _temporary_folder() -> str | None:
     """Where Ray keeps logs and sockets; None for where it would by itself.
 
     Raises:
-        StorageError: it cannot be written to; or it is too long for sockets, and neither can /tmp.
+        StorageError: it cannot be written to, or has no room; or it is too long for sockets, and /tmp is not ours.
     """
     folder = get_default_ray_temp_dir()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        room = shutil.disk_usage(folder).free
     except OSError as problem:
         raise StorageError(
             f"Ray can keep no logs and sockets in the temporary folder {folder}: {problem.strerror}. Set RAY_TMPDIR or "
             "TMPDIR to a folder that is yours to write to"
         ) from problem
+    if room < _LEAST_ROOM:
+        raise StorageError(
+            f"the temporary folder {folder} has {room / 2**20:.1f} MiB left, and Ray keeps its logs and sockets there: "
+            f"it takes {_LEAST_ROOM >> 20} at least. Make room, or set RAY_TMPDIR or TMPDIR to a folder on another disk"
+        )
     socket = f"{folder}/session_2026-01-01_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
     if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
         return None

@@ -246,6 +246,16 @@ def test_a_temporary_folder_that_cannot_be_written_to_is_named_with_the_remedy(t
     assert "Set RAY_TMPDIR or TMPDIR to a folder" in output
 
 
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_without_room_is_named_with_the_remedy(tmp_path, disk_of, variable):
+    """Ray would start there, lose its workers within seconds, and say that something had no space."""
+    disk = disk_of("100k")
+    output = run("data/build_cache.py", f"--cache={tmp_path}/graphs", cwd=tmp_path, expect=1, **{variable: str(disk)})
+    sentence = output.splitlines()[-1]
+    assert sentence.startswith(f"StorageError: the temporary folder {disk}/ray has 0.1 MiB left")
+    assert "set RAY_TMPDIR or TMPDIR to a folder on another disk" in sentence
+
+
 def test_a_cache_that_cannot_be_written_to_is_refused_before_a_sweep_begins(ray_session, tmp_path):
     """Of a model that reads compositions as well: those of structures are read from their graphs."""
     done = CliRunner().invoke(
