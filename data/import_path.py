@@ -18,8 +18,8 @@ def own_first() -> None:
 
     A command's own folder is taken out, whose modules are imported by their package alone. And Python is put in order,
     where the environment has it read names not as UTF-8, or run without the docstrings that Ray cannot do without; and
-    matplotlib, which would make folders in the home even for a command that draws nothing. Here ends too who makes files
-    that he cannot use: Matplotlib and Ray would say that with tracebacks.
+    matplotlib, which would make folders in the home even for a command that draws nothing. Who makes files that he
+    cannot use ends here: Matplotlib and Ray would say that with tracebacks.
     """
     _have_all_letters()
     mask = os.umask(0o022)
