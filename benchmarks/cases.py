@@ -18,8 +18,8 @@ from chgnet.graph import CrystalGraph, CrystalGraphConverter
 from pymatgen.core import Structure
 
 from benchmarks.stock import faster_converter
-from data.crystal import Crystal, crystal_from_structure
-from data.graphs import Graphs, convert, stack
+from data.crystals.crystal import Crystal, crystal_from_structure
+from data.crystals.graphs import Graphs, convert, stack
 from data.tasks import DEMO, open_task
 from models.network import cutoffs
 

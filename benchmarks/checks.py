@@ -12,8 +12,8 @@ from chgnet.model.model import BatchedGraph
 
 from benchmarks import stock
 from benchmarks.cases import BOND_CUTOFF, BenchmarkError, StructureSet
-from data.batches import GraphBatch
-from data.graphs import Graph, Graphs, element_fractions, stack
+from data.crystals.batches import GraphBatch
+from data.crystals.graphs import Graph, Graphs, element_fractions, stack
 from models.features import GraphInputs
 from models.inputs import Inputs, predict
 from models.network import CHGNetwork

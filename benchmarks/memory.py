@@ -12,8 +12,8 @@ from typing import Any
 
 import ray
 
-from data.command_line import errors_of_users
-from data.console import console, say
+from data.machine.command_line import errors_of_users
+from data.machine.console import console, say
 
 SECONDS_BETWEEN_READINGS = 0.05
 SECONDS_BETWEEN_SEARCHES = 0.5  # for workers that Ray started

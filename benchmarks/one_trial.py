@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from data.allocator import keep_freed_memory
+from data.machine.allocator import keep_freed_memory
 from models.finetune import CHGNetConfig, start_chgnet
 from models.model import TrainingPart
 

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.convert import cell_formula
-from data.crystal import BadCrystalError, Crystal, crystal_from_structure
-from data.structure_files import FileFormat, read_structure_file, structure_file_format
-from data.text_files import unpacked
+from data.crystals.convert import cell_formula
+from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.crystals.formats.structure_files import FileFormat, read_structure_file, structure_file_format
+from data.crystals.formats.text_files import unpacked
 
 MAX_DISTANCE_ANGSTROM = 0.1
 MAX_VOLUME_CHANGE = 1e-3

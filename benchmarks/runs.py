@@ -28,10 +28,10 @@ import typer
 from ray.cluster_utils import Cluster
 
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
-from data.console import console
-from data.graph_cache import graphs_of
-from data.ray_session import connect
-from data.rows import Rows, counted
+from data.crystals.graph_cache import graphs_of
+from data.crystals.rows import Rows, counted
+from data.machine.console import console
+from data.machine.ray_session import connect
 from data.tasks import DEMO, open_task
 from tune.dataset import load_dataset
 from tune.options import Batch

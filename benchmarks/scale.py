@@ -30,13 +30,13 @@ from pyarrow import fs
 from pymatgen.core import Element
 
 from benchmarks.memory import StageError, watch
-from data.console import say
-from data.crystal import Crystal
-from data.graph_cache import graphs_of
-from data.graphs import Graphs
-from data.ray_session import connect
-from data.rows import Rows
-from data.storage import open_folder, write_whole
+from data.crystals.crystal import Crystal
+from data.crystals.graph_cache import graphs_of
+from data.crystals.graphs import Graphs
+from data.crystals.rows import Rows
+from data.machine.console import say
+from data.machine.ray_session import connect
+from data.stores.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
 from models.network import cutoffs
 from models.rows import AtomFeatures

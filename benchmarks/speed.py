@@ -25,8 +25,8 @@ from rich.console import Console
 
 from benchmarks.cases import SHARED_FILE, BenchmarkError, described, measure, structure_sets
 from benchmarks.work import WORK
-from data.allocator import keep_freed_memory
-from data.storage import write_whole
+from data.machine.allocator import keep_freed_memory
+from data.stores.storage import write_whole
 from models.device import device_name
 from tune.code_record import run_record
 

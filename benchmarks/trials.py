@@ -23,7 +23,7 @@ import psutil
 import typer
 from pyarrow import fs
 
-from data.storage import write_whole
+from data.stores.storage import write_whole
 from tune.code_record import run_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent

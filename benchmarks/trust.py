@@ -20,11 +20,11 @@ import torch
 import typer
 from pymatgen.core import Structure
 
-from data.convert import convert_chunk
-from data.crystal import crystal_from_structure
+from data.crystals.convert import convert_chunk
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import convert, element_fractions, stack
+from data.crystals.left_out import leave_elements_out
 from data.folds import Fold, make_folds, split_fold
-from data.graphs import convert, element_fractions, stack
-from data.left_out import leave_elements_out
 from data.tasks import open_task
 from models.model import Prediction, TrainingPart
 from models.network import cutoffs

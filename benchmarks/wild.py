@@ -20,11 +20,11 @@ import typer
 from ase.build import molecule
 from ase.collections import g2
 
-from data.convert import convert_chunk
-from data.crystal import Crystal
+from data.crystals.convert import convert_chunk
+from data.crystals.crystal import Crystal
+from data.crystals.formats.structure_files import read_structure_file
+from data.crystals.graphs import convert, element_fractions, stack
 from data.folds import make_folds, split_fold
-from data.graphs import convert, element_fractions, stack
-from data.structure_files import read_structure_file
 from data.tasks import open_task
 from models.features import GraphInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet

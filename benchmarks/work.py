@@ -29,13 +29,13 @@ from benchmarks.checks import (
     same_network,
 )
 from benchmarks.runs import cache_build, nodes_of_one_cpu, twenty_trials, twenty_trials_of_ray
-from data.batches import GraphBatch
-from data.convert import convert_chunk
-from data.crystal import crystal_from_structure
-from data.graphs import Graph, convert, element_fractions
-from data.matbench_files import read_matbench_file
-from data.rows import RawChunk
-from data.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
+from data.crystals.batches import GraphBatch
+from data.crystals.convert import convert_chunk
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import Graph, convert, element_fractions
+from data.crystals.layouts.matbench_files import read_matbench_file
+from data.crystals.rows import RawChunk
+from data.crystals.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
 from models.features import FeatureInputs, backbone_features
 from models.finetune import CHGNetConfig, start_chgnet
 from models.model import TrainingPart

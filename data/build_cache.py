@@ -3,7 +3,7 @@
     python data/build_cache.py --task matbench_mp_e_form
 
 Ray actors convert shards in parallel, on this machine or on a cluster (`--address`). Killed at any
-instant, a second call finishes what is missing. A sweep does the same by itself (`data/graph_cache.py`).
+instant, a second call finishes what is missing. A sweep does the same by itself (`data/crystals/graph_cache.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
     sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
-    from data.import_path import own_first
+    from data.machine.import_path import own_first
 
     own_first()
 
@@ -22,10 +22,10 @@ from typing import Annotated
 
 import typer
 
-from data.command_line import command
-from data.console import say
-from data.interruption import interruptible
-from data.places import default_cache, downloads_folder
+from data.machine.command_line import command
+from data.machine.console import say
+from data.machine.interruption import interruptible
+from data.stores.places import default_cache, downloads_folder
 
 
 def main(
@@ -60,15 +60,15 @@ def main(
     """
     with interruptible("the same command goes on from here"):
         own_downloads, folder = downloads_folder(downloads), cache or str(default_cache() / "graphs")
-        from data.graph_cache import graphs_of
-        from data.notes import commonest_notes, rows_were
+        from data.crystals.graph_cache import graphs_of
+        from data.crystals.notes import commonest_notes, rows_were
         from data.tasks import open_task
 
         opened, rows = open_task(task, target=target, ids_file=ids, download_dir=own_downloads)
         if opened.notes:
             say(opened.notes)
         if address:  # else Ray starts if, and only if, there is something to build
-            from data.ray_session import connect
+            from data.machine.ray_session import connect
 
             connect(address)
         stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)

@@ -1,7 +1,7 @@
 """Finds where values lie inside a large JSON text without building them.
 
 The official files are up to a gigabyte of JSON; their structures are parsed one by one, by the
-workers that need them, from the byte ranges found here (`data/readers.py`, `data/folds.py`).
+workers that need them, from the byte ranges found here (`data/crystals/layouts/readers.py`, `data/folds.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import numpy as np
 import orjson
 
-from data.compiled import compiled, longer
+from data.machine.compiled import compiled, longer
 
 _QUOTE, _BACKSLASH, _COMMA, _COLON = ord('"'), ord("\\"), ord(","), ord(":")
 _OPEN_LIST, _CLOSE_LIST, _OPEN_OBJECT, _CLOSE_OBJECT = ord("["), ord("]"), ord("{"), ord("}")

@@ -48,7 +48,7 @@ class Task:
         n_official: number of rows of that whole task; fewer rows at hand are a subset.
         notes: anything else to know, or "".
         inputs: what a row is: "structures" become graphs, "compositions" are formulas and never do
-            (`data/compositions.py`).
+            (`data/crystals/compositions.py`).
     """
 
     name: str

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
-from data.download import download
-from data.matbench_files import read_matbench_file
-from data.places import expanded
-from data.readers import read_demo, read_path, task_name
-from data.rows import Rows
-from data.source import GROUP_COLUMN, Source
+from data.crystals.layouts.matbench_files import read_matbench_file
+from data.crystals.layouts.readers import read_demo, read_path, task_name
+from data.crystals.layouts.source import GROUP_COLUMN, Source
+from data.crystals.rows import Rows
+from data.stores.download import download
+from data.stores.places import expanded
 from data.task_table import (
     DEMO,
     OFFICIAL_NAMES,
@@ -50,7 +50,7 @@ def open_task(
 
     Args:
         spec: "demo"; an official name, downloaded on first use; or the path of a file or folder in one of the
-            layouts of `data.readers.read_path`. A name beats a path that is called the same: `./demo` is the path.
+            layouts of `layouts.readers.read_path`. A name beats a path that is called the same: `./demo` is the path.
         target: column of the targets, needed where a file of one's own has several.
         quantity: what the target of one's own data is, see `Task`; "other" unless given.
         ids_file: keeps only the ids in this text file, one a line, `#` begins a comment.

@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from data.crystal import BadCrystalError
+from data.crystals.crystal import BadCrystalError
 from models.fitted import FittedModel, SeedEnsemble
 from models.metrics import TRUSTED
 

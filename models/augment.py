@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.graphs import Graphs
+from data.crystals.graphs import Graphs
 
 
 def moved(graphs: Graphs, jitter: float, strain: float, seed: list[int]) -> Graphs:

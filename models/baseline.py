@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logit
 
-from data.corrections import mp2020_minus_legacy
+from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.fitted_network import combine

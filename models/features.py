@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data.batches import GraphBatch, graph_batch, split_by_size
-from data.graphs import Graphs
-from data.padding import BatchSize, padded, size_above, size_of
+from data.crystals.batches import GraphBatch, graph_batch, split_by_size
+from data.crystals.graphs import Graphs
+from data.crystals.padding import BatchSize, padded, size_above, size_of
 from models.inputs import by_pass
 from models.network import AtomFeatureBatch, CHGNetwork
 from models.rows import AtomFeatures, feature_rows

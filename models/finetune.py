@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from data.corrections import mp2020_minus_legacy
+from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.augment import moved

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from pyarrow import fs
 
-from data.compositions import parse_formulas
-from data.convert import cell_formula
-from data.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.crystals.compositions import parse_formulas
+from data.crystals.convert import cell_formula
+from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.crystals.graphs import convert, element_fractions, stack
+from data.crystals.quality import check_crystal
 from data.errors import UserError
-from data.graphs import convert, element_fractions, stack
-from data.quality import check_crystal
-from data.storage import file_names, open_folder, read_whole
+from data.stores.storage import file_names, open_folder, read_whole
 from models.model import Fitted, Model, Prediction
 from models.network import cutoffs
 from models.registry import ModelError, open_model
@@ -65,7 +65,7 @@ class FittedModel:
         """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
 
         Args:
-            crystals: pymatgen structures, or what `data.structure_files` reads; for a model that reads compositions
+            crystals: pymatgen structures, or what `structure_files` reads; for a model that reads compositions
                 also formulas such as "Fe2O3".
             copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little; 0: none.
                 By default as many as the predictions that the model was scored by.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 
-from data.corrections import mp2020_minus_legacy
+from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
 from models.anchors import load_anchors
 from models.config import ModelConfig

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from data.compiled import KEPT
+from data.machine.compiled import KEPT
 
 WIDTH = 64
 _1 = np.float32(1.0)

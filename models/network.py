@@ -4,7 +4,7 @@
 computes energies only. It is exact but for float rounding, and leaves out what cannot reach the energy:
 the last angle update, magnetic moments, forces. Three things make it fast: products are taken before they
 are gathered, and what lies between products is one compiled kernel (`models/gated.py`); equivalent atoms,
-bonds and angles are computed once (`data/symmetry.py`); the bond graph lives on the bonds that form angles.
+bonds and angles are computed once (`data/crystals/symmetry.py`); the bond graph lives on the bonds that form angles.
 
 Source: B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); chgnet 0.4.2.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from data.batches import GraphBatch
+from data.crystals.batches import GraphBatch
 from models.gated import gated_rows, summed_messages
 from models.gather import Positions, added, summed, taken
 from models.inputs import Mix

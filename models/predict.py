@@ -12,7 +12,7 @@ import sys
 
 if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
     sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
-    from data.import_path import own_first
+    from data.machine.import_path import own_first
 
     own_first()
 
@@ -21,7 +21,7 @@ from typing import Annotated
 
 import typer
 
-from data.command_line import command
+from data.machine.command_line import command
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
     code: Annotated[str | None, typer.Option(help="Python file of a model of your own.")] = None,
 ) -> None:
     """Predict crystals with a trained model; exit code 1 if any could not be, the others are written all the same."""
-    from data.storage import open_folder, write_whole
+    from data.stores.storage import open_folder, write_whole
     from models.fitted import load_model
     from models.prediction import predict
 

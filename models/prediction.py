@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from data.compositions import parse_formulas
-from data.convert import reduced_formula
-from data.crystal import BadCrystalError, ReadCrystal
-from data.structure_files import read_structure_file, structure_file_format
+from data.crystals.compositions import parse_formulas
+from data.crystals.convert import reduced_formula
+from data.crystals.crystal import BadCrystalError, ReadCrystal
+from data.crystals.formats.structure_files import read_structure_file, structure_file_format
 from models.fitted import FittedModel, SeedEnsemble
 
 

@@ -16,8 +16,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from data.errors import UserError
-from data.import_path import users_last
-from data.places import expanded
+from data.machine.import_path import users_last
+from data.stores.places import expanded
 
 if TYPE_CHECKING:
     from models.model import Model

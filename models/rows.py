@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.compiled import compiled
-from data.graphs import Graphs
+from data.crystals.graphs import Graphs
+from data.machine.compiled import compiled
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CrystalRows:
         outputs: output of the pretrained network, float64, shape (n_rows,), NaN for rejected rows, or None.
         corrections: what the Materials Project's energy corrections of 2020 add beyond those before, eV/atom, float64,
             shape (n_rows,), or None where no config asks for them.
-        collapse: whether equivalent atoms of a crystal are computed once (`data/symmetry.py`).
+        collapse: whether equivalent atoms of a crystal are computed once (`data/crystals/symmetry.py`).
     """
 
     fractions: np.ndarray

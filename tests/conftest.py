@@ -11,8 +11,8 @@ import ray
 from made_crystals import rock_salt
 from pymatgen.core import Lattice, Structure
 
-from data.ray_session import connect
-from data.rows import Rows
+from data.crystals.rows import Rows
+from data.machine.ray_session import connect
 
 
 @pytest.fixture(scope="session")

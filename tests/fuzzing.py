@@ -32,10 +32,9 @@ from pymatgen.core import Structure
 from pymatgen.io.cif import CifWriter
 from pymatgen.io.vasp import Poscar
 
-from data.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
-from data.download import DownloadError
-from data.quality import check_crystal
-from data.shards import (
+from data.crystals.crystal import BadCrystalError, Crystal, ReadCrystal, crystal_from_structure
+from data.crystals.quality import check_crystal
+from data.crystals.shards import (
     CacheSpec,
     DamagedShardError,
     StaleCacheError,
@@ -44,7 +43,8 @@ from data.shards import (
     write_manifest,
     write_shard,
 )
-from data.storage import StorageError, open_folder
+from data.stores.download import DownloadError
+from data.stores.storage import StorageError, open_folder
 from data.tasks import TaskError, open_task
 
 SECONDS, BYTES = 10, 2 * 10**9  # that one file may take
@@ -480,7 +480,7 @@ class Cache(Kind):
     text = False
 
     def write_originals(self) -> list[tuple[str, bytes]]:
-        from data.graphs import convert
+        from data.crystals.graphs import convert
 
         graphs = [convert(crystal_from_structure(structure), 6.0) for structure in demo()]
         self.spec = CacheSpec("0" * 64, 6.0, 3.0, n_rows=len(graphs), rows_per_shard=4)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
-from data.convert import convert_chunk
-from data.graphs import Graphs, element_fractions, stack
-from data.rows import Rows
+from data.crystals.convert import convert_chunk
+from data.crystals.graphs import Graphs, element_fractions, stack
+from data.crystals.rows import Rows
 from data.task_table import Quantity
 from data.tasks import DEMO, Task, open_task
 from models.features import FeatureInputs, GraphInputs, backbone_features

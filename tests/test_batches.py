@@ -8,10 +8,10 @@ import torch
 from chgnet.graph import CrystalGraphConverter
 from chgnet.model.model import BatchedGraph
 
-from data.batches import GraphBatch, graph_batch
-from data.crystal import crystal_from_structure
-from data.graphs import Graphs, convert, stack
-from data.padding import BatchSize, padded, size_above, size_of
+from data.crystals.batches import GraphBatch, graph_batch
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import Graphs, convert, stack
+from data.crystals.padding import BatchSize, padded, size_above, size_of
 from models.network import CHGNetwork, _fourier
 
 TOLERANCE = 1e-5  # eV/atom; single precision in another order of summation

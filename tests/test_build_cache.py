@@ -17,13 +17,14 @@ from made_crystals import rock_salt
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from data import build_cache, places
-from data.graph_cache import Converter, cache_spec, graphs_of
-from data.graphs import Graphs
-from data.quality import check_crystal
-from data.rows import Rows
-from data.shards import MANIFEST, shards_present
-from data.storage import open_folder
+from data import build_cache
+from data.crystals.graph_cache import Converter, cache_spec, graphs_of
+from data.crystals.graphs import Graphs
+from data.crystals.quality import check_crystal
+from data.crystals.rows import Rows
+from data.crystals.shards import MANIFEST, shards_present
+from data.stores import places
+from data.stores.storage import open_folder
 from data.tasks import open_task
 from tune import run_queue, run_sweep
 

@@ -10,9 +10,9 @@ from chgnet.model import CHGNet
 from model_cases import fine_tuning, finished, one_thread, rotation, sample
 from pymatgen.core import Lattice, Structure
 
-from data.batches import GraphBatch, graph_batch
-from data.crystal import crystal_from_structure
-from data.graphs import Graphs, convert, stack
+from data.crystals.batches import GraphBatch, graph_batch
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import Graphs, convert, stack
 from models.features import GraphInputs
 from models.inputs import predict
 from models.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock

@@ -8,8 +8,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
-from data.cif import read_cif
-from data.crystal import BadCrystalError
+from data.crystals.crystal import BadCrystalError
+from data.crystals.formats.cif.reader import read_cif
 
 SALT = {
     "cell": (5.64, 5.64, 5.64, 90, 90, 90),

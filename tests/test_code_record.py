@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data.module_files import PACKAGES, imported_modules, module_files
+from data.machine.module_files import PACKAGES, imported_modules, module_files
 from tune.code_record import TELLING, TRIALS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -65,7 +65,9 @@ def test_a_module_in_a_new_folder_counts_when_a_trial_reaches_it(tree, changed):
     assert len({without, before, code_hash(tree)}) == 3
 
 
-@pytest.mark.parametrize("file", ["models/anchors.json", "tune/space.py", "tune/preemption.py", "data/graph_cache.py"])
+@pytest.mark.parametrize(
+    "file", ["models/anchors.json", "tune/space.py", "tune/preemption.py", "data/crystals/graph_cache.py"]
+)
 def test_what_decides_a_number_counts(tree, file):
     before = code_hash(tree)
     append(tree / file, "\n")
@@ -89,7 +91,7 @@ def test_a_sweep_and_its_workers_import_nothing_that_does_not_count(tree):
     names = output(tree, "import sys, tune.search; print(*(name for name in sys.modules))").split()
     files = {str(file.relative_to(REPOSITORY).with_suffix("")) for file in module_files([TRIALS], leave_out=TELLING)}
     ours = {name.replace(".", "/") for name in names if name.split(".")[0] in PACKAGES} - set(PACKAGES)
-    assert ours - files <= {name.replace(".", "/") for name in (*TELLING, "data.interruption")}
+    assert ours - files <= {name.replace(".", "/") for name in (*TELLING, "data.machine.interruption")}
 
 
 def test_imports_are_read_from_the_text_as_python_reads_them():
@@ -112,11 +114,11 @@ def test_a_module_that_was_moved_is_missed(tree):
 
 def test_machine_code_is_made_anew_when_a_function_in_a_folder_changes(tree):
     half = tree / "data/crystals/half.py"
-    append(half, "from data.compiled import compiled\n@compiled\ndef half(x):\n    return x / 2\n")
+    append(half, "from data.machine.compiled import compiled\n@compiled\ndef half(x):\n    return x / 2\n")
     append(tree / "models/crystals/__init__.py", "")
     append(
         tree / "models/crystals/quarter.py",
-        "from data.compiled import compiled\nfrom data.crystals.half import half\n"
+        "from data.machine.compiled import compiled\nfrom data.crystals.half import half\n"
         "@compiled\ndef quarter(x):\n    return half(half(x))\n",
     )
     program = "from models.crystals.quarter import quarter; print(quarter(8.0))"

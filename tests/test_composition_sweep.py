@@ -14,7 +14,7 @@ from sweeps import DEMO, run
 from test_report import text_of
 from typer.testing import CliRunner
 
-from data.compositions import parse_formulas
+from data.crystals.compositions import parse_formulas
 from models.composition_model import COMPOSITION_NETWORK
 from models.fitted import load_model
 from models.linear import RIDGE

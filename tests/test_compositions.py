@@ -14,12 +14,12 @@ from made_crystals import rock_salt
 from pymatgen.core import Composition, Element
 
 import data.tasks
-from data.compositions import Compositions, read_compositions
-from data.convert import reduced_formula
-from data.crystal import Crystal
+from data.crystals.compositions import Compositions, read_compositions
+from data.crystals.convert import reduced_formula
+from data.crystals.crystal import Crystal
+from data.crystals.quality import bad_target_reasons
+from data.crystals.rows import Rows
 from data.folds import make_folds
-from data.quality import bad_target_reasons
-from data.rows import Rows
 from data.tasks import Task, TaskError, official_ids, official_task, open_task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -12,8 +12,8 @@ from test_compare import made, make_rows, write_options
 from test_leaderboard import board
 from typer.testing import CliRunner
 
-from data.convert import reduced_formula
-from data.rows import Rows
+from data.crystals.convert import reduced_formula
+from data.crystals.rows import Rows
 from data.tasks import open_task
 from tune.contamination import exposures, report
 from tune.ensemble import app as average

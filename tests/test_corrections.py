@@ -12,10 +12,10 @@ from pymatgen.core import Lattice, Structure
 from pymatgen.entries.compatibility import MaterialsProject2020Compatibility
 from pymatgen.entries.computed_entries import ComputedStructureEntry
 
-from data.corrections import corrections_of_structure, mp2020_corrections, mp2020_minus_legacy
-from data.crystal import crystal_from_structure
-from data.graphs import Graph, convert, stack
-from data.storage import open_folder
+from data.crystals.corrections import corrections_of_structure, mp2020_corrections, mp2020_minus_legacy
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import Graph, convert, stack
+from data.stores.storage import open_folder
 from models.anchors import load_anchors
 from models.network import CHGNetwork
 from models.reference import fit_energy_reference

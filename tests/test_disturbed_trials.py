@@ -29,8 +29,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from sweeps import DEMO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data.ray_session import connect
-from data.storage import StorageError, read_whole
+from data.machine.ray_session import connect
+from data.stores.storage import StorageError, read_whole
 from data.tasks import open_task
 from models.registry import open_model
 from tune import experiment

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.download import DownloadError, download
+from data.stores.download import DownloadError, download
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONTENT = np.random.default_rng(0).bytes(1_200_000)
@@ -105,7 +105,8 @@ def test_of_two_processes_one_downloads_and_the_other_waits(tmp_path):
     (tmp_path / "data.lock").touch()  # of a process that was killed
     with server("held", go_on=go_on) as (url, ranges):
         code = (
-            f"import pathlib, data.download as d; d.download({url!r}, pathlib.Path({str(destination)!r}), {SHA256!r})"
+            "import pathlib; from data.stores.download import download; "
+            f"download({url!r}, pathlib.Path({str(destination)!r}), {SHA256!r})"
         )
         begin = {"args": [sys.executable, "-c", code], "cwd": REPOSITORY, "stderr": subprocess.PIPE, "text": True}
         with subprocess.Popen(**begin) as first:

@@ -18,8 +18,8 @@ from sweeps import prepare, run_here
 from typer.testing import CliRunner
 
 from data import build_cache
-from data.places import expanded
-from data.storage import StorageError, open_folder
+from data.stores.places import expanded
+from data.stores.storage import StorageError, open_folder
 from models.registry import open_model
 from tune import run_queue, run_sweep
 from tune.going_on import command_to_go_on
@@ -135,7 +135,7 @@ def test_a_command_that_starts_no_ray_leaves_nothing_in_the_home_but_the_cache(f
 @pytest.mark.parametrize("cache", [NOWHERE, "a folder"])
 def test_kernels_are_compiled_where_nothing_can_be_written(tmp_path, cache):
     cache = str(tmp_path) if cache == "a folder" else cache
-    program = "import numpy as np; from data.compiled import longer; print(longer(np.ones((1, 2)), 3).shape)"
+    program = "import numpy as np; from data.machine.compiled import longer; print(longer(np.ones((1, 2)), 3).shape)"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=REPOSITORY,
@@ -220,7 +220,8 @@ def test_without_an_address_RAY_ADDRESS_and_a_proxy_are_no_matter(project, tmp_p
 
 def test_a_limit_under_which_ray_cannot_start_is_named():
     program = (
-        "import os, resource\nfrom data.console import say_problem\nfrom data.ray_session import connect\n"
+        "import os, resource\nfrom data.machine.console import say_problem\n"
+        "from data.machine.ray_session import connect\n"
         "if not os.geteuid(): os.setuid(65534)\nresource.setrlimit(resource.RLIMIT_NPROC, (30, 30))\n"
         "try: connect()\nexcept Exception as problem: say_problem(problem)"
     )
@@ -233,7 +234,7 @@ def test_a_limit_under_which_ray_cannot_start_is_named():
 def test_who_makes_files_that_he_cannot_use_ends_before_anything_is_imported(mask):
     """For where there is no home, Matplotlib makes a folder for its fonts, cannot use it and ends with a traceback."""
     program = (
-        "import os\nfrom data.import_path import own_first\n"
+        "import os\nfrom data.machine.import_path import own_first\n"
         f"if not os.geteuid(): os.setuid(65534)\nos.umask(0o{mask})\nown_first()"
     )
     output = run_program(program, expect=1)
@@ -277,7 +278,7 @@ def test_names_are_read_as_utf_8_in_any_locale(tmp_path):
 
 
 def test_letters_that_the_output_lacks_are_written_as_codes():
-    program = "from data.import_path import own_first; own_first(); print('é and Ω')"
+    program = "from data.machine.import_path import own_first; own_first(); print('é and Ω')"
     assert run_program(program, PYTHONIOENCODING="ascii") == "\\xe9 and \\u03a9\n"
 
 

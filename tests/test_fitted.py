@@ -17,7 +17,7 @@ from model_cases import fine_tuning, finished, one_thread, predictions, sample, 
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from data.crystal import BadCrystalError
+from data.crystals.crystal import BadCrystalError
 from models.ase_calculator import EnergyCalculator
 from models.finetune import CHGNET
 from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Composition
 
-from data.formulas import FormulaError, element_amounts
+from data.crystals.formulas import FormulaError, element_amounts
 
 
 @pytest.mark.parametrize(

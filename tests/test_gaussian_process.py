@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
-from data.corrections import mp2020_minus_legacy
+from data.crystals.corrections import mp2020_minus_legacy
 from models.features import GraphInputs, backbone_features
 from models.gaussian_process import GAUSSIAN_PROCESS, GaussianProcessConfig, fit_gaussian_process, pooled_features
 from models.model import TrainingPart

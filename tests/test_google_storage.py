@@ -8,8 +8,9 @@ import pytest
 from gs_server import gs_server
 from pyarrow import fs
 
-from data import storage, store_faults
-from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from data.stores import faults as store_faults
+from data.stores import storage
+from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
 
 BUCKET = "gs://anonymous@bucket"
 

@@ -154,7 +154,12 @@ def test_other_models_are_those_of_the_cpu(model, data_for):
     config = model.config(**({"epochs": 2, "width": 16} if model is COMPOSITION_NETWORK else {}))
     found = []
     for device in ("cuda", "cpu"):
-        ran = model.start(config, CrystalRows(data.rows.fractions, data.rows.n_atoms, data.rows.graphs), part, device)
+        ran = model.start(
+            config,
+            CrystalRows(data.rows.fractions, data.rows.n_atoms, data.rows.graphs),
+            part,
+            device,
+        )
         for _ in ran.epochs():
             pass
         found.append(ran.fitted().predict_rows(data.rows, TEST).values)

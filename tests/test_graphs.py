@@ -7,9 +7,9 @@ import pytest
 from chgnet.graph import CrystalGraphConverter
 from pymatgen.core import Lattice, Structure
 
-from data.batches import GraphBatch, graph_batch
-from data.crystal import BadCrystalError, Crystal, crystal_from_structure
-from data.graphs import Graph, convert, element_fractions, stack
+from data.crystals.batches import GraphBatch, graph_batch
+from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.crystals.graphs import Graph, convert, element_fractions, stack
 from models.network import CHGNetwork
 
 CUTOFFS = [(6, 3), (5, 3)]

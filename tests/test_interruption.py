@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SLEEPING = """
 import time
-from data.interruption import interruptible
+from data.machine.interruption import interruptible
 with interruptible('the same command goes on'):
     try:
         print('ready', flush=True)
@@ -26,8 +26,8 @@ with interruptible('the same command goes on'):
 """
 IN_RAY = """
 import ray.tune, time
-from data.interruption import interruptible
-from data.ray_session import connect
+from data.machine.interruption import interruptible
+from data.machine.ray_session import connect
 ray.tune.register_trainable('a trial', lambda config: None)
 with interruptible('the same command goes on'):
     print('ready', flush=True)
@@ -80,8 +80,10 @@ def test_a_terminal_that_is_closed_ends_a_command_although_it_can_say_nothing():
 
 
 def test_a_command_whose_end_waits_for_ever_is_ended_with_its_sentence():
-    waiting = SLEEPING.replace("sleep(1)", "sleep(1000)").replace("with", "data.interruption.LONGEST_END_S = 1\nwith")
-    with begun("import data.interruption" + waiting) as process:
+    waiting = SLEEPING.replace("sleep(1)", "sleep(1000)").replace(
+        "with", "data.machine.interruption.LONGEST_END_S = 1\nwith"
+    )
+    with begun("import data.machine.interruption" + waiting) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "ending\ninterrupted: the same command goes on\n"

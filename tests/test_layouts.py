@@ -16,8 +16,8 @@ from ase.build import bulk
 from made_crystals import rock_salt
 from pymatgen.core import Structure
 
-from data.crystal import BadCrystalError, Crystal
-from data.rows import Rows
+from data.crystals.crystal import BadCrystalError, Crystal
+from data.crystals.rows import Rows
 from data.tasks import Task, TaskError, official_task, open_task
 from tune.arguments import absolute_spec
 

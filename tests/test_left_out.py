@@ -9,10 +9,10 @@ from made_crystals import body_centred, face_centred, rock_salt
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from data.crystal import crystal_from_structure
-from data.graphs import convert, element_fractions, stack
-from data.left_out import leave_elements_out, leave_molecules_out
-from data.molecules import molecular
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import convert, element_fractions, stack
+from data.crystals.left_out import leave_elements_out, leave_molecules_out
+from data.crystals.molecules import molecular
 from data.split_rule import SplitError, split_rule
 from data.tasks import open_task
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 import tune.packing
-from data.places import default_cache
+from data.stores.places import default_cache
 from data.tasks import open_task
 from models.composition_model import COMPOSITION_NETWORK
 from models.features import GRAPHS_PER_PASS

@@ -5,8 +5,8 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp import Poscar
 
-from data.crystal import BadCrystalError, crystal_from_structure
-from data.poscar import read_poscar
+from data.crystals.crystal import BadCrystalError, crystal_from_structure
+from data.crystals.formats.poscar import read_poscar
 
 HEAD = "salt\n{scale}\n4 0 0\n0.5 4 0\n0 0 5\n"
 TAIL = "Na Cl\n1 1\nDirect\n0 0 0\n0.5 0.5 0.5\n"

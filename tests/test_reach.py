@@ -8,8 +8,8 @@ import torch
 from ase.build import molecule
 from pymatgen.io.ase import AseAtomsAdaptor
 
-from data.crystal import crystal_from_structure
-from data.graphs import convert, element_fractions, stack
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import convert, element_fractions, stack
 from models.composition_model import CompositionConfig, load_composition, start_composition
 from models.finetune import load_chgnet
 from models.model import TrainingPart
@@ -110,7 +110,8 @@ def test_a_composition_network_is_limited_too(data, strangers):
     run = start_composition(CompositionConfig(epochs=2), data.rows, part)
     before = run.objective.transform.reference.predict(strangers.fractions.astype(float))
     limit = 3 * asked(
-        data.targets[TRAIN], run.objective.transform.reference.predict(data.rows.fractions[TRAIN].astype(float))
+        data.targets[TRAIN],
+        run.objective.transform.reference.predict(data.rows.fractions[TRAIN].astype(float)),
     )
     fitted = steeper(run)
     loaded = moves(load_composition(fitted.content()), strangers, before)

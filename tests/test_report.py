@@ -13,7 +13,7 @@ import pytest
 from test_compare import make_rows, predict, write_options, write_run
 from typer.testing import CliRunner
 
-from data.convert import reduced_formula
+from data.crystals.convert import reduced_formula
 from data.tasks import open_task
 from models.metrics import TRUSTED
 from tune.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
@@ -410,7 +410,7 @@ def test_symmetry_and_pictures_of_known_crystals(demo):
     from pymatgen.core import Lattice, Structure
     from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-    from data.elements import SYMBOL_NUMBERS
+    from data.crystals.elements import SYMBOL_NUMBERS
 
     symbols = {number: symbol for symbol, number in SYMBOL_NUMBERS.items()}
     for one, crystal in list(pictured.items())[:6]:

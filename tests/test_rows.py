@@ -14,13 +14,13 @@ import pytest
 from made_crystals import rock_salt
 from pymatgen.core import DummySpecies, Element, Lattice, Structure
 
-from data.crystal import BadCrystalError, Crystal, crystal_from_structure
-from data.folders import read_folder
+from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
+from data.crystals.layouts.folders import read_folder
+from data.crystals.layouts.matbench_files import read_matbench_file
+from data.crystals.layouts.readers import read_demo
+from data.crystals.quality import bad_target_reasons, check_crystal
+from data.crystals.rows import RawChunk, RowNumbers, counted, pack_crystal
 from data.json_spans import child_spans, object_members
-from data.matbench_files import read_matbench_file
-from data.quality import bad_target_reasons, check_crystal
-from data.readers import read_demo
-from data.rows import RawChunk, RowNumbers, counted, pack_crystal
 from data.task_table import TaskError
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from sqlalchemy import URL
 from sweeps import new, outcome, prepare, run_here
 
-from data.storage import StorageError, open_folder
+from data.stores.storage import StorageError, open_folder
 from models.metrics import metric_of
 from tune.arguments import gpu_share, own_name
 from tune.errors import SweepError

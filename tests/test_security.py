@@ -15,7 +15,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from data.storage import StorageError, open_folder
+from data.stores.storage import StorageError, open_folder
 from data.tasks import TaskError, open_task
 from tune.run_sweep import app
 from tune.space import SpaceError, load_space
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"
 SERVER = """\
 import ray, sys
-from data.ray_session import connect
+from data.machine.ray_session import connect
 connect()
 ray.get(ray.remote(lambda: None).remote())  # a worker
 print(ray.get_runtime_context().gcs_address, flush=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from data.crystal import crystal_from_structure
-from data.graphs import CONVERTER_VERSION, Graph, Graphs, convert, stack
-from data.shards import (
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import CONVERTER_VERSION, Graph, Graphs, convert, stack
+from data.crystals.shards import (
     MANIFEST,
     CacheSpec,
     DamagedShardError,
@@ -22,7 +22,7 @@ from data.shards import (
     write_manifest,
     write_shard,
 )
-from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
 
 REJECTED = "overlapping atoms: sites 0 and 1"
 NOTHING = Graph(  # what a rejected row reads as

@@ -22,11 +22,12 @@ from s3_server import s3_server
 from sweeps import new, outcome, prepare, run, start
 from typer.testing import CliRunner
 
-from data import storage, store_faults
-from data.graph_cache import graphs_of
-from data.ray_session import connect
-from data.rows import Rows
-from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from data.crystals.graph_cache import graphs_of
+from data.crystals.rows import Rows
+from data.machine.ray_session import connect
+from data.stores import faults as store_faults
+from data.stores import storage
+from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
 from models.fitted import FittedModel, load_model
 from models.linear import DUMMY, FittedLinear
 from models.predict import app

@@ -32,7 +32,7 @@ fi
 DRIVER = """\
 import os, sys, time
 import ray
-from data.ray_session import connect
+from data.machine.ray_session import connect
 from tune.storage_check import check_storage, could_grow
 
 connect(sys.argv[1])

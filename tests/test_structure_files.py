@@ -16,8 +16,8 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from data.crystal import BadCrystalError, Crystal
-from data.structure_files import read_structure_file, structure_file_format
+from data.crystals.crystal import BadCrystalError, Crystal
+from data.crystals.formats.structure_files import read_structure_file, structure_file_format
 from tune.run_sweep import app
 
 NACL = rock_salt("Na", "Cl", 5.69)

@@ -24,7 +24,7 @@ from s3_server import s3_server
 from sweeps import DEMO, REPOSITORY, command, environment, new, outcome, prepare, run, run_here, start
 from typer.testing import CliRunner
 
-from data.storage import file_names, open_folder, read_whole
+from data.stores.storage import file_names, open_folder, read_whole
 from models.fitted import ModelFileError, load_model
 from models.predict import app as predict_app
 from tune.run_sweep import app

@@ -10,9 +10,9 @@ from model_cases import sample
 from pymatgen.core import Lattice, Structure
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from data.batches import graph_batch
-from data.crystal import crystal_from_structure
-from data.graphs import Graphs, convert, stack
+from data.crystals.batches import graph_batch
+from data.crystals.crystal import crystal_from_structure
+from data.crystals.graphs import Graphs, convert, stack
 from models.features import GraphInputs
 from models.inputs import predict
 from models.network import CHGNetwork

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_crystals import face_centred
 
-from data.rows import Rows
+from data.crystals.rows import Rows
 from data.tasks import Task, TaskError, open_task
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "tables"

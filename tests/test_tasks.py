@@ -10,9 +10,9 @@ import pytest
 from made_crystals import rock_salt
 
 import data.tasks
-from data.crystal import Crystal
-from data.quality import bad_target_reasons, check_crystal
-from data.rows import Rows
+from data.crystals.crystal import Crystal
+from data.crystals.quality import bad_target_reasons, check_crystal
+from data.crystals.rows import Rows
 from data.task_table import OFFICIAL_NAMES, published_file
 from data.tasks import Task, TaskError, official_ids, official_task, open_task, task_names
 

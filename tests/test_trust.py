@@ -115,7 +115,10 @@ def test_an_element_that_training_has_not_seen_is_marked(data):
     assert 5 < oxides.sum() < N_ROWS - 20
     rest = np.flatnonzero(~oxides)
     part = TrainingPart(np.where(oxides, np.nan, data.targets), rest[::2], rest[1::2], "regression", "other")
-    for rows, weights in ((data.rows, "0.3.0"), (replace(data.rows, graphs=None, features=None, outputs=None), "")):
+    for rows, weights in (
+        (data.rows, "0.3.0"),
+        (replace(data.rows, graphs=None, features=None, outputs=None), ""),
+    ):
         ridge = fit_ridge(RidgeConfig(), rows, part)
         judge = fit_trust(rows, part, ridge.predict_rows(rows, calibration_rows(part)).values, weights=weights)
         much = np.flatnonzero(data.rows.fractions[:, 7] > 0.35)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from data.places import expanded
 from data.split_rule import N_FOLDS
+from data.stores.places import expanded
 from data.task_table import task_names
 from tune.errors import SweepError
 

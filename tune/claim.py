@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.console import say
-from data.storage import StorageError
+from data.machine.console import say
+from data.stores.storage import StorageError
 from tune.errors import SweepError
 from tune.folder import Folder
 

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data.import_path import ROOT
-from data.module_files import module_files
+from data.machine.import_path import ROOT
+from data.machine.module_files import module_files
 from models.registry import MODELS
 
 LIBRARIES = (
@@ -31,7 +31,7 @@ LIBRARIES = (
 TRIALS = "tune.search"
 # But for these, which only tell people what happens, or record it.
 TELLING = (
-    "data.console",
+    "data.machine.console",
     "tune.code_record",
     "tune.going_on",
     "tune.progress",

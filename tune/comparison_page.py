@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from data.storage import open_folder, write_whole
+from data.stores.storage import open_folder, write_whole
 from tune.comparison import Comparison, differences
 from tune.paired import RESAMPLES, fold_scores
 from tune.runs import SweepRun, judged

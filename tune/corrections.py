@@ -7,9 +7,9 @@ from importlib.metadata import version
 import numpy as np
 import ray
 
-from data.corrections import CORRECTIONS_VERSION, mp2020_minus_legacy
-from data.graphs import Graphs
-from data.storage import open_folder
+from data.crystals.corrections import CORRECTIONS_VERSION, mp2020_minus_legacy
+from data.crystals.graphs import Graphs
+from data.stores.storage import open_folder
 from tune.parts import ROWS_PER_PART, Parts, joined_parts, rows_of_part, write_part
 
 

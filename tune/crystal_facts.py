@@ -21,11 +21,11 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import track
 
-from data.crystal import BadCrystalError, Crystal
-from data.download import DownloadError
-from data.elements import ATOMIC_NUMBERS, SYMBOLS
-from data.rows import RawChunk, Rows
-from data.storage import StorageError
+from data.crystals.crystal import BadCrystalError, Crystal
+from data.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
+from data.crystals.rows import RawChunk, Rows
+from data.stores.download import DownloadError
+from data.stores.storage import StorageError
 from data.tasks import TaskError
 from tune.runs import SweepRun
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.compositions import read_compositions
-from data.console import say
-from data.elements import ATOMIC_NUMBERS
+from data.crystals.compositions import read_compositions
+from data.crystals.elements import ATOMIC_NUMBERS
+from data.crystals.graph_cache import graphs_of
+from data.crystals.graphs import element_fractions
+from data.crystals.left_out import leave_elements_out, leave_molecules_out
+from data.crystals.molecules import molecular
+from data.crystals.notes import commonest_notes, rows_were
+from data.crystals.quality import bad_target_reasons
+from data.crystals.rows import RowNumbers, Rows
 from data.folds import Fold, Split, make_folds, split_fold
-from data.graph_cache import graphs_of
-from data.graphs import element_fractions
-from data.left_out import leave_elements_out, leave_molecules_out
-from data.molecules import molecular
-from data.notes import commonest_notes, rows_were
-from data.quality import bad_target_reasons
-from data.rows import RowNumbers, Rows
+from data.machine.console import say
 from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
 from data.tasks import Task
 from models.metrics import Kind

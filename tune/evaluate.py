@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from data.errors import UserError
-from data.storage import read_whole
+from data.stores.storage import read_whole
 from models.metrics import TRUSTED, all_scores
 from tune.dataset import Dataset
 from tune.search import Outcome

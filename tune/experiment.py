@@ -17,8 +17,8 @@ from ray.exceptions import RayTaskError
 from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
-from data.console import say
-from data.storage import StorageError, file_names, open_folder
+from data.machine.console import say
+from data.stores.storage import StorageError, file_names, open_folder
 from tune.errors import SweepError
 from tune.preemption import FILE as PAUSED
 from tune.terminal import Terminal

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data.console import say
+from data.machine.console import say
 from tune.errors import SweepError
 from tune.folder import Folder
 from tune.going_on import command_to_go_on

@@ -12,9 +12,9 @@ import numpy as np
 import ray
 import torch
 
-from data.allocator import keep_freed_memory
-from data.graphs import Graphs
-from data.storage import open_folder
+from data.crystals.graphs import Graphs
+from data.machine.allocator import keep_freed_memory
+from data.stores.storage import open_folder
 from models.device import device_of_share
 from models.features import FeatureInputs, GraphInputs, backbone_features
 from models.inputs import predict

@@ -7,7 +7,7 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from data.storage import file_names, open_folder, read_whole, write_whole
+from data.stores.storage import file_names, open_folder, read_whole, write_whole
 from tune.errors import SweepError
 from tune.going_on import command_to_go_on
 

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data.interruption import ways_on
-from data.storage import open_folder, read_whole
+from data.machine.interruption import ways_on
+from data.stores.storage import open_folder, read_whole
 from tune.arguments import STORAGE
 
 if TYPE_CHECKING:

@@ -19,13 +19,13 @@ import numpy as np
 import ray
 import torch
 
-from data.allocator import keep_freed_memory
-from data.batches import graph_batch
-from data.console import console
-from data.convert import convert_chunk
-from data.graph_cache import Converter, cache_spec, graphs_of
-from data.graphs import Graphs, element_fractions, stack
-from data.rows import Rows
+from data.crystals.batches import graph_batch
+from data.crystals.convert import convert_chunk
+from data.crystals.graph_cache import Converter, cache_spec, graphs_of
+from data.crystals.graphs import Graphs, element_fractions, stack
+from data.crystals.rows import Rows
+from data.machine.allocator import keep_freed_memory
+from data.machine.console import console
 from data.tasks import Task
 from models.device import device_of_share
 from models.features import GraphInputs, backbone_features

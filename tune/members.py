@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from pyarrow import fs
 
-from data.storage import file_names, read_whole
+from data.stores.storage import file_names, read_whole
 from models.metrics import TRUSTED
 from tune.errors import RunError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.rows import Rows
+from data.crystals.rows import Rows
 from data.split_rule import DEFAULT_SPLIT, SplitRule
 from data.tasks import Task, open_task
 from tune.arguments import AUTO_COPIES, Copies, Tracker, Untrusted

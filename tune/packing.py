@@ -16,7 +16,7 @@ import psutil
 import ray
 import torch
 
-from data.console import say
+from data.machine.console import say
 from models.device import device_of_share
 from models.features import GRAPHS_PER_PASS
 from models.model import TrainingPart

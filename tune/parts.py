@@ -20,9 +20,9 @@ import ray
 from pyarrow import fs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.console import console, say
-from data.shards import ROWS_PER_SHARD
-from data.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from data.crystals.shards import ROWS_PER_SHARD
+from data.machine.console import console, say
+from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
 
 ROWS_PER_PART = ROWS_PER_SHARD // 8  # small enough that two cores share a data set of a thousand crystals
 _REPAIRS = 3  # computations of damaged parts before giving up: a disk that damages what it stores

@@ -17,12 +17,12 @@ import numpy as np
 import ray
 import torch
 
+from data.crystals.graph_cache import cache_spec
+from data.crystals.rows import Rows
+from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.folds import make_folds
-from data.graph_cache import cache_spec
-from data.ray_session import connect
-from data.rows import Rows
-from data.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
-from data.storage import open_folder
+from data.machine.ray_session import connect
+from data.stores.storage import open_folder
 from models.finetune import CHGNET, CHGNetConfig
 from models.network import cutoffs
 from models.registry import open_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from data.console import console, say
+from data.machine.console import console, say
 
 NOTABLE_SECONDS = 15  # to compile; loading what is compiled takes a second or two
 

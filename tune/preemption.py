@@ -20,7 +20,7 @@ from pyarrow import fs
 from ray.tune import Trainable
 from ray.tune.trainable import wrap_function
 
-from data.storage import StorageError, open_folder, read_whole, write_whole
+from data.stores.storage import StorageError, open_folder, read_whole, write_whole
 from models.model import Run
 
 FILE = "paused.pt"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from data.storage import StorageError, open_folder, read_whole, write_whole
+from data.stores.storage import StorageError, open_folder, read_whole, write_whole
 
 FILE = "progress.txt"  # in a trial's folder
 EVERY_S = 2.0  # seconds between two lines

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data.console import say
-from data.rows import Rows
+from data.crystals.rows import Rows
+from data.machine.console import say
 from data.split_rule import SplitError
-from data.storage import file_names
+from data.stores.storage import file_names
 from data.tasks import Task
 from models.metrics import metric_of
 from models.reference import TargetScaleError

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from data.storage import open_folder, write_whole
+from data.stores.storage import open_folder, write_whole
 from tune import crystal_facts, error_sections, report_sections, search_sections
 from tune.crystal_facts import FactsError
 from tune.report_sections import Section, Shown

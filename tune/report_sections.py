@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from data.storage import file_names, open_folder, read_whole
+from data.stores.storage import file_names, open_folder, read_whole
 from tune.figures import Picture, counted, number
 from tune.runs import Member, SweepRun
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.notes import commonest_notes, rows_were
+from data.crystals.notes import commonest_notes, rows_were
 from data.tasks import DEMO, Task
 from models.registry import open_model
 from tune.dataset import Dataset

@@ -14,7 +14,7 @@ import sys
 
 if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
     sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
-    from data.import_path import own_first
+    from data.machine.import_path import own_first
 
     own_first()
 
@@ -23,9 +23,9 @@ from typing import Annotated, Any
 
 import typer
 
-from data.command_line import command
-from data.interruption import interruptible
-from data.places import default_cache, downloads_folder, expanded
+from data.machine.command_line import command
+from data.machine.interruption import interruptible
+from data.stores.places import default_cache, downloads_folder, expanded
 from tune.arguments import STORAGE, absolute_spec, anywhere, copies, gpu_share, own_name, parse_folds
 
 

@@ -15,7 +15,7 @@ import sys
 
 if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
     sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
-    from data.import_path import own_first
+    from data.machine.import_path import own_first
 
     own_first()
 
@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from data.command_line import command
-from data.console import lines_only
-from data.interruption import interruptible
-from data.places import default_cache, downloads_folder, expanded
+from data.machine.command_line import command
+from data.machine.console import lines_only
+from data.machine.interruption import interruptible
 from data.split_rule import DEFAULT_SPLIT, split_rule
+from data.stores.places import default_cache, downloads_folder, expanded
 from tune.arguments import (
     STORAGE,
     Tracker,

@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import fs
 
-from data.storage import file_names, open_folder, read_whole
+from data.stores.storage import file_names, open_folder, read_whole
 from models.metrics import Metric, metric_of
 from tune.arguments import STORAGE, On
 from tune.errors import RunError

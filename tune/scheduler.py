@@ -11,8 +11,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from data.console import say
-from data.storage import read_whole, write_whole
+from data.machine.console import say
+from data.stores.storage import read_whole, write_whole
 from tune.trial import is_gone, saved_state
 
 FILE = "rungs.json"  # in the experiment's folder, so that who deletes that deletes what its trials have set

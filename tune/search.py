@@ -16,7 +16,7 @@ import ray.tune
 import torch
 from pyarrow import fs
 
-from data.console import say
+from data.machine.console import say
 from models.metrics import metric_of
 from tune.arguments import Copies, Untrusted
 from tune.dataset import Dataset

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from data.convert import reduced_formula
-from data.crystal import BadCrystalError, Crystal
+from data.crystals.convert import reduced_formula
+from data.crystals.crystal import BadCrystalError, Crystal
+from data.crystals.formats.structure_files import structure_file_format
+from data.crystals.layouts.matbench_files import read_matbench_file
+from data.crystals.rows import RawChunk, Rows
 from data.errors import UserError
-from data.matbench_files import read_matbench_file
-from data.places import expanded
-from data.rows import RawChunk, Rows
-from data.structure_files import structure_file_format
+from data.stores.places import expanded
 from data.tasks import TaskError, read_ids
 from tune.crystal_facts import FactsError, predicted_rows
 from tune.ranking import Section

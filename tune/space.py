@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from data.errors import UserError
-from data.places import expanded
+from data.stores.places import expanded
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.registry import ModelError, open_model

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data.convert import convert_chunk
-from data.graphs import Graph, element_fractions, stack
+from data.crystals.convert import convert_chunk
+from data.crystals.graphs import Graph, element_fractions, stack
 from data.task_table import DEMO, Quantity
 from data.tasks import open_task
 from models.features import FeatureInputs, GraphInputs, backbone_features

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.storage import StorageError, file_names, is_local, open_folder, read_whole, write_whole
+from data.stores.storage import StorageError, file_names, is_local, open_folder, read_whole, write_whole
 from tune.errors import SweepError
 
 NODE_S = 120.0  # for all nodes to answer: one that has just started unpacks the code first

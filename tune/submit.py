@@ -15,7 +15,7 @@ import sys
 
 if __name__ == "__main__":  # before anything of the user's could be imported by the name of something else
     sys.path.insert(0, os.path.realpath(__file__).rsplit("/", 2)[0])
-    from data.import_path import own_first
+    from data.machine.import_path import own_first
 
     own_first()
 
@@ -24,7 +24,7 @@ from typing import Annotated
 
 import typer
 
-from data.command_line import command
+from data.machine.command_line import command
 from tune.arguments import NOBODY, STORAGE
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from data.console import console, say
+from data.machine.console import console, say
 from tune.folder import Folder
 from tune.trusted import trust_sentence
 

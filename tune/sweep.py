@@ -14,11 +14,11 @@ from typing import Any
 
 import ray
 
-from data.console import say
-from data.ray_session import connect
-from data.rows import Rows
+from data.crystals.rows import Rows
+from data.machine.console import say
+from data.machine.ray_session import connect
 from data.split_rule import SplitError
-from data.storage import StorageError
+from data.stores.storage import StorageError
 from data.tasks import Task
 from models.reference import TargetScaleError
 from models.registry import open_model

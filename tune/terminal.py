@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from data.console import console, say
+from data.machine.console import console, say
 from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.progress import progress_of

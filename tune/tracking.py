@@ -27,8 +27,8 @@ from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from torch.utils.tensorboard import SummaryWriter
 
-from data.console import say
-from data.storage import StorageError
+from data.machine.console import say
+from data.stores.storage import StorageError
 from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.space import SearchSpace

@@ -15,7 +15,7 @@ import ray.tune
 import torch
 from pyarrow import fs
 
-from data.allocator import keep_freed_memory
+from data.machine.allocator import keep_freed_memory
 from data.task_table import Quantity
 from models.config import ModelConfig
 from models.device import device_name, device_of_share

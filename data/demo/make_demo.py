@@ -1,6 +1,6 @@
 """Makes the demo task, crystals labelled by another CHGNet, so that sweeps run without a download.
 
-Read by `data.readers.read_demo`. Needs the anchors in models/anchors.json. About 3 minutes on one core:
+Read by `layouts.readers.read_demo`. Needs the anchors in models/anchors.json. About 3 minutes on one core:
 
     python data/demo/make_demo.py
 """
