@@ -21,7 +21,7 @@ from benchmarks.stock import faster_converter
 from data.crystals.crystal import Crystal, crystal_from_structure
 from data.crystals.graphs import Graphs, convert, stack
 from data.tasks import DEMO, open_task
-from models.network import cutoffs
+from models.crystals.chgnet.network import cutoffs
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
 ATOM_CUTOFF, BOND_CUTOFF = cutoffs("0.3.0")

@@ -14,10 +14,10 @@ from benchmarks import stock
 from benchmarks.cases import BOND_CUTOFF, BenchmarkError, StructureSet
 from data.crystals.batches import GraphBatch
 from data.crystals.graphs import Graph, Graphs, element_fractions, stack
-from models.features import GraphInputs
-from models.inputs import Inputs, predict
-from models.network import CHGNetwork
-from models.train import GradientRun
+from models.crystals.chgnet.features import GraphInputs
+from models.crystals.chgnet.network import CHGNetwork
+from models.training.inputs import Inputs, predict
+from models.training.train import GradientRun
 
 CPU = torch.device("cpu")
 MOST_DIFFERENCE, MEAN_DIFFERENCE = 2e-5, 1e-6  # of energies, eV/atom; stock is up to 1.3e-5 off double precision

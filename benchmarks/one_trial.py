@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from data.machine.allocator import keep_freed_memory
-from models.finetune import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
 from models.model import TrainingPart
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ from data.machine.console import say
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
-from models.network import cutoffs
-from models.rows import AtomFeatures
+from models.crystals.chgnet.network import cutoffs
+from models.crystals.rows import AtomFeatures
 from tune.code_record import run_record
 from tune.dataset import Dataset, load_dataset
 from tune.features import feature_prefix

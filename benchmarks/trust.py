@@ -26,11 +26,11 @@ from data.crystals.graphs import convert, element_fractions, stack
 from data.crystals.left_out import leave_elements_out
 from data.folds import Fold, make_folds, split_fold
 from data.tasks import open_task
+from models.crystals.chgnet.network import cutoffs
+from models.crystals.rows import CrystalRows
+from models.crystals.trust import Trust, calibration_rows, described, fit_trust
 from models.model import Prediction, TrainingPart
-from models.network import cutoffs
 from models.registry import open_model
-from models.rows import CrystalRows
-from models.trust import Trust, calibration_rows, described, fit_trust
 
 ModelName = Literal["head", "whole", "gaussian_process", "composition", "ridge"]
 HEAD = {

@@ -26,12 +26,12 @@ from data.crystals.formats.structure_files import read_structure_file
 from data.crystals.graphs import convert, element_fractions, stack
 from data.folds import make_folds, split_fold
 from data.tasks import open_task
-from models.features import GraphInputs, backbone_features
-from models.finetune import CHGNetConfig, start_chgnet
-from models.inputs import predict
+from models.crystals.chgnet.features import GraphInputs, backbone_features
+from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.network import CHGNetwork, cutoffs
+from models.crystals.rows import CrystalRows
 from models.model import TrainingPart
-from models.network import CHGNetwork, cutoffs
-from models.rows import CrystalRows
+from models.training.inputs import predict
 
 WILD = 1.0  # eV/atom
 GAP = 3.2  # Angstrom
@@ -70,7 +70,7 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Of the trainings.")] = 64,
     weight_decay: Annotated[float, typer.Option(help="Of the trainings.")] = 0.00611,
 ) -> None:
-    """Train, predict with and without the limit of `models/reach.py`, and count."""
+    """Train, predict with and without the limit of `models/crystals/reach.py`, and count."""
     torch.set_num_threads(1)
     cutoff, network = cutoffs("0.3.0")[0], CHGNetwork("0.3.0").eval()
     task, source = open_task(str(task_file), download_dir=Path())

@@ -36,12 +36,12 @@ from data.crystals.graphs import Graph, convert, element_fractions
 from data.crystals.layouts.matbench_files import read_matbench_file
 from data.crystals.rows import RawChunk
 from data.crystals.shards import CacheSpec, encode_shard, read_cache, write_manifest, write_shard
-from models.features import FeatureInputs, backbone_features
-from models.finetune import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.features import FeatureInputs, backbone_features
+from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.network import CHGNetwork, FreezeDepth
+from models.crystals.rows import CrystalRows
 from models.model import TrainingPart
-from models.network import CHGNetwork, FreezeDepth
-from models.rows import CrystalRows
-from models.train import GradientRun
+from models.training.train import GradientRun
 
 EPOCHS = 10  # of a head, with the computing of its features
 

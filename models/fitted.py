@@ -25,12 +25,12 @@ from data.crystals.graphs import convert, element_fractions, stack
 from data.crystals.quality import check_crystal
 from data.errors import UserError
 from data.stores.storage import file_names, open_folder, read_whole
+from models.crystals.chgnet.network import cutoffs
+from models.crystals.rows import CrystalRows
+from models.crystals.trust import Trust, described, load_trust
+from models.crystals.tta import averaged
 from models.model import Fitted, Model, Prediction
-from models.network import cutoffs
 from models.registry import ModelError, open_model
-from models.rows import CrystalRows
-from models.trust import Trust, described, load_trust
-from models.tta import averaged
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 Kind = Literal["regression", "classification"]
-TRUSTED = 0.5  # a prediction whose trust is below it is marked (`models/trust.py`)
+TRUSTED = 0.5  # a prediction whose trust is below it is marked (`models/crystals/trust.py`)
 
 
 @dataclass(frozen=True)

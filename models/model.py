@@ -59,7 +59,7 @@ class Prediction:
     """Values in the task's unit (probabilities for a classification), finite, float64, shape (n,).
 
     `std` is the model's own uncertainty of each, same unit and shape, or None where it has none. `trust`, up to 1,
-    says how near each row is to what was trained on (`models/trust.py`), or is None where nothing is known of it.
+    says how near each row is to what was trained on (`crystals/trust.py`), or is None where nothing is known of it.
     """
 
     values: np.ndarray

@@ -36,8 +36,8 @@ def main(
 ) -> None:
     """Predict crystals with a trained model; exit code 1 if any could not be, the others are written all the same."""
     from data.stores.storage import open_folder, write_whole
+    from models.crystals.prediction import predict
     from models.fitted import load_model
-    from models.prediction import predict
 
     is_file = model.endswith(".pth") or Path(model).is_file()
     loaded = load_model(model, None if is_file else fold, model=code)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 # By name the module and its constant, which is imported when it is asked for: torch and the like take seconds.
 MODELS = {
-    "chgnet": ("models.finetune", "CHGNET"),
-    "gaussian_process": ("models.gaussian_process", "GAUSSIAN_PROCESS"),
-    "composition_network": ("models.composition_model", "COMPOSITION_NETWORK"),
-    "ridge": ("models.linear", "RIDGE"),
-    "dummy": ("models.linear", "DUMMY"),
+    "chgnet": ("models.crystals.chgnet.model", "CHGNET"),
+    "gaussian_process": ("models.crystals.gaussian_process.model", "GAUSSIAN_PROCESS"),
+    "composition_network": ("models.crystals.composition.model", "COMPOSITION_NETWORK"),
+    "ridge": ("models.crystals.linear", "RIDGE"),
+    "dummy": ("models.crystals.linear", "DUMMY"),
 }
 
 

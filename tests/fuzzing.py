@@ -407,10 +407,10 @@ class Checkpoint(Kind):
 
     def write_originals(self) -> list[tuple[str, bytes]]:
         from data.task_table import DEMO  # noqa: F401 - its package must be there
+        from models.crystals.rows import CrystalRows
         from models.fitted import FittedModel
         from models.model import TrainingPart
         from models.registry import open_model
-        from models.rows import CrystalRows
 
         random = np.random.default_rng(0)
         fractions = random.dirichlet(np.ones(94), size=40).astype(np.float32)

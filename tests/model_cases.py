@@ -18,14 +18,14 @@ from data.crystals.graphs import Graphs, element_fractions, stack
 from data.crystals.rows import Rows
 from data.task_table import Quantity
 from data.tasks import DEMO, Task, open_task
-from models.features import FeatureInputs, GraphInputs, backbone_features
-from models.finetune import CHGNetConfig, start_chgnet
-from models.inputs import predict
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
+from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.network import CHGNetwork, cutoffs
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import TrainingPart
-from models.network import CHGNetwork, cutoffs
-from models.rows import CrystalRows
-from models.train import GradientRun
+from models.training.inputs import predict
+from models.training.train import GradientRun
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from models.anchors import (
+from models.crystals.chgnet.anchors import (
     ANCHORS_FILE,
     N_ELEMENTS,
     PRETRAINED_WEIGHTS,

@@ -12,7 +12,7 @@ from data.crystals.batches import GraphBatch, graph_batch
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import Graphs, convert, stack
 from data.crystals.padding import BatchSize, padded, size_above, size_of
-from models.network import CHGNetwork, _fourier
+from models.crystals.chgnet.network import CHGNetwork, _fourier
 
 TOLERANCE = 1e-5  # eV/atom; single precision in another order of summation
 

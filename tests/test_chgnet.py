@@ -13,9 +13,9 @@ from pymatgen.core import Lattice, Structure
 from data.crystals.batches import GraphBatch, graph_batch
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import Graphs, convert, stack
-from models.features import GraphInputs
-from models.inputs import predict
-from models.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
+from models.crystals.chgnet.features import GraphInputs
+from models.crystals.chgnet.network import FREEZE_DEPTHS, WEIGHTS, CHGNetwork, _load_stock
+from models.training.inputs import predict
 
 PRETRAINED = ("0.3.0", "0.2.0", "r2scan")
 TOLERANCE = 1e-5  # eV/atom; single precision in another order of summation

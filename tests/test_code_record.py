@@ -57,7 +57,7 @@ def test_a_module_in_a_new_folder_counts_when_a_trial_reaches_it(tree, changed):
     append(tree / "models/training/schedules.py", "import numpy as np, data.crystals.cells\n")
     without = code_hash(tree)
     append(
-        tree / "models/losses.py",
+        tree / "models/training/losses.py",
         "\n\ndef later():\n    from models.training import (  # noqa\n        schedules,\n    )\n",
     )
     before = code_hash(tree)
@@ -66,7 +66,8 @@ def test_a_module_in_a_new_folder_counts_when_a_trial_reaches_it(tree, changed):
 
 
 @pytest.mark.parametrize(
-    "file", ["models/anchors.json", "tune/space.py", "tune/preemption.py", "data/crystals/graph_cache.py"]
+    "file",
+    ["models/crystals/chgnet/anchors.json", "tune/space.py", "tune/preemption.py", "data/crystals/graph_cache.py"],
 )
 def test_what_decides_a_number_counts(tree, file):
     before = code_hash(tree)
@@ -77,7 +78,7 @@ def test_what_decides_a_number_counts(tree, file):
 @pytest.mark.parametrize(
     "file",
     [
-        *("models/predict.py", "models/ase_calculator.py", "data/build_cache.py", "tune/run_sweep.py"),
+        *("models/predict.py", "models/crystals/ase_calculator.py", "data/build_cache.py", "tune/run_sweep.py"),
         *("tune/report.html", "tune/report.py", "tune/terminal.py", "data/crystals/unused.py"),
     ],
 )
@@ -124,7 +125,7 @@ def test_machine_code_is_made_anew_when_a_function_in_a_folder_changes(tree):
     program = "from models.crystals.quarter import quarter; print(quarter(8.0))"
     folders = (tree / "data/__pycache__").glob
     assert output(tree, program) == "2.0\n"
-    append(tree / "models/train.py", "# compiles nothing\n")
+    append(tree / "models/training/train.py", "# compiles nothing\n")
     assert output(tree, program) == "2.0\n"
     assert len(list(folders("compiled-*"))) == 1
     half.write_text(half.read_text().replace("x / 2", "x / 4"))

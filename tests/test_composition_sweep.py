@@ -15,11 +15,11 @@ from test_report import text_of
 from typer.testing import CliRunner
 
 from data.crystals.compositions import parse_formulas
-from models.composition_model import COMPOSITION_NETWORK
+from models.crystals.composition.model import COMPOSITION_NETWORK
+from models.crystals.linear import RIDGE
+from models.crystals.rows import CrystalRows
 from models.fitted import load_model
-from models.linear import RIDGE
 from models.model import TrainingPart
-from models.rows import CrystalRows
 from tune.run_sweep import app
 from tune.space import load_space
 
@@ -36,7 +36,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
-from models.composition_model import COMPOSITION_NETWORK
+from models.crystals.composition.model import COMPOSITION_NETWORK
 
 
 class BriefConfig(COMPOSITION_NETWORK.config):

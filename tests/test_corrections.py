@@ -16,9 +16,9 @@ from data.crystals.corrections import corrections_of_structure, mp2020_correctio
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import Graph, convert, stack
 from data.stores.storage import open_folder
-from models.anchors import load_anchors
-from models.network import CHGNetwork
-from models.reference import fit_energy_reference
+from models.crystals.chgnet.anchors import load_anchors
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.reference import fit_energy_reference
 from tune.corrections import corrections_of, corrections_prefix
 from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
 

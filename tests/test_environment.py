@@ -94,7 +94,7 @@ def test_a_command_imports_nothing_of_a_project(project, tmp_path, script):
 def test_a_model_of_ones_own_finds_what_PYTHONPATH_names(project, tmp_path, monkeypatch):  # noqa: N802
     (project / "layers_of_mine.py").write_text("SIZE = 3\n")
     (project / "my_model.py").write_text(
-        "import json\nfrom layers_of_mine import SIZE\nfrom models.linear import RIDGE as MODEL\n"
+        "import json\nfrom layers_of_mine import SIZE\nfrom models.crystals.linear import RIDGE as MODEL\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(project))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -160,7 +160,7 @@ def test_a_read_only_installation_without_a_home_has_its_networks_all_the_same(t
     beside = [str(REPOSITORY / folder / "__pycache__") for folder in ("data", "models")]
     mounts = "".join(f"mkdir -p {folder} && mount -t tmpfs -o ro tmpfs {folder} && " for folder in beside)
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"{mounts} exec {sys.executable} -c 'import models.train'"],
+        ["unshare", "--mount", "sh", "-c", f"{mounts} exec {sys.executable} -c 'import models.training.train'"],
         cwd=REPOSITORY,
         env={**os.environ, "HOME": NOWHERE, "MATSWEEP_CACHE": "", "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": str(tmp_path)},
         stdout=subprocess.PIPE,

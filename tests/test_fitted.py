@@ -18,10 +18,10 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from data.crystals.crystal import BadCrystalError
-from models.ase_calculator import EnergyCalculator
-from models.finetune import CHGNET
+from models.crystals.ase_calculator import EnergyCalculator
+from models.crystals.chgnet.model import CHGNET
+from models.crystals.fitted_network import combine
 from models.fitted import FILE_FORMAT, FittedModel, ModelFileError, load_model
-from models.fitted_network import combine
 from models.predict import app
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ ELSEWHERE = """
 import json, sys
 import torch
 from pymatgen.core import Structure
-from models.fitted_network import combine
+from models.crystals.fitted_network import combine
 from models.fitted import load_model
 
 torch.set_num_threads(1)

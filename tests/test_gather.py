@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.gather import Positions, _Summed, _Taken, added, summed, taken
+from models.crystals.chgnet.gather import Positions, _Summed, _Taken, added, summed, taken
 
 
 @pytest.fixture

@@ -14,11 +14,16 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 
 from data.crystals.corrections import mp2020_minus_legacy
-from models.features import GraphInputs, backbone_features
-from models.gaussian_process import GAUSSIAN_PROCESS, GaussianProcessConfig, fit_gaussian_process, pooled_features
+from models.crystals.chgnet.features import GraphInputs, backbone_features
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.gaussian_process.model import (
+    GAUSSIAN_PROCESS,
+    GaussianProcessConfig,
+    fit_gaussian_process,
+    pooled_features,
+)
+from models.crystals.gaussian_process.posterior import Points, likely_strengths, posterior, projected_posterior
 from models.model import TrainingPart
-from models.network import CHGNetwork
-from models.posterior import Points, likely_strengths, posterior, projected_posterior
 
 N_ROWS = 300
 FEATURE_STRENGTH, LENGTH, NOISE = 0.7, 1.3, 0.05

@@ -12,12 +12,12 @@ import torch
 from model_cases import fine_tuning, finished, numbers, predictions, sample, thirds
 from sweeps import new, prepare, run
 
-from models.composition_model import COMPOSITION_NETWORK
+from models.crystals.chgnet.model import load_chgnet
+from models.crystals.composition.model import COMPOSITION_NETWORK
+from models.crystals.gaussian_process.model import GAUSSIAN_PROCESS
+from models.crystals.rows import CrystalRows
 from models.device import device_of_share
-from models.finetune import load_chgnet
-from models.gaussian_process import GAUSSIAN_PROCESS
 from models.model import TrainingPart
-from models.rows import CrystalRows
 from tune.runs import load_sweep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

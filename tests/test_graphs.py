@@ -10,7 +10,7 @@ from pymatgen.core import Lattice, Structure
 from data.crystals.batches import GraphBatch, graph_batch
 from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
 from data.crystals.graphs import Graph, convert, element_fractions, stack
-from models.network import CHGNetwork
+from models.crystals.chgnet.network import CHGNetwork
 
 CUTOFFS = [(6, 3), (5, 3)]
 

@@ -66,12 +66,12 @@ def test_file_keeps_to_the_layout(path):
     ("path", "text", "fault"),
     [
         ("data/crystals/rows.py", "import models", "imports models"),
-        ("data/crystals/rows.py", "from models.network import CHGNet", "imports models"),
+        ("data/crystals/rows.py", "from models.crystals.chgnet.network import CHGNet", "imports models"),
         ("data/demo/make.py", "def f():\n    import tune.space", "imports tune"),
         ("data/demo/make.py", "from ...tune import space", "imports tune"),
-        ("models/network.py", "from tune import space", "imports tune"),
-        ("models/network.py", "import tests.test_layout", "imports tests"),
-        ("models/network.py", "import ray", "imports ray"),
+        ("models/crystals/chgnet/network.py", "from tune import space", "imports tune"),
+        ("models/crystals/chgnet/network.py", "import tests.test_layout", "imports tests"),
+        ("models/crystals/chgnet/network.py", "import ray", "imports ray"),
         ("data/crystals/rows.py", "from ray.util import queue", "imports ray"),
         ("tune/trial.py", "from ray import tune", "from ray import tune"),
         ("tune/trial.py", "from ray import train, tune as t", "from ray import tune"),
@@ -89,7 +89,10 @@ def test_a_fault_is_found(path, text, fault):
     ("path", "text"),
     [
         ("tune/trial.py", "import ray.tune\nfrom data.rows import Rows\nfrom models import chgnet"),
-        ("models/network.py", "import data\nimport raytracer\nfrom . import heads\nfrom .heads import tune"),
+        (
+            "models/crystals/chgnet/network.py",
+            "import data\nimport raytracer\nfrom . import a\nfrom .a import tune",
+        ),
         ("data/crystals/graph_cache.py", "import ray"),
         ("data/crystals/rows.py", "from .graphs import Graph\nfrom data import graphs"),
         ("tests/test_trial.py", "import ray\nimport tune.trial\n" + "\n" * MAX_LINES),

@@ -10,12 +10,12 @@ import torch
 from model_cases import fine_tuning, finished, numbers, one_thread, predictions, sample, thirds
 from test_train import OTHER_VALUES, assert_same_run, graphs_alone
 
-from models.augment import moved
-from models.finetune import CHGNET, CHGNetConfig
+from models.crystals.augment import moved
+from models.crystals.chgnet.model import CHGNET, CHGNetConfig
 from models.fitted import FittedModel, load_model
-from models.inputs import Mix
-from models.losses import loss_function
-from models.schedule import halvings, learning_rate
+from models.training.inputs import Mix
+from models.training.losses import loss_function
+from models.training.schedule import halvings, learning_rate
 from tune.dataset import untrained
 from tune.space import load_space
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from models.linear import DUMMY, RIDGE, DummyConfig, RidgeConfig, fit_dummy, fit_ridge
+from models.crystals.linear import DUMMY, RIDGE, DummyConfig, RidgeConfig, fit_dummy, fit_ridge
+from models.crystals.rows import CrystalRows
 from models.metrics import metric_of
 from models.model import TrainingPart
-from models.rows import CrystalRows
 
 N_ROWS, TRAIN, VAL, NEW = 60, np.arange(40), np.arange(40, 50), np.arange(50, 60)
 

@@ -10,10 +10,10 @@ import ray
 from model_cases import fine_tuning, finished, sample
 
 from data.tasks import DEMO
-from models.composition_model import COMPOSITION_NETWORK
-from models.gaussian_process import GAUSSIAN_PROCESS
+from models.crystals.composition.model import COMPOSITION_NETWORK
+from models.crystals.gaussian_process.model import GAUSSIAN_PROCESS
+from models.crystals.rows import CrystalRows
 from models.registry import open_model
-from models.rows import CrystalRows
 from tune.errors import SweepError
 from tune.levers import check_levers, inert_pairs, lever_pairs
 from tune.merged import as_offered, merge, trains_the_same

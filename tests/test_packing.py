@@ -21,9 +21,9 @@ import pytest
 import tune.packing
 from data.stores.places import default_cache
 from data.tasks import open_task
-from models.composition_model import COMPOSITION_NETWORK
-from models.features import GRAPHS_PER_PASS
-from models.rows import CrystalRows
+from models.crystals.chgnet.features import GRAPHS_PER_PASS
+from models.crystals.composition.model import COMPOSITION_NETWORK
+from models.crystals.rows import CrystalRows
 from tune.dataset import load_dataset
 from tune.folder import Folder
 from tune.packing import Probe, probe, share, share_of_gpu
@@ -83,7 +83,7 @@ from pathlib import Path
 
 import fake_gpu
 import ray
-from models.composition_model import COMPOSITION_NETWORK
+from models.crystals.composition.model import COMPOSITION_NETWORK
 
 
 def start(config, rows, part, device):

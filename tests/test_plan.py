@@ -14,7 +14,7 @@ from ray.tune.schedulers import ASHAScheduler
 from typer.testing import CliRunner
 
 from data.tasks import open_task
-from models.rows import CrystalRows
+from models.crystals.rows import CrystalRows
 from tune.dataset import load_dataset
 from tune.forecast import Rungs, TrialCost, forecast, known_configs, simulate
 from tune.measure import n_bytes, sample_positions

@@ -10,10 +10,10 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import convert, element_fractions, stack
-from models.composition_model import CompositionConfig, load_composition, start_composition
-from models.finetune import load_chgnet
+from models.crystals.chgnet.model import load_chgnet
+from models.crystals.composition.model import CompositionConfig, load_composition, start_composition
+from models.crystals.rows import CrystalRows
 from models.model import TrainingPart
-from models.rows import CrystalRows
 from tests.model_cases import fine_tuning, finished, one_thread, sample, thirds
 
 N_ROWS = 30

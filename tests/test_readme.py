@@ -24,10 +24,10 @@ import tune.run_queue
 import tune.run_sweep
 import tune.submit
 from data.tasks import TaskError, open_task, task_names
+from models.crystals.rows import CrystalRows
 from models.fitted import FittedModel, ModelFileError, load_model
 from models.model import TrainingPart
 from models.registry import MODELS, open_model
-from models.rows import CrystalRows
 from tune.queue_file import load_queue
 from tune.space import load_space
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from model_cases import fine_tuning, finished, numbers, sample
 
-from models.recorded import RecordedPasses
+from models.training.recorded import RecordedPasses
 
 
 def recording(self, batch, wanted, offset):

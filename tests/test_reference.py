@@ -5,9 +5,9 @@ import pytest
 from model_cases import PEROVSKITES, fine_tuning, finished, predictions, sample, thirds
 from sklearn.linear_model import LogisticRegression
 
-from models.anchors import load_anchors
-from models.network import CHGNetwork
-from models.reference import (
+from models.crystals.chgnet.anchors import load_anchors
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.reference import (
     TargetScaleError,
     fit_class_reference,
     fit_energy_reference,

@@ -8,7 +8,7 @@ import pytest
 import ray.tune
 from ray.tune.search.variant_generator import generate_variants
 
-from models.finetune import CHGNetConfig
+from models.crystals.chgnet.model import CHGNetConfig
 from tune.space import RANGES, SPACES_FOLDER, SearchSpace, SpaceError, load_space
 
 SHIPPED = sorted(file.stem for file in SPACES_FOLDER.glob("*.yaml") if "experiments:" not in file.read_text())

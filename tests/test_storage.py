@@ -28,10 +28,10 @@ from data.machine.ray_session import connect
 from data.stores import faults as store_faults
 from data.stores import storage
 from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from models.crystals.linear import DUMMY, FittedLinear
+from models.crystals.reference import Reference
 from models.fitted import FittedModel, load_model
-from models.linear import DUMMY, FittedLinear
 from models.predict import app
-from models.reference import Reference
 from tune import storage_check
 from tune.errors import SweepError
 from tune.storage_check import check_storage, on_network

@@ -223,7 +223,7 @@ def test_a_sweeps_folder_is_a_model_that_predicts_as_its_ensemble_did(whole):
 def test_an_ase_calculator_gives_the_energy_of_the_whole_cell(whole):
     from pymatgen.io.ase import AseAtomsAdaptor
 
-    from models.ase_calculator import EnergyCalculator
+    from models.crystals.ase_calculator import EnergyCalculator
 
     model = load_model(whole[0], fold=0)
     structure = demo_structures(pd.read_csv(whole[0] / "ensemble/preds_fold_0.csv")["id"].iloc[:1])[0]

@@ -16,10 +16,10 @@ from sweeps import run
 from typer.testing import CliRunner
 
 from data.tasks import DEMO
+from models.crystals.rows import CrystalRows
 from models.fitted import ModelFileError, load_model
 from models.model import BadPredictionsError, Prediction, TrainingPart, checked_predictions
 from models.registry import MODELS, open_model
-from models.rows import CrystalRows
 from tune.errors import SweepError
 from tune.levers import check_levers, inert_pairs, lever_pairs, read_nowhere
 from tune.run_sweep import app
@@ -264,7 +264,7 @@ def test_a_network_of_ours_reads_what_is_its_own_and_no_field_that_is_added(tmp_
     """Its run and its file hold its whole config, which is no reading of it."""
     (tmp_path / "mine.py").write_text(
         "from dataclasses import replace\n"
-        "from models.finetune import CHGNET, CHGNetConfig\n\n"
+        "from models.crystals.chgnet.model import CHGNET, CHGNetConfig\n\n"
         "class Mine(CHGNetConfig):\n    extra: float = 0.0\n\n"
         "MODEL = replace(CHGNET, config=Mine)\n"
     )

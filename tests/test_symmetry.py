@@ -13,9 +13,9 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from data.crystals.batches import graph_batch
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import Graphs, convert, stack
-from models.features import GraphInputs
-from models.inputs import predict
-from models.network import CHGNetwork
+from models.crystals.chgnet.features import GraphInputs
+from models.crystals.chgnet.network import CHGNetwork
+from models.training.inputs import predict
 
 # One crystal or two of each of the seven crystal systems, in their usual space groups.
 SYSTEMS = {

@@ -21,13 +21,13 @@ from model_cases import (
 )
 from sklearn.metrics import log_loss, roc_auc_score
 
-from models.features import GraphInputs, backbone_features
-from models.finetune import CHGNetConfig
-from models.inputs import predict
-from models.network import CHGNetwork, _load_stock
-from models.reference import fit_class_reference, fit_property_reference
-from models.rows import CrystalRows
-from models.train import NonFiniteLossError
+from models.crystals.chgnet.features import GraphInputs, backbone_features
+from models.crystals.chgnet.model import CHGNetConfig
+from models.crystals.chgnet.network import CHGNetwork, _load_stock
+from models.crystals.reference import fit_class_reference, fit_property_reference
+from models.crystals.rows import CrystalRows
+from models.training.inputs import predict
+from models.training.train import NonFiniteLossError
 
 N_ROWS = 48
 TRAIN, VAL, TEST = thirds(N_ROWS)

@@ -13,14 +13,14 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
 from data.tasks import DEMO
-from models.ase_calculator import EnergyCalculator
-from models.finetune import CHGNET
+from models.crystals.ase_calculator import EnergyCalculator
+from models.crystals.chgnet.model import CHGNET
+from models.crystals.linear import RIDGE, RidgeConfig, fit_ridge
+from models.crystals.trust import Trust, calibration_rows, fit_trust, measures
 from models.fitted import FittedModel, SeedEnsemble, load_model
-from models.linear import RIDGE, RidgeConfig, fit_ridge
 from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart
 from models.predict import app
-from models.trust import Trust, calibration_rows, fit_trust, measures
 from tune.trusted import trust_facts, trust_sentence
 
 N_ROWS = 90

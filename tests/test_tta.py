@@ -12,13 +12,13 @@ from model_cases import fine_tuning, finished, one_thread, sample, thirds
 from pymatgen.core import Structure
 from typer.testing import CliRunner
 
-from models.augment import copy_of
-from models.finetune import CHGNET
+from models.crystals.augment import copy_of
+from models.crystals.chgnet.model import CHGNET
+from models.crystals.gaussian_process.model import GaussianProcessConfig, fit_gaussian_process
+from models.crystals.tta import JITTER, STRAIN, averaged, judge
 from models.fitted import FittedModel, load_model
-from models.gaussian_process import GaussianProcessConfig, fit_gaussian_process
 from models.metrics import metric_of
 from models.model import TrainingPart
-from models.tta import JITTER, STRAIN, averaged, judge
 from tune.run_sweep import app
 
 DEMO_FILE = Path(__file__).parent.parent / "data/demo/demo.parquet"

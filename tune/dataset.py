@@ -25,10 +25,10 @@ from data.folds import Fold, Split, make_folds, split_fold
 from data.machine.console import say
 from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
 from data.tasks import Task
+from models.crystals.chgnet.network import cutoffs
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
-from models.network import cutoffs
 from models.registry import open_model
-from models.rows import CrystalRows
 from tune.corrections import corrections_of
 from tune.errors import SweepError
 from tune.features import pretrained_outputs

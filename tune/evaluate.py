@@ -27,7 +27,7 @@ class FoldScore:
     Attributes:
         fold: its index.
         predictions: id, composition, y_true, y_pred, abs_error (and std of an ensemble, or of a model that tells its
-            uncertainty), trust and trusted (`models/trust.py`), one row a test id.
+            uncertainty), trust and trusted (`models/crystals/trust.py`), one row a test id.
         validation: the same of the fold's validation part.
         scores: MAE, RMSE and largest error, or ROC-AUC and accuracy.
         n_fallback: test crystals without a graph, scored by the training mean.

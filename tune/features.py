@@ -15,11 +15,11 @@ import torch
 from data.crystals.graphs import Graphs
 from data.machine.allocator import keep_freed_memory
 from data.stores.storage import open_folder
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.rows import AtomFeatures
 from models.device import device_of_share
-from models.features import FeatureInputs, GraphInputs, backbone_features
-from models.inputs import predict
-from models.network import CHGNetwork
-from models.rows import AtomFeatures
+from models.training.inputs import predict
 from tune.parts import ROWS_PER_PART, Parts, joined_parts, rows_of_part, write_part
 
 # Part of the file name, raised whenever the forward pass would give other numbers, or a file's layout changes.

@@ -20,9 +20,9 @@ import ray
 from pydantic import ValidationError
 
 from models.config import ModelConfig
+from models.crystals.rows import CrystalRows
 from models.model import Model, fingerprint
 from models.registry import open_model, planned_epochs
-from models.rows import CrystalRows
 from tune.dataset import Dataset
 from tune.errors import SweepError
 from tune.merged import differing_base, trains_the_same

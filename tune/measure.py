@@ -27,11 +27,11 @@ from data.crystals.rows import Rows
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
 from data.tasks import Task
+from models.crystals.chgnet.features import GraphInputs, backbone_features
+from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
+from models.crystals.chgnet.network import CHGNetwork, cutoffs
+from models.crystals.rows import CrystalRows
 from models.device import device_of_share
-from models.features import GraphInputs, backbone_features
-from models.finetune import CHGNetConfig, start_chgnet
-from models.network import CHGNetwork, cutoffs
-from models.rows import CrystalRows
 from tune.dataset import load_dataset, untrained
 from tune.features import pretrained_outputs
 from tune.parts import ROWS_PER_PART, n_parts

@@ -2,7 +2,7 @@
 
 Ray hands out shares and limits nothing, so a share is also the part of the memory that torch may use in a trial
 (`models/device.py`). Where a probe was too hopeful, memory runs out in a trial, which then computes its batches in more
-passes (`models/train.py`).
+passes (`models/training/train.py`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import ray
 import torch
 
 from data.machine.console import say
+from models.crystals.chgnet.features import GRAPHS_PER_PASS
+from models.crystals.rows import CrystalRows
 from models.device import device_of_share
-from models.features import GRAPHS_PER_PASS
 from models.model import TrainingPart
 from models.registry import open_model
-from models.rows import CrystalRows
 from tune.dataset import Dataset
 from tune.folder import Folder
 from tune.options import Options

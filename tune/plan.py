@@ -23,8 +23,8 @@ from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache,
 from data.folds import make_folds
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder
-from models.finetune import CHGNET, CHGNetConfig
-from models.network import cutoffs
+from models.crystals.chgnet.model import CHGNET, CHGNetConfig
+from models.crystals.chgnet.network import cutoffs
 from models.registry import open_model
 from tune.dataset import VALIDATION_FRACTION
 from tune.errors import SweepError

@@ -12,8 +12,8 @@ from data.machine.console import say
 from data.split_rule import SplitError
 from data.stores.storage import file_names
 from data.tasks import Task
+from models.crystals.reference import TargetScaleError
 from models.metrics import metric_of
-from models.reference import TargetScaleError
 from tune.claim import claimed
 from tune.code_record import run_record
 from tune.comparison import compare

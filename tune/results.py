@@ -187,8 +187,8 @@ def protocol(options: Options, space: SearchSpace) -> str:
     )
     if options.untrusted == "baseline":
         split += (
-            "; predictions whose trust is below 0.5, by a rule that has seen no test label (models/trust.py), are the "
-            "baseline's"
+            "; predictions whose trust is below 0.5, by a rule that has seen no test label "
+            "(models/crystals/trust.py), are the baseline's"
         )
     if not space.searched:
         return f"no search, the space fixes every parameter; {split}."

@@ -17,12 +17,12 @@ from data.crystals.convert import convert_chunk
 from data.crystals.graphs import Graph, element_fractions, stack
 from data.task_table import DEMO, Quantity
 from data.tasks import open_task
-from models.features import FeatureInputs, GraphInputs, backbone_features
-from models.inputs import predict
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
+from models.crystals.chgnet.network import CHGNetwork, Weights, cutoffs
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import TrainingPart
-from models.network import CHGNetwork, Weights, cutoffs
-from models.rows import CrystalRows
+from models.training.inputs import predict
 
 N_TRAIN, N_VAL = 80, 20
 

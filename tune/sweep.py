@@ -2,7 +2,7 @@
 
 Top to bottom: `run` opens the task and makes the dataset (`tune/dataset.py`), proves the levers (`tune/levers.py`),
 searches (`tune/search.py`), trains the chosen configs and scores them (`tune/evaluate.py`), and writes the results
-(`tune/results.py`). A trial is `tune/trial.py`, the training loop `models/train.py`.
+(`tune/results.py`). A trial is `tune/trial.py`, the training loop `models/training/train.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from data.machine.ray_session import connect
 from data.split_rule import SplitError
 from data.stores.storage import StorageError
 from data.tasks import Task
-from models.reference import TargetScaleError
+from models.crystals.reference import TargetScaleError
 from models.registry import open_model
 from tune.claim import claimed
 from tune.dataset import Dataset, load_dataset, untrained

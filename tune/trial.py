@@ -18,15 +18,15 @@ from pyarrow import fs
 from data.machine.allocator import keep_freed_memory
 from data.task_table import Quantity
 from models.config import ModelConfig
+from models.crystals.rows import CrystalRows
+from models.crystals.trust import Trust, calibration_rows, fit_trust
+from models.crystals.tta import averaged, judge
 from models.device import device_name, device_of_share
 from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
 from models.model import Fitted, Prediction, Run
 from models.registry import open_model
-from models.rows import CrystalRows
-from models.train import NonFiniteLossError
-from models.trust import Trust, calibration_rows, fit_trust
-from models.tta import averaged, judge
+from models.training.train import NonFiniteLossError
 from tune.arguments import Copies, Untrusted
 from tune.preemption import load_paused, read_state, watched
 from tune.progress import Progress

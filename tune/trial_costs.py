@@ -15,8 +15,8 @@ import torch
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from models.finetune import FROM_FEATURES, CHGNetConfig
-from models.network import FREEZE_DEPTHS
+from models.crystals.chgnet.model import FROM_FEATURES, CHGNetConfig
+from models.crystals.chgnet.network import FREEZE_DEPTHS
 from tune.dataset import Dataset, untrained
 from tune.errors import SweepError
 from tune.search import Resources, train_chosen

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from models.config import GradientConfig, ModelConfig
+from models.crystals.rows import CrystalRows
 from models.model import BadPredictionsError, Model, TrainingPart, checked_predictions
-from models.rows import CrystalRows
-from models.train import NonFiniteLossError
+from models.training.train import NonFiniteLossError
 from tune.errors import SweepError
 
 # Training rows of a try; the next is made only where predictions of the last were identical.

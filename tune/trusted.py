@@ -1,6 +1,7 @@
 """Counts the test predictions that are not to be trusted, and scores the others.
 
-Marks come with the predictions (`models/trust.py`); a table of an earlier version has none, and nothing is said of it.
+Marks come with the predictions (`models/crystals/trust.py`); a table of an earlier version has none, and nothing is
+said of it.
 """
 
 from __future__ import annotations

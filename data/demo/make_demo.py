@@ -1,6 +1,6 @@
 """Makes the demo task, crystals labelled by another CHGNet, so that sweeps run without a download.
 
-Read by `layouts.readers.read_demo`. Needs the anchors in models/anchors.json. About 3 minutes on one core:
+Read by `layouts.readers.read_demo`. Needs the anchors of CHGNet. About 3 minutes on one core:
 
     python data/demo/make_demo.py
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 DEMO_FILE = Path(__file__).with_name("demo.parquet")
-ANCHORS_FILE = Path(__file__).parents[2] / "models" / "anchors.json"
+ANCHORS_FILE = Path(__file__).parents[2] / "models/crystals/chgnet/anchors.json"
 LABEL_WEIGHTS = "r2scan"
 
 MOST_ATOMS = 14
@@ -105,7 +105,7 @@ def label(model: CHGNet, references: dict[str, float], structures: list[Structur
 
 
 def read_references() -> dict[str, float]:
-    """Energy of each element under the labelling weights, eV/atom, from models/anchors.json."""
+    """Energy of each element under the labelling weights, eV/atom, from models/crystals/chgnet/anchors.json."""
     return json.loads(ANCHORS_FILE.read_text())[LABEL_WEIGHTS]
 
 

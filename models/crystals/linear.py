@@ -15,10 +15,10 @@ from scipy.special import expit
 
 from data.task_table import Quantity
 from models.config import ModelConfig
+from models.crystals.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, fitted_once, never
-from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
-from models.rows import CrystalRows
 
 
 class DummyConfig(ModelConfig):

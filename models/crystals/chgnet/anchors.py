@@ -2,10 +2,9 @@
 
 A formation energy is predicted as E_chgnet per atom - sum over elements of fraction * reference; the
 references are fitted on training rows, and an element with few rows, or none, falls back to its anchor. No
-label enters the anchors. Recompute `models/anchors.json` (a few minutes on one core; run it as a module,
-since in this folder `chgnet.py` hides the chgnet package):
+label enters the anchors. Recompute `anchors.json` (a few minutes on one core):
 
-    python -m models.anchors
+    python -m models.crystals.chgnet.anchors
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ def write_anchors(path: Path) -> None:
     document: dict[str, Any] = {
         "about": "Lowest energy (eV/atom, total, rounded to 1e-5) of each element under unmodified CHGNet "
         "weights, over volume scans of the structures it is known in, or of its dimer (H, N, O, halogens). "
-        "Written by models/anchors.py.",
+        "Written by models/crystals/chgnet/anchors.py.",
         "versions": {name: metadata.version(name) for name in ("chgnet", "pymatgen", "torch")},
     }
     for weights in PRETRAINED_WEIGHTS:

@@ -2,7 +2,7 @@
 
 A gated MLP acts on a concatenation [a, b, e] of gathered rows. Its first linear map is split into
 W_a a + W_b b + W_e e, so that the products run over atoms and bonds and only their results are gathered to
-edges and angles; core and gate share them. What follows the products is `models/kernels.py` on a CPU and
+edges and angles; core and gate share them. What follows the products is `kernels.py` on a CPU and
 the same in torch's operations on any other device, or for other widths.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
-from models import kernels
-from models.gather import Positions, summed, taken
+from models.crystals.chgnet import kernels
+from models.crystals.chgnet.gather import Positions, summed, taken
 
 if TYPE_CHECKING:
     from chgnet.model.functions import GatedMLP

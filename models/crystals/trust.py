@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.baseline import Baseline, fit_baseline
-from models.features import FeatureInputs, GraphInputs, backbone_features
-from models.inputs import predict
+from models.crystals.baseline import Baseline, fit_baseline
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
+from models.crystals.chgnet.network import pretrained
+from models.crystals.reference import Reference
+from models.crystals.rows import AtomFeatures, CrystalRows
 from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart
-from models.network import pretrained
-from models.reference import Reference
-from models.rows import AtomFeatures, CrystalRows
+from models.training.inputs import predict
 
 LIMIT = 3.0  # trust is 0.5 at so many times what is usual: see docs/accuracy.md for how many rows that marks
 USUAL = 0.95  # part of the validation rows that stay below what is called usual

@@ -3,7 +3,7 @@
 `CHGNetwork` holds an unmodified `chgnet.model.CHGNet` (so its state dict is stock's and loads there) and
 computes energies only. It is exact but for float rounding, and leaves out what cannot reach the energy:
 the last angle update, magnetic moments, forces. Three things make it fast: products are taken before they
-are gathered, and what lies between products is one compiled kernel (`models/gated.py`); equivalent atoms,
+are gathered, and what lies between products is one compiled kernel (`gated.py`); equivalent atoms,
 bonds and angles are computed once (`data/crystals/symmetry.py`); the bond graph lives on the bonds that form angles.
 
 Source: B. Deng et al., Nature Machine Intelligence 5, 1031 (2023); chgnet 0.4.2.
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from data.crystals.batches import GraphBatch
-from models.gated import gated_rows, summed_messages
-from models.gather import Positions, added, summed, taken
-from models.inputs import Mix
+from models.crystals.chgnet.gated import gated_rows, summed_messages
+from models.crystals.chgnet.gather import Positions, added, summed, taken
+from models.training.inputs import Mix
 
 if TYPE_CHECKING:
     from chgnet.model import CHGNet  # takes two seconds to import: where a network is made, below

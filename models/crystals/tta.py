@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from models.augment import copy_of
+from models.crystals.augment import copy_of
+from models.crystals.rows import CrystalRows
 from models.metrics import Metric
 from models.model import Fitted, Prediction
-from models.rows import CrystalRows
 
 JITTER = 0.01  # Angstrom, standard deviation of each coordinate
 STRAIN = 0.002  # standard deviation of each component

@@ -2,7 +2,7 @@
 
 A small batch leaves a GPU idle: a step of CHGNet is some 1,500 short kernels, and starting them one by one from Python
 takes many times as long as they do. A recorded pass is started by one call. It always reads and writes the same memory,
-so that batches are padded to one of a few sizes (`models/inputs.py`).
+so that batches are padded to one of a few sizes (`models/training/inputs.py`).
 
 Source: "CUDA Graphs", PyTorch's notes on CUDA semantics.
 """
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from models.config import GradientConfig
-from models.inputs import Inputs, RecordableInputs
-from models.objective import Objective
+from models.training.inputs import Inputs, RecordableInputs
+from models.training.objective import Objective
 
 
 @dataclass(frozen=True)

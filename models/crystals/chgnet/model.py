@@ -13,17 +13,14 @@ from torch import nn
 
 from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
-from models.anchors import load_anchors
-from models.augment import moved
 from models.config import GradientConfig
-from models.features import FeatureInputs, GraphInputs
-from models.fitted_network import FittedNetwork, loaded_reach, no_correction
-from models.inputs import Inputs, predict
-from models.metrics import Kind
-from models.model import Model, TrainingPart
-from models.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
-from models.reach import Start, zero
-from models.reference import (
+from models.crystals.augment import moved
+from models.crystals.chgnet.anchors import load_anchors
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs
+from models.crystals.chgnet.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
+from models.crystals.fitted_network import FittedNetwork, loaded_reach, no_correction
+from models.crystals.reach import Start, zero
+from models.crystals.reference import (
     NO_REFERENCE,
     Reference,
     fit_class_reference,
@@ -31,9 +28,12 @@ from models.reference import (
     fit_property_reference,
     unit_reference,
 )
-from models.reference_transform import ReferenceTransform, reference_transform
-from models.rows import CrystalRows
-from models.train import GradientRun
+from models.crystals.reference_transform import ReferenceTransform, reference_transform
+from models.crystals.rows import CrystalRows
+from models.metrics import Kind
+from models.model import Model, TrainingPart
+from models.training.inputs import Inputs, predict
+from models.training.train import GradientRun
 
 FROM_FEATURES = ("none", "readout")  # freeze depths that read the backbone's output where it is known
 _DEEP = FREEZE_DEPTHS[2:]

@@ -11,9 +11,9 @@ import torch
 from data.crystals.batches import GraphBatch, graph_batch, split_by_size
 from data.crystals.graphs import Graphs
 from data.crystals.padding import BatchSize, padded, size_above, size_of
-from models.inputs import by_pass
-from models.network import AtomFeatureBatch, CHGNetwork
-from models.rows import AtomFeatures, feature_rows
+from models.crystals.chgnet.network import AtomFeatureBatch, CHGNetwork
+from models.crystals.rows import AtomFeatures, feature_rows
+from models.training.inputs import by_pass
 
 # Bonds of a pass through the backbone. On a CPU the arrays of more would not stay in its cache; on a GPU
 # fewer would not keep it busy, and these need about 3 GB to train on.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.config import GradientConfig
-from models.losses import loss_function
 from models.model import TrainingPart
+from models.training.losses import loss_function
 
 
 class TargetTransform(Protocol):

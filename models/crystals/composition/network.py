@@ -13,7 +13,7 @@ from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.inputs import Mix
+from models.training.inputs import Mix
 
 N_ELEMENTS = 94
 _HEADS = 4
@@ -124,7 +124,7 @@ class _Residual(nn.Module):
 
 
 class CompositionNetwork(nn.Module):
-    """Predicts a property of a crystal from the fractions of its elements; a `models.train.Trainable`.
+    """Predicts a property of a crystal from the fractions of its elements; a `models.training.train.Trainable`.
 
     Every element present becomes a vector of its identity, its properties and its fraction; rounds of
     self-attention let the elements act on each other; means over the elements, with and without their

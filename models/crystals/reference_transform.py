@@ -11,12 +11,12 @@ import numpy as np
 
 from data.task_table import Quantity
 from models.config import GradientConfig
-from models.fitted_network import combine
+from models.crystals.fitted_network import combine
+from models.crystals.reach import Reach, fit_reach
+from models.crystals.reference import Reference
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import TrainingPart
-from models.reach import Reach, fit_reach
-from models.reference import Reference
-from models.rows import CrystalRows
 
 # Makes a reference anew of outputs for the training rows, shape (n_train,), and the present one.
 Refit = Callable[[np.ndarray, Reference], Reference]
@@ -111,7 +111,7 @@ def reference_transform(
         part: what the run may see of the fold.
         rescale: changes the network's last layer so that its output becomes (output - shift) / scale.
         corrections: to subtract from predictions, per atom, shape (n_rows,); None: nothing.
-        start: output of the network before training, shape (n_rows,), where it is not zero: see `models/reach.py`.
+        start: output of the network before training, shape (n_rows,), where it is not zero: see `reach.py`.
         refit: makes the reference anew after every epoch.
     """
     n_rows, fractions = len(part.targets), rows.fractions.astype(np.float64)

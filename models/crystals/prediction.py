@@ -36,7 +36,7 @@ def predict(model: FittedModel | SeedEnsemble, crystals: list[str]) -> tuple[pd.
 
     Returns:
         One row a crystal: `crystal` as given, `formula`, `prediction` in the model's unit, `std` where the model knows
-        it, `trust` and `trusted` (`models/trust.py`), and `note` if the reader noted anything of any; and {crystal:
+        it, `trust` and `trusted` (`trust.py`), and `note` if the reader noted anything of any; and {crystal:
         reason}.
     """
     rows, notes, reasons = [], [], {}

@@ -12,15 +12,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from data.task_table import Quantity
-from models.composition import CompositionNetwork
 from models.config import GradientConfig
-from models.fitted_network import FittedNetwork, loaded_reach, no_correction
+from models.crystals.composition.network import CompositionNetwork
+from models.crystals.fitted_network import FittedNetwork, loaded_reach, no_correction
+from models.crystals.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
+from models.crystals.reference_transform import ReferenceTransform, reference_transform
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import Model, TrainingPart
-from models.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
-from models.reference_transform import ReferenceTransform, reference_transform
-from models.rows import CrystalRows
-from models.train import GradientRun
+from models.training.train import GradientRun
 
 ROWS_PER_PASS = 8192
 _ARGUMENTS = {"width", "rounds", "head_width", "head_depth", "dropout"}  # fields that a network is made of

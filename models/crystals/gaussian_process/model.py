@@ -17,16 +17,24 @@ from pydantic import Field, model_validator
 
 from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
-from models.anchors import load_anchors
 from models.config import ModelConfig
-from models.features import FeatureInputs, GraphInputs, backbone_features
-from models.inputs import predict
+from models.crystals.chgnet.anchors import load_anchors
+from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.gaussian_process.posterior import (
+    Composition,
+    Kernel,
+    Points,
+    Posterior,
+    likely_strengths,
+    posterior,
+    projected_posterior,
+)
+from models.crystals.reference import Reference, fit_energy_reference, fit_property_reference
+from models.crystals.rows import AtomFeatures, CrystalRows
 from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, fitted_once
-from models.network import CHGNetwork
-from models.posterior import Composition, Kernel, Points, Posterior, likely_strengths, posterior, projected_posterior
-from models.reference import Reference, fit_energy_reference, fit_property_reference
-from models.rows import AtomFeatures, CrystalRows
+from models.training.inputs import predict
 
 ROWS_AT_ONCE = 4096  # of what pooling is computed for
 ROWS_OF_LIKELIHOOD = 1000  # training rows, drawn at random, whose marginal likelihood is maximised

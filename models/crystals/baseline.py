@@ -1,4 +1,4 @@
-"""Fits the baseline that training has to beat; `models/trust.py` measures predictions by it."""
+"""Fits the baseline that training has to beat; `trust.py` measures predictions by it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from scipy.special import logit
 
 from data.crystals.corrections import mp2020_minus_legacy
 from data.task_table import Quantity
-from models.anchors import load_anchors
-from models.fitted_network import combine
+from models.crystals.chgnet.anchors import load_anchors
+from models.crystals.chgnet.network import CHGNetwork
+from models.crystals.fitted_network import combine
+from models.crystals.reference import Reference, fit_class_reference, fit_energy_reference, fit_property_reference
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import TrainingPart
-from models.network import CHGNetwork
-from models.reference import Reference, fit_class_reference, fit_energy_reference, fit_property_reference
-from models.rows import CrystalRows
 
 _SMALLEST_PROBABILITY = 1e-3  # beyond it a class is certain
 

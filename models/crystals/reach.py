@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from models.crystals.reference import Reference
+from models.crystals.rows import CrystalRows
 from models.model import TrainingPart
-from models.reference import Reference
-from models.rows import CrystalRows
 
 REACH = 3.0  # times the move that is enough for 99 of 100 training rows
 _ENOUGH_FOR = 0.99

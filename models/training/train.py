@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.averaging import Averaging, Weights, copied, load
 from models.config import GradientConfig
-from models.inputs import Inputs, Mix, predict
 from models.model import EpochResult, Fitted, TrainingPart, fingerprint
-from models.objective import Objective, TargetTransform
-from models.optimizer import flattened, make_optimizer, twin
-from models.recorded import RecordedPasses
-from models.schedule import halvings, learning_rate
+from models.training.averaging import Averaging, Weights, copied, load
+from models.training.inputs import Inputs, Mix, predict
+from models.training.objective import Objective, TargetTransform
+from models.training.optimizer import flattened, make_optimizer, twin
+from models.training.recorded import RecordedPasses
+from models.training.schedule import halvings, learning_rate
 
 
 class NonFiniteLossError(ArithmeticError):

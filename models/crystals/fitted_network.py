@@ -11,12 +11,12 @@ from scipy.special import expit
 from torch import nn
 
 from data.task_table import Quantity
-from models.inputs import Inputs, predict
+from models.crystals.reach import Reach, Start, zero
+from models.crystals.reference import Reference
+from models.crystals.rows import CrystalRows
 from models.metrics import Kind
 from models.model import Prediction
-from models.reach import Reach, Start, zero
-from models.reference import Reference
-from models.rows import CrystalRows
+from models.training.inputs import Inputs, predict
 
 
 @dataclass
