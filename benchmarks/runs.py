@@ -33,10 +33,10 @@ from data.crystals.rows import Rows, counted
 from data.machine.console import console
 from data.machine.ray_session import connect
 from data.tasks import DEMO, open_task
-from tune.dataset import load_dataset
-from tune.options import Batch
-from tune.search import Resources, search_fold
-from tune.space import SearchSpace
+from tune.dataset.dataset import load_dataset
+from tune.records.options import Batch
+from tune.spaces.space import SearchSpace
+from tune.trials.search import Resources, search_fold
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRIALS, PROCESSES, AT_ONCE = 20, 4, 2

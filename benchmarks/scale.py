@@ -40,14 +40,14 @@ from data.stores.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.rows import AtomFeatures
-from tune.code_record import run_record
-from tune.dataset import Dataset, load_dataset
-from tune.features import feature_prefix
-from tune.options import Batch
-from tune.parts import ROWS_PER_PART, write_part
-from tune.search import Resources, search_fold
-from tune.space import load_space
-from tune.trial_fold import TrialFold
+from tune.dataset.dataset import Dataset, load_dataset
+from tune.dataset.features import feature_prefix
+from tune.dataset.parts import ROWS_PER_PART, write_part
+from tune.dataset.trial_fold import TrialFold
+from tune.records.code_record import run_record
+from tune.records.options import Batch
+from tune.spaces.space import load_space
+from tune.trials.search import Resources, search_fold
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
 RESULTS = Path(__file__).parent / "scale.json"

@@ -28,7 +28,7 @@ from benchmarks.work import WORK
 from data.machine.allocator import keep_freed_memory
 from data.stores.storage import write_whole
 from models.device import device_name
-from tune.code_record import run_record
+from tune.records.code_record import run_record
 
 RESULTS = Path(__file__).parent / "results.json"
 console = Console(stderr=True, highlight=False, soft_wrap=True)

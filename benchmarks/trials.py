@@ -24,7 +24,7 @@ import typer
 from pyarrow import fs
 
 from data.stores.storage import write_whole
-from tune.code_record import run_record
+from tune.records.code_record import run_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "trials.json"

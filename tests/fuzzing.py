@@ -387,7 +387,7 @@ class Space(Kind):
         return [(name, content) for name, content in files if b"\nexperiments:" not in content]
 
     def read(self, name: str, content: bytes) -> Any:
-        from tune.space import load_space
+        from tune.spaces.space import load_space
 
         (self.folder / name).write_bytes(content)
         return load_space(str(self.folder / name))
@@ -554,7 +554,7 @@ def _too_slow(*_: object) -> None:
 def _own_errors() -> tuple[type[Exception], ...]:
     from models.fitted import ModelFileError
     from tune.errors import RunError
-    from tune.space import SpaceError
+    from tune.spaces.space import SpaceError
 
     return (*OURS, ModelFileError, RunError, SpaceError)
 

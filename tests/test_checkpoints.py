@@ -4,7 +4,7 @@ import pytest
 import ray.tune
 import torch
 
-from tune.trial import STATE_FILE, is_gone, saved_state
+from tune.trials.trial import STATE_FILE, is_gone, saved_state
 
 
 @pytest.fixture

@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from tune import claim
-from tune.claim import FILE, claimed
 from tune.errors import SweepError
-from tune.folder import Folder
+from tune.records.folder import Folder
+from tune.sweep import claim
+from tune.sweep.claim import FILE, claimed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
-from tune import claim
-from tune.claim import claimed
-from tune.folder import Folder
+from tune.sweep import claim
+from tune.sweep.claim import claimed
+from tune.records.folder import Folder
 from tune.errors import SweepError
 
 claim.BEAT_S = 0.5

@@ -150,7 +150,7 @@ KUBERAY_FIELDS = {
 
 def kuberay_faults(documents: dict[str, Any]) -> Iterator[str]:
     """Of KubeRay and of GKE."""
-    from tune.preemption import GRACE_S  # here, for torch takes seconds to import
+    from tune.trials.preemption import GRACE_S  # here, for torch takes seconds to import
 
     spec = documents["RayCluster"]["spec"]
     head, workers = spec["headGroupSpec"], spec["workerGroupSpecs"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data.machine.module_files import PACKAGES, imported_modules, module_files
-from tune.code_record import TELLING, TRIALS
+from tune.records.code_record import TELLING, TRIALS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CYCLE = {
@@ -40,7 +40,7 @@ def output(tree: Path, program: str) -> str:
 
 
 def code_hash(tree: Path) -> str:
-    return output(tree, "from tune.code_record import code_sha256; print(code_sha256())")
+    return output(tree, "from tune.records.code_record import code_sha256; print(code_sha256())")
 
 
 def append(file: Path, text: str) -> None:
@@ -67,7 +67,12 @@ def test_a_module_in_a_new_folder_counts_when_a_trial_reaches_it(tree, changed):
 
 @pytest.mark.parametrize(
     "file",
-    ["models/crystals/chgnet/anchors.json", "tune/space.py", "tune/preemption.py", "data/crystals/graph_cache.py"],
+    [
+        "models/crystals/chgnet/anchors.json",
+        "tune/spaces/space.py",
+        "tune/trials/preemption.py",
+        "data/crystals/graph_cache.py",
+    ],
 )
 def test_what_decides_a_number_counts(tree, file):
     before = code_hash(tree)
@@ -79,7 +84,7 @@ def test_what_decides_a_number_counts(tree, file):
     "file",
     [
         *("models/predict.py", "models/crystals/ase_calculator.py", "data/build_cache.py", "tune/run_sweep.py"),
-        *("tune/report.html", "tune/report.py", "tune/terminal.py", "data/crystals/unused.py"),
+        *("tune/pages/report.html", "tune/report.py", "tune/trials/terminal.py", "data/crystals/unused.py"),
     ],
 )
 def test_what_trains_nothing_does_not_count(tree, file):
@@ -89,7 +94,7 @@ def test_what_trains_nothing_does_not_count(tree, file):
 
 
 def test_a_sweep_and_its_workers_import_nothing_that_does_not_count(tree):
-    names = output(tree, "import sys, tune.search; print(*(name for name in sys.modules))").split()
+    names = output(tree, "import sys, tune.trials.search; print(*(name for name in sys.modules))").split()
     files = {str(file.relative_to(REPOSITORY).with_suffix("")) for file in module_files([TRIALS], leave_out=TELLING)}
     ours = {name.replace(".", "/") for name in names if name.split(".")[0] in PACKAGES} - set(PACKAGES)
     assert ours - files <= {name.replace(".", "/") for name in (*TELLING, "data.machine.interruption")}
@@ -108,7 +113,7 @@ def test_imports_are_read_from_the_text_as_python_reads_them():
 
 
 def test_a_module_that_was_moved_is_missed(tree):
-    (tree / "tune/search.py").rename(tree / "tune/searches.py")
+    (tree / "tune/trials/search.py").rename(tree / "tune/searches.py")
     with pytest.raises(ModuleNotFoundError, match=r"no module tune\.search in"):
         module_files([TRIALS], root=tree)
 

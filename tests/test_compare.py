@@ -16,15 +16,15 @@ from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
 from models.metrics import metric_of
+from tune.analysis.comparison import compare, differences
+from tune.analysis.paired import Pair, difference, fold_scores, weighted_auc
+from tune.analysis.verdict import judge, seed_noise
 from tune.compare import app
-from tune.comparison import compare, differences
-from tune.comparison_page import COLOURS, config_differences, curves, report
 from tune.errors import RunError
-from tune.options import Options
-from tune.paired import Pair, difference, fold_scores, weighted_auc
+from tune.pages.comparison_page import COLOURS, config_differences, curves, report
+from tune.records.options import Options
 from tune.runs import SweepRun, finished_runs, judged, load_sweep
-from tune.space import load_space
-from tune.verdict import judge, seed_noise
+from tune.spaces.space import load_space
 
 REPOSITORY = Path(__file__).parents[1]
 MAE, ROCAUC = metric_of("regression"), metric_of("classification")

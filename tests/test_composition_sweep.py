@@ -21,7 +21,7 @@ from models.crystals.rows import CrystalRows
 from models.fitted import load_model
 from models.model import TrainingPart
 from tune.run_sweep import app
-from tune.space import load_space
+from tune.spaces.space import load_space
 
 WEIGHTS = {"Li": -1.0, "Na": -1.5, "Mg": -2.0, "Al": 0.5, "Si": 1.0, "O": -3.0, "S": 2.0, "Cl": 0.0}
 SPACE = """\

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from data.crystals.convert import reduced_formula
 from data.crystals.rows import Rows
 from data.tasks import open_task
-from tune.contamination import exposures, report
+from tune.analysis.contamination import exposures, report
+from tune.analysis.ranking import Section, sections
+from tune.analysis.seen import SeenError, read_seen, seen_ids
 from tune.ensemble import app as average
-from tune.ranking import Section, sections
 from tune.runs import SweepRun, load_sweep, weights_of
-from tune.seen import SeenError, read_seen, seen_ids
 
 FROM_SCRATCH = {fold: {"weights": "random", "seed": 0} for fold in range(5)}
 PRETRAINED = {fold: {"weights": "0.3.0", "seed": 0} for fold in range(5)}

@@ -19,8 +19,8 @@ from data.stores.storage import open_folder
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.network import CHGNetwork
 from models.crystals.reference import fit_energy_reference
-from tune.corrections import corrections_of, corrections_prefix
-from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
+from tune.dataset.corrections import corrections_of, corrections_prefix
+from tune.dataset.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
 
 HUBBARD_U = {"Co": 3.32, "Cr": 3.7, "Fe": 5.3, "Mn": 3.9, "Mo": 4.38, "Ni": 6.2, "V": 3.25, "W": 6.2}
 

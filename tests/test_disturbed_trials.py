@@ -33,11 +33,11 @@ from data.machine.ray_session import connect
 from data.stores.storage import StorageError, read_whole
 from data.tasks import open_task
 from models.registry import open_model
-from tune import experiment
-from tune.dataset import Dataset, load_dataset
-from tune.search import Outcome, Resources, train_chosen
-from tune.space import SearchSpace
-from tune.trial import PREDICTIONS_FILE
+from tune.dataset.dataset import Dataset, load_dataset
+from tune.spaces.space import SearchSpace
+from tune.trials import experiment
+from tune.trials.search import Outcome, Resources, train_chosen
+from tune.trials.trial import PREDICTIONS_FILE
 
 # Ray leaves sockets and log files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

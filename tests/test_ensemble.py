@@ -11,11 +11,11 @@ from test_compare import made, make_rows, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
-from tune.average import average, collect, report, tables
-from tune.comparison import compare
+from tune.analysis.average import average, collect, report, tables
+from tune.analysis.comparison import compare
+from tune.analysis.ranking import sections
 from tune.ensemble import app
 from tune.errors import RunError
-from tune.ranking import sections
 from tune.runs import SweepRun, chose_by_validation, contribution, load_sweep
 
 

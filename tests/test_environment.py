@@ -22,8 +22,8 @@ from data.stores.places import expanded
 from data.stores.storage import StorageError, open_folder
 from models.registry import open_model
 from tune import run_queue, run_sweep
-from tune.going_on import command_to_go_on
-from tune.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
+from tune.dataset.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
+from tune.records.going_on import command_to_go_on
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Modules of the user's with names like ours, like Python's, and of packages that are imported where they are installed.
@@ -34,7 +34,7 @@ NAMES = (
 )
 COMMANDS = (
     *("tune/run_sweep.py", "tune/run_queue.py", "tune/compare.py", "tune/ensemble.py", "tune/leaderboard.py"),
-    *("tune/report.py", "tune/submit.py", "tune/spot_watch.py", "models/predict.py", "data/build_cache.py"),
+    *("tune/report.py", "tune/submit.py", "tune/cluster/spot_watch.py", "models/predict.py", "data/build_cache.py"),
 )
 NOWHERE = "/proc/nowhere"  # nobody, not even root, can make a folder there
 
@@ -85,7 +85,9 @@ def test_driver_and_workers_import_nothing_of_a_project(project, tmp_path):
     assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()
 
 
-@pytest.mark.parametrize("script", ["tune/compare.py", "tune/run_queue.py", "models/predict.py", "tune/spot_watch.py"])
+@pytest.mark.parametrize(
+    "script", ["tune/compare.py", "tune/run_queue.py", "models/predict.py", "tune/cluster/spot_watch.py"]
+)
 def test_a_command_imports_nothing_of_a_project(project, tmp_path, script):
     assert "Usage" in run(script, "--help", cwd=project, PYTHONPATH=f"{project}:{project}/models")
     assert not (tmp_path / "mark").exists(), (tmp_path / "mark").read_text()

@@ -14,10 +14,10 @@ from data.crystals.rows import counted
 from data.folds import Fold, Split
 from data.tasks import DEMO
 from models.metrics import over_folds
-from tune.dataset import Dataset
-from tune.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
-from tune.search import Outcome
-from tune.trial import MODEL_FILE, PREDICTIONS_FILE
+from tune.dataset.dataset import Dataset
+from tune.sweep.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
+from tune.trials.search import Outcome
+from tune.trials.trial import MODEL_FILE, PREDICTIONS_FILE
 
 ROOT = Path(__file__).parent.parent
 LABELS = np.array([0.5, -1.0, -2.0, 1.0, -3.0, 0.25, -0.5, 2.0, -4.0, 1.5])
@@ -239,9 +239,12 @@ HARMLESS_OWNERS = {
     "labels": {"task", "facts", "found"},
     "targets": {"self", "part", "fold"},
 }
-# A plan trains on a sample to see how long that takes: seconds and bytes leave tune/measure.py, nothing of the labels.
-# tune/stand_in.py reads those of the demo, to show that a lever does something there: nothing is chosen by them.
-MAY_READ = {"labels": {"tune/evaluate.py"}, "targets": {"tune/dataset.py", "tune/measure.py", "tune/stand_in.py"}}
+# A plan trains on a sample to see how long that takes: seconds and bytes leave tune/planning/measure.py, nothing of the labels.
+# tune/sweep/stand_in.py reads those of the demo, to show that a lever does something there: nothing is chosen by them.
+MAY_READ = {
+    "labels": {"tune/sweep/evaluate.py"},
+    "targets": {"tune/dataset/dataset.py", "tune/planning/measure.py", "tune/sweep/stand_in.py"},
+}
 
 
 def readers(name: str, path: str, text: str) -> list[int]:
@@ -277,7 +280,7 @@ def test_a_dataset_gets_its_labels_in_one_place():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Dataset"
     }
-    assert makers == {"tune/dataset.py"}
+    assert makers == {"tune/dataset/dataset.py"}
 
 
 @pytest.mark.parametrize(

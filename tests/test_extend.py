@@ -9,11 +9,11 @@ import yaml
 from sweeps import new, prepare, run_here
 
 from tune.errors import SweepError
-from tune.extend import changes, outside
-from tune.folder import Folder
-from tune.options import Batch, check_record, load_options
+from tune.records.folder import Folder
+from tune.records.options import Batch, check_record, load_options
 from tune.runs import load_sweep
-from tune.space import SearchSpace, load_space
+from tune.spaces.space import SearchSpace, load_space
+from tune.sweep.extend import changes, outside
 
 FIXED = {"freeze_depth": "full", "epochs": 2, "loss": "mse", "weight_decay": 10}
 NARROW = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003]}}

@@ -67,16 +67,16 @@ def test_file_keeps_to_the_layout(path):
     [
         ("data/crystals/rows.py", "import models", "imports models"),
         ("data/crystals/rows.py", "from models.crystals.chgnet.network import CHGNet", "imports models"),
-        ("data/demo/make.py", "def f():\n    import tune.space", "imports tune"),
+        ("data/demo/make.py", "def f():\n    import tune.spaces.space", "imports tune"),
         ("data/demo/make.py", "from ...tune import space", "imports tune"),
         ("models/crystals/chgnet/network.py", "from tune import space", "imports tune"),
         ("models/crystals/chgnet/network.py", "import tests.test_layout", "imports tests"),
         ("models/crystals/chgnet/network.py", "import ray", "imports ray"),
         ("data/crystals/rows.py", "from ray.util import queue", "imports ray"),
-        ("tune/trial.py", "from ray import tune", "from ray import tune"),
-        ("tune/trial.py", "from ray import train, tune as t", "from ray import tune"),
+        ("tune/trials/trial.py", "from ray import tune", "from ray import tune"),
+        ("tune/trials/trial.py", "from ray import train, tune as t", "from ray import tune"),
         ("tests/test_trial.py", "from ray import tune", "from ray import tune"),
-        ("tune/trial.py", "\n" * (MAX_LINES + 1), "too long"),
+        ("tune/trials/trial.py", "\n" * (MAX_LINES + 1), "too long"),
         ("tune/utils.py", "", "a name that says nothing"),
         ("data/helpers/rows.py", "", "a name that says nothing"),
     ],
@@ -88,15 +88,15 @@ def test_a_fault_is_found(path, text, fault):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("tune/trial.py", "import ray.tune\nfrom data.rows import Rows\nfrom models import chgnet"),
+        ("tune/trials/trial.py", "import ray.tune\nfrom data.rows import Rows\nfrom models import chgnet"),
         (
             "models/crystals/chgnet/network.py",
             "import data\nimport raytracer\nfrom . import a\nfrom .a import tune",
         ),
         ("data/crystals/graph_cache.py", "import ray"),
         ("data/crystals/rows.py", "from .graphs import Graph\nfrom data import graphs"),
-        ("tests/test_trial.py", "import ray\nimport tune.trial\n" + "\n" * MAX_LINES),
-        ("tune/trial.py", "\n" * MAX_LINES),
+        ("tests/test_trial.py", "import ray\nimport tune.trials.trial\n" + "\n" * MAX_LINES),
+        ("tune/trials/trial.py", "\n" * MAX_LINES),
     ],
 )
 def test_what_is_allowed_is_not_a_fault(path, text):

@@ -19,13 +19,13 @@ import tune.submit
 from data.folds import make_folds
 from data.task_table import official_task
 from models.metrics import metric_of
-from tune.comparison import compare
+from tune.analysis.comparison import compare
+from tune.analysis.matbench_record import refuse_incomplete
+from tune.analysis.peers import peer_tables, read_peers
+from tune.analysis.ranking import Section, mean_scores, pooled_spread, sections
 from tune.errors import RunError
 from tune.leaderboard import app
-from tune.leaderboard_page import FILES, caption, cells, facts, heading
-from tune.matbench_record import refuse_incomplete
-from tune.peers import peer_tables, read_peers
-from tune.ranking import Section, mean_scores, pooled_spread, sections
+from tune.pages.leaderboard_page import FILES, caption, cells, facts, heading
 from tune.runs import load_sweep
 
 SHARED = REPOSITORY.parent / "shared" / "data"

@@ -16,8 +16,8 @@ from models.fitted import FittedModel, load_model
 from models.training.inputs import Mix
 from models.training.losses import loss_function
 from models.training.schedule import halvings, learning_rate
-from tune.dataset import untrained
-from tune.space import load_space
+from tune.dataset.dataset import untrained
+from tune.spaces.space import load_space
 
 N_ROWS = 60
 EPOCHS = 8

@@ -14,11 +14,11 @@ from models.crystals.composition.model import COMPOSITION_NETWORK
 from models.crystals.gaussian_process.model import GAUSSIAN_PROCESS
 from models.crystals.rows import CrystalRows
 from models.registry import open_model
+from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
-from tune.levers import check_levers, inert_pairs, lever_pairs
-from tune.merged import as_offered, merge, trains_the_same
-from tune.space import SearchSpace, load_space
-from tune.trial_fold import TrialFold
+from tune.spaces.merged import as_offered, merge, trains_the_same
+from tune.spaces.space import SearchSpace, load_space
+from tune.sweep.levers import check_levers, inert_pairs, lever_pairs
 
 N_TRAIN = 14
 TRAIN, VAL = np.arange(N_TRAIN), np.arange(N_TRAIN, 18)

@@ -18,18 +18,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import tune.packing
+import tune.sweep.packing
 from data.stores.places import default_cache
 from data.tasks import open_task
 from models.crystals.chgnet.features import GRAPHS_PER_PASS
 from models.crystals.composition.model import COMPOSITION_NETWORK
 from models.crystals.rows import CrystalRows
-from tune.dataset import load_dataset
-from tune.folder import Folder
-from tune.packing import Probe, probe, share, share_of_gpu
+from tune.dataset.dataset import load_dataset
+from tune.dataset.trial_fold import TrialFold
+from tune.records.folder import Folder
 from tune.runs import load_sweep
-from tune.space import SearchSpace
-from tune.trial_fold import TrialFold
+from tune.spaces.space import SearchSpace
+from tune.sweep.packing import Probe, probe, share, share_of_gpu
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -124,10 +124,10 @@ parameters:
 SWEEP = """\
 import ray, shutil, sys
 from pathlib import Path
-import tune.experiment
+import tune.trials.experiment
 from tune.run_sweep import app
 
-tune.experiment.MAX_FAILURES = 0
+tune.trials.experiment.MAX_FAILURES = 0
 storage = sys.argv[1]
 ray.init(
     address="local", num_cpus=3, num_gpus=1, include_dashboard=False, log_to_driver=False,
@@ -256,10 +256,10 @@ def test_the_share_is_measured_again_where_another_space_takes_more(tmp_path, mo
 
     def fake_probe(space, _dataset, fold):
         asked.append(fold)
-        (config,) = tune.packing.most_demanding(space).values()
+        (config,) = tune.sweep.packing.most_demanding(space).values()
         return [Probe(config, config["batch_size"] * GB // 4, 24 * GB)]
 
-    monkeypatch.setattr(tune.packing, "probe", fake_probe)
+    monkeypatch.setattr(tune.sweep.packing, "probe", fake_probe)
     options, folder = SimpleNamespace(search_folds=[3], folds=[1]), Folder(str(tmp_path))
     small, large = (
         SearchSpace(name="x", parameters={"batch_size": {"choice": sizes}, "lr": {"loguniform": [1e-4, 1e-2]}})
@@ -281,13 +281,13 @@ def test_a_probe_predicts_as_many_rows_at_once_as_a_trial(monkeypatch):
         seen.append(part)
         return COMPOSITION_NETWORK.start(config, rows, part, device)
 
-    monkeypatch.setattr(tune.packing, "open_model", lambda _: replace(COMPOSITION_NETWORK, start=start))
+    monkeypatch.setattr(tune.sweep.packing, "open_model", lambda _: replace(COMPOSITION_NETWORK, start=start))
     random = np.random.default_rng(0)
     n_atoms = random.permutation(600).astype(np.int32) + 1
     rows = CrystalRows(random.dirichlet(np.ones(94), 600).astype(np.float32), n_atoms)
     everything = np.arange(600)
     fold = TrialFold(random.random(600), everything[:550], everything[550:], everything[:0])
-    tune.packing._probe(rows, fold, "any", {"batch_size": 2, "width": 8}, "regression", "other", "cpu")
+    tune.sweep.packing._probe(rows, fold, "any", {"batch_size": 2, "width": 8}, "regression", "other", "cpu")
     (part,) = seen
     largest = everything[:550][np.argsort(-n_atoms[:550])]
     assert part.train.tolist() == largest[:4].tolist()

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from data.tasks import open_task
 from models.crystals.rows import CrystalRows
-from tune.dataset import load_dataset
-from tune.forecast import Rungs, TrialCost, forecast, known_configs, simulate
-from tune.measure import n_bytes, sample_positions
-from tune.options import Options
-from tune.plan import plan
-from tune.plan_table import show, spread
+from tune.dataset.dataset import load_dataset
+from tune.planning.forecast import Rungs, TrialCost, forecast, known_configs, simulate
+from tune.planning.measure import n_bytes, sample_positions
+from tune.planning.plan import plan
+from tune.planning.plan_table import show, spread
+from tune.records.options import Options
 from tune.run_sweep import app
-from tune.space import SearchSpace, load_space
+from tune.spaces.space import SearchSpace, load_space
 
 DEMO_FILE = Path(__file__).parent.parent / "data/demo/demo.parquet"
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from sweeps import new, prepare, run, start
 
-from tune.preemption import FILE, load_paused
+from tune.trials.preemption import FILE, load_paused
 
 SPACE = "parameters:\n  freeze_depth: full\n  epochs: 4\n  batch_size: 4\n"
 

@@ -7,17 +7,17 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-import tune.progress
-import tune.terminal
+import tune.trials.progress
+import tune.trials.terminal
 from models.metrics import metric_of
-from tune.progress import Progress, progress_of
-from tune.terminal import Terminal
+from tune.trials.progress import Progress, progress_of
+from tune.trials.terminal import Terminal
 
 
 @pytest.fixture
 def waiting(tmp_path, monkeypatch):
     """A terminal that asks at every step, and one trial of fold 3 that has begun."""
-    monkeypatch.setattr(tune.terminal, "ASK_LINES_S", 0.0)
+    monkeypatch.setattr(tune.trials.terminal, "ASK_LINES_S", 0.0)
     terminal = Terminal("training the chosen", 5, metric_of("regression"), str(tmp_path))
     terminal.setup()
     trial = SimpleNamespace(trial_id="one", config={"run": {"fold": 3, "model": "gaussian_process"}})
@@ -55,7 +55,7 @@ def test_a_line_is_written_now_and_then_and_one_that_cannot_be_is_let_go(tmp_pat
     progress("first")
     progress("too soon")
     assert progress_of(str(tmp_path)) == "first"
-    monkeypatch.setattr(tune.progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(tune.trials.progress, "EVERY_S", 0.0)
     progress("second")
     assert progress_of(str(tmp_path)) == "second"
     (tmp_path / "file").write_text("")

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from data.tasks import open_task
 from tune import run_sweep
-from tune.queue_file import load_queue
-from tune.queue_run import queue_for_task
 from tune.run_queue import app
-from tune.space import SpaceError
+from tune.spaces.queue_file import load_queue
+from tune.spaces.space import SpaceError
+from tune.sweep.queue_run import queue_for_task
 
 QUEUE = """\
 description: small, for tests

@@ -28,8 +28,8 @@ from models.crystals.rows import CrystalRows
 from models.fitted import FittedModel, ModelFileError, load_model
 from models.model import TrainingPart
 from models.registry import MODELS, open_model
-from tune.queue_file import load_queue
-from tune.space import load_space
+from tune.spaces.queue_file import load_queue
+from tune.spaces.space import load_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = ("README.md", *sorted(f"docs/{page.name}" for page in (REPOSITORY / "docs").glob("*.md")))

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 from data.crystals.convert import reduced_formula
 from data.tasks import open_task
 from models.metrics import TRUSTED
-from tune.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
+from tune.analysis.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
+from tune.pages.report_page import write_report
 from tune.report import app
-from tune.report_page import write_report
 from tune.runs import load_sweep
-from tune.space import load_space
+from tune.spaces.space import load_space
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

@@ -23,14 +23,14 @@ from data.stores.storage import StorageError, open_folder
 from models.metrics import metric_of
 from tune.arguments import gpu_share, own_name
 from tune.errors import SweepError
-from tune.experiment import run_experiment
-from tune.folder import refuse_name
-from tune.scheduler import FILE, ResumableASHA, kept_values
-from tune.searcher import DistinctOptuna, Listed
-from tune.space import SearchSpace
-from tune.terminal import Terminal
-from tune.tracking import Tracking
-from tune.trial import STATE_FILE
+from tune.records.folder import refuse_name
+from tune.spaces.space import SearchSpace
+from tune.trials.experiment import run_experiment
+from tune.trials.scheduler import FILE, ResumableASHA, kept_values
+from tune.trials.searcher import DistinctOptuna, Listed
+from tune.trials.terminal import Terminal
+from tune.trials.tracking import Tracking
+from tune.trials.trial import STATE_FILE
 
 
 @pytest.mark.usefixtures("ray_session")

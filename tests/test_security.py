@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from data.stores.storage import StorageError, open_folder
 from data.tasks import TaskError, open_task
 from tune.run_sweep import app
-from tune.space import SpaceError, load_space
+from tune.spaces.space import SpaceError, load_space
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYEXAMPLEKEY"

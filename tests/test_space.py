@@ -9,7 +9,7 @@ import ray.tune
 from ray.tune.search.variant_generator import generate_variants
 
 from models.crystals.chgnet.model import CHGNetConfig
-from tune.space import RANGES, SPACES_FOLDER, SearchSpace, SpaceError, load_space
+from tune.spaces.space import RANGES, SPACES_FOLDER, SearchSpace, SpaceError, load_space
 
 SHIPPED = sorted(file.stem for file in SPACES_FOLDER.glob("*.yaml") if "experiments:" not in file.read_text())
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tune.spot_watch import told_by_amazon, told_by_google
+from tune.cluster.spot_watch import told_by_amazon, told_by_google
 
-WATCH = Path(__file__).parents[1] / "tune/spot_watch.py"
+WATCH = Path(__file__).parents[1] / "tune/cluster/spot_watch.py"
 ALONE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]  # every trial that it sees is told
 TRIAL = (
     "(exec -a ray::ResourceTrainable.train bash -c \"trap 'echo saved; exit' TERM; while :; do sleep 0.1; done\") &\n"

@@ -32,9 +32,9 @@ from models.crystals.linear import DUMMY, FittedLinear
 from models.crystals.reference import Reference
 from models.fitted import FittedModel, load_model
 from models.predict import app
-from tune import storage_check
+from tune.cluster import storage_check
+from tune.cluster.storage_check import check_storage, on_network
 from tune.errors import SweepError
-from tune.storage_check import check_storage, on_network
 
 # Ray leaves sockets and log files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")

@@ -33,7 +33,7 @@ DRIVER = """\
 import os, sys, time
 import ray
 from data.machine.ray_session import connect
-from tune.storage_check import check_storage, could_grow
+from tune.cluster.storage_check import check_storage, could_grow
 
 connect(sys.argv[1])
 deadline = time.monotonic() + 60

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from data.folds import make_folds
 from data.tasks import official_ids, official_task
 from models.metrics import metric_of
+from tune.analysis.matbench_record import quiet_matbench, read_record
+from tune.analysis.submission import MISSING
 from tune.ensemble import app as average
-from tune.matbench_record import quiet_matbench, read_record
-from tune.results import OVERLAP
 from tune.runs import load_sweep
-from tune.space import load_space
-from tune.submission import MISSING
+from tune.spaces.space import load_space
 from tune.submit import app
+from tune.sweep.results import OVERLAP
 
 SHARED = REPOSITORY.parent / "shared" / "data"
 PREDICTIONS, LABELS = SHARED / "peer_predictions_mp_e_form.parquet", SHARED / "mp_e_form_compositions.parquet"

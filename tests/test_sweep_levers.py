@@ -20,13 +20,13 @@ from models.crystals.rows import CrystalRows
 from models.fitted import ModelFileError, load_model
 from models.model import BadPredictionsError, Prediction, TrainingPart, checked_predictions
 from models.registry import MODELS, open_model
+from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
-from tune.levers import check_levers, inert_pairs, lever_pairs, read_nowhere
 from tune.run_sweep import app
-from tune.search import Outcome
-from tune.space import SearchSpace, SpaceError, load_space
-from tune.trial_fold import TrialFold
-from tune.tries import ALIKE
+from tune.spaces.space import SearchSpace, SpaceError, load_space
+from tune.sweep.levers import check_levers, inert_pairs, lever_pairs, read_nowhere
+from tune.sweep.tries import ALIKE
+from tune.trials.search import Outcome
 
 NEIGHBOURS = '''\
 """The mean target of the training rows with the most similar compositions."""

@@ -21,7 +21,7 @@ from models.fitted import FittedModel, SeedEnsemble, load_model
 from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart
 from models.predict import app
-from tune.trusted import trust_facts, trust_sentence
+from tune.analysis.trusted import trust_facts, trust_sentence
 
 N_ROWS = 90
 TRAIN, VAL, TEST = thirds(N_ROWS)

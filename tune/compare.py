@@ -3,10 +3,10 @@
     python tune/compare.py RUN_A RUN_B
     python tune/compare.py RUN_A RUN_B --on validation --noise RUN
 
-A run is a name in `ray_results/` or a path; `NAME/seed_1`, `NAME/ensemble` and `NAME/reference` are one member of
-it. A run with several seeds is judged by the mean error of its seeds, not by their ensemble, so that like is
-compared with like. The statistics are `tune/paired.py` and `tune/verdict.py`. Writes `compare.md`, `differences.csv`
-and `curves.png`.
+A run is a name in `ray_results/` or a path; `NAME/seed_1`, `NAME/ensemble` and `NAME/reference` are one member of it. A
+run with several seeds is judged by the mean error of its seeds, not by their ensemble, so that like is compared with
+like. The statistics are `tune/analysis/paired.py` and `tune/analysis/verdict.py`. Writes `compare.md`,
+`differences.csv` and `curves.png`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main(
     storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
     """Compare two finished sweeps on the crystals that both predicted, and say which is better, if any is."""
-    from tune.comparison import compare
-    from tune.comparison_page import write_comparison
+    from tune.analysis.comparison import compare
+    from tune.pages.comparison_page import write_comparison
     from tune.runs import load_sweep
 
     a, b = load_sweep(run_a, storage), load_sweep(run_b, storage)

@@ -37,8 +37,8 @@ def main(
     ] = STORAGE,
 ) -> None:
     """Average the predictions of finished sweeps into a run of its own."""
-    from tune.average import average, collect, report, write
-    from tune.folder import Folder, refuse_taken
+    from tune.analysis.average import average, collect, report, write
+    from tune.records.folder import Folder, refuse_taken
     from tune.runs import load_sweep
 
     refuse_taken("--name", name, storage)

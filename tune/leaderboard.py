@@ -4,8 +4,8 @@
     python tune/leaderboard.py RUN RUN --peers PREDICTIONS.parquet --peers matbench_v0.1_X/results.json.gz
     python tune/leaderboard.py --contamination IDS_OR_STRUCTURES
 
-Runs are ranked with those of the same task, target and rows alone (`tune/ranking.py`). Each is judged by its ensemble
-if it has one, else by its seed, else by its untrained reference; `NAME/seed_1` judges that member. Writes
+Runs are ranked with those of the same task, target and rows alone (`tune/analysis/ranking.py`). Each is judged by its
+ensemble if it has one, else by its seed, else by its untrained reference; `NAME/seed_1` judges that member. Writes
 `leaderboard.md`, `leaderboard.csv` and `leaderboard.json`.
 """
 
@@ -53,7 +53,7 @@ def main(
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: --storage.")] = None,
 ) -> None:
     """Rank finished sweeps, and other people's models on exactly the same crystals."""
-    from tune.leaderboard_page import write_leaderboard
+    from tune.pages.leaderboard_page import write_leaderboard
 
     write_leaderboard(runs or [], peers or [], contamination, storage, out or storage)
 

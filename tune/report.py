@@ -37,7 +37,7 @@ def main(
     """Write a page that shows a finished sweep: one file, to be opened anywhere, that needs no network."""
     if out is not None and len(sweeps) > 1:
         raise RunError(f"--out names one file, and there are {len(sweeps)} sweeps: leave it out, or give one sweep")
-    from tune.report_page import write_report
+    from tune.pages.report_page import write_report
     from tune.runs import load_sweep
 
     for sweep in sweeps:

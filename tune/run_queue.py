@@ -2,9 +2,9 @@
 
     python tune/run_queue.py --queue daily --task matbench_mp_e_form
 
-An experiment is a sweep without a search, in `ray_results/NAME/EXPERIMENT`; the same command goes on where a killed
-one was. Verdicts and ranks are by validation parts (`tune/verdict.py`): choosing by them looks at no test crystal. The
-difference on the test parts stands beside them, to report.
+An experiment is a sweep without a search, in `ray_results/NAME/EXPERIMENT`; the same command goes on where a killed one
+was. Verdicts and ranks are by validation parts (`tune/analysis/verdict.py`): choosing by them looks at no test crystal.
+The difference on the test parts stands beside them, to report.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def main(
         "tta": copies(tta),
     }
     with interruptible("the same command goes on"):
-        from tune.queue_file import load_queue
+        from tune.spaces.queue_file import load_queue
 
         loaded = load_queue(queue)
         name = f"{own_name(task)}-{own_name(loaded.name)}" if name is None else name
-        from tune.options import Options
-        from tune.queue_run import run_queue
+        from tune.records.options import Options
+        from tune.sweep.queue_run import run_queue
 
         options = Options(name=name, space=loaded.experiments[0].space, **fields)
         run_queue(loaded, options, address=address)

@@ -5,7 +5,7 @@
     python tune/run_sweep.py --resume NAME
     python tune/run_sweep.py --extend NAME --num-samples +32
 
-This file is the command line; what a sweep does is `tune/sweep.py`.
+This file is the command line; what a sweep does is `tune/sweep/sweep.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tune.arguments import (
 from tune.errors import SweepError
 
 if TYPE_CHECKING:
-    from tune.options import Options
+    from tune.records.options import Options
 
 SWEEP, PROTOCOL, MACHINE = "What to sweep", "Protocol", "Machine and folders"
 
@@ -226,14 +226,14 @@ def main(
     with interruptible("nothing was begun, so give the same command again"):
         if resume is not None:
             _refuse_changed(context, "--resume", set())
-            from tune.options import options_to_go_on
+            from tune.records.options import options_to_go_on
 
             options = options_to_go_on(place, resume, "--resume")
         elif extend is not None:
             _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
-            from tune.extend import extended
-            from tune.options import options_to_go_on
-            from tune.space import load_space
+            from tune.records.options import options_to_go_on
+            from tune.spaces.space import load_space
+            from tune.sweep.extend import extended
 
             wider = load_space(space) if "space" in _given(context) else None
             options = extended(
@@ -265,12 +265,12 @@ def main(
             }
             options = _new_options(space, task, name, num_samples, seeds, fields)
         if plan_only:
-            from tune.plan import plan
-            from tune.plan_table import show
+            from tune.planning.plan import plan
+            from tune.planning.plan_table import show
 
             show(plan(options))
             return
-        from tune.sweep import run
+        from tune.sweep.sweep import run
 
         run(options, address=address, resumed=bool(resume or extend))
 
@@ -280,7 +280,7 @@ def _new_options(
 ) -> Options:
     """Options of a sweep that is begun; `fields` are those that do not depend on the space."""
     own_task = absolute_spec(task)
-    from tune.space import load_space
+    from tune.spaces.space import load_space
 
     loaded = load_space(space)
     seeds = seeds or loaded.seeds
@@ -289,9 +289,9 @@ def _new_options(
     if name is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{own_name(task)}-{own_name(loaded.name)}-{stamp}"
-    from tune.folder import refuse_taken
-    from tune.options import Options
-    from tune.trackers import trackers
+    from tune.records.folder import refuse_taken
+    from tune.records.options import Options
+    from tune.trials.trackers import trackers
 
     trackers(fields["track"], name)  # refuses what is not installed before anything is done
     refuse_taken("--name", name, fields["storage"])

@@ -24,8 +24,8 @@ from data.stores.storage import file_names, open_folder, read_whole
 from models.metrics import Metric, metric_of
 from tune.arguments import STORAGE, On
 from tune.errors import RunError
-from tune.going_on import how_to_go_on
-from tune.members import Member, load_history, load_member
+from tune.records.going_on import how_to_go_on
+from tune.records.members import Member, load_history, load_member
 
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}

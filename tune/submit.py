@@ -44,7 +44,7 @@ def main(
     storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
     """Write a finished sweep as a submission to Matbench's leaderboard."""
-    from tune.submission import write_submission
+    from tune.analysis.submission import write_submission
 
     write_submission(sweep, authors, algorithm, algorithm_long, bibtex, out, storage)
 

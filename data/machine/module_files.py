@@ -21,7 +21,7 @@ def module_files(modules: Iterable[str], leave_out: Collection[str] = (), root: 
     """The files of modules, and of all in the project that these import, directly or not; sorted by path.
 
     Args:
-        modules: dotted names, such as `tune.trial`.
+        modules: dotted names, such as `tune.trials.trial`.
         leave_out: dotted names of modules that count for nothing, nor what they alone import.
         root: the folder that the packages are in.
 

@@ -1,0 +1,234 @@
+"""Runs of the same rows, and other people's models on the same ids, ranked: what `tune/leaderboard.py` shows.
+
+Everyone is compared with the best alone, on the same resamples of compositions (`tune/analysis/paired.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from data.split_rule import DEFAULT_SPLIT
+from models.metrics import Kind, Metric, all_scores
+from tune.analysis.entries import Entry, run_entries
+from tune.analysis.paired import (
+    MIN_COMPOSITIONS,
+    RESAMPLES,
+    Difference,
+    clusters,
+    fold_scores,
+    interval,
+    pair_up,
+    resampled_scores,
+)
+from tune.analysis.peers import peer_tables
+from tune.errors import RunError
+from tune.runs import SweepRun, split_of
+
+# Resamples times compositions: some ten seconds for ten models of 130,000 crystals.
+_BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}
+
+
+@dataclass(frozen=True)
+class SeedSpread:
+    """How much a metric differs from seed to seed, learnt from all runs of the ranked folds that have several.
+
+    Attributes:
+        std: standard deviation of one training.
+        freedom: degrees of freedom it was estimated with.
+    """
+
+    std: float
+    freedom: int
+
+    def band(self, *n_seeds: int) -> float:
+        """What 95 % of differences between two equally good models are below, either way.
+
+            band = t(0.975, freedom) std sqrt(1 / n_A + 1 / n_B)
+
+        Args:
+            n_seeds: how many seeds each of the two is the mean of; 0 of one that trains nothing adds no term.
+        """
+        return float(t.ppf(0.975, self.freedom) * self.std * np.sqrt(sum(1 / n for n in n_seeds if n)))
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """An entry and how it stands to the best.
+
+    Attributes:
+        entry: the entry.
+        scores: mean over folds of the task's scores; the largest error is the largest of all.
+        by_fold: the metric of each fold.
+        rank: 1 for the best and for all that cannot be told from it; None of an entry that lacks ids.
+        tied: with others, for the difference to the best is noise.
+        difference: to the best, positive where this one is worse; None of the best itself, or without common ids.
+        n_common: ids that the difference is over.
+    """
+
+    entry: Entry
+    scores: dict[str, float]
+    by_fold: dict[int, float]
+    rank: int | None
+    tied: bool
+    difference: Difference | None
+    n_common: int
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """All entries of the same task, target, rows and kind of folds, best first; those that lack ids last.
+
+    Attributes:
+        task: facts of the task.
+        data: of the rows: description, sha256.
+        metric: that decides.
+        places: of the entries.
+        spread: what seeds do; None where no run has several.
+        n_resamples: of the intervals.
+        runs: that are ranked.
+    """
+
+    task: dict[str, Any]
+    data: dict[str, Any]
+    metric: Metric
+    places: list[Place]
+    spread: SeedSpread | None
+    n_resamples: int
+    runs: list[SweepRun]
+
+
+def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[Section]:
+    """Rank runs and peers, each with those of its own task, target and rows.
+
+    Args:
+        runs: of any tasks.
+        peers: predictions by file, as `tune.analysis.peers.read_peers` gives them.
+
+    Raises:
+        RunError: a peer lacks some ids, labels differ, or a file of peers has none of any task's ids.
+    """
+    grouped: dict[tuple[str, ...], list[SweepRun]] = {}
+    for run in runs:
+        key = (run.task["name"], run.task["target"], run.task["kind"], run.data_sha256, split_of(run))
+        grouped.setdefault(key, []).append(run)
+    used: set[str] = set()
+    found = []
+    for group in grouped.values():
+        entries = run_entries(group)
+        rows = max((entry.table for entry in entries), key=len)[["fold", "id", "composition", "y_true"]]
+        # Peers were trained on the task's own folds: what another split leaves out, they have seen.
+        of_task = peers if split_of(group[0]) == DEFAULT_SPLIT else {}
+        for file, table in of_task.items():
+            of_these = peer_tables(table, rows, file)
+            used |= {file} if of_these else set()
+            flags = ["trained on the whole task"] if any("subset" in entry.flags for entry in entries) else []
+            entries += [Entry(name, "peer", one, "", 1, flags, None) for name, one in of_these.items()]
+        found.append(rank(entries, group))
+    if unused := [file for file in peers if file not in used]:
+        raise RunError(f"--peers {unused[0]}: it has none of the test ids of these runs, so of which task is it?")
+    return sorted(found, key=lambda section: (section.task["name"], -len(section.places[0].entry.table)))
+
+
+def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
+    """Rank entries of the same task, target and rows."""
+    metric, kind = runs[0].metric, runs[0].task["kind"]
+    sign = 1.0 if metric.mode == "min" else -1.0
+    most = max(len(entry.table) for entry in entries)
+    whole = [entry for entry in entries if len(entry.table) == most]
+    folds = set(whole[0].table["fold"])
+    whole = [entry for entry in whole if set(entry.table["fold"]) == folds]
+    pair = pair_up([entry.table for entry in whole], [])
+    values = fold_scores(pair.rows, pair.a, metric)
+    order = np.argsort(sign * values.mean(axis=1), kind="stable").tolist()
+    first = order[0]
+    best = whole[first]
+    n_compositions = int(clusters(pair.rows).max()) + 1
+    n_resamples = resamples_for(n_compositions, metric)
+    resampled = resampled_scores(pair.rows, list(pair.a[:, None]), metric, n_resamples)
+    # Each run once, whichever of its members are ranked; the mean over fewer folds is spread otherwise.
+    alike = {run.address: seed_scores(run) for run in runs if set(run.folds) == folds}
+    spread = pooled_spread(list(alike.values()))
+    names = np.unique(pair.rows["fold"]).tolist()
+    places = []
+    for position, one in enumerate(order, start=1):
+        entry, found, tied = whole[one], None, False
+        if one != first:
+            value = sign * float(values[one].mean() - values[first].mean())
+            low, high = interval(sign * (resampled[:, one] - resampled[:, first]))
+            found = Difference(value, low, high, None, n_compositions)
+            tied = is_noise(found, spread, entry.n_draws, best.n_draws)
+        by_fold = dict(zip(names, values[one].tolist(), strict=True))
+        placed = 1 if tied else position
+        places.append(Place(entry, mean_scores(entry.table, kind), by_fold, placed, tied, found, most))
+    if any(place.tied for place in places):
+        places[0] = Place(best, places[0].scores, places[0].by_fold, 1, True, None, most)
+    for entry in entries:
+        if entry not in whole:
+            places.append(_place_apart(entry, best, metric, kind))
+    return Section(runs[0].task, runs[0].results["data"], metric, places, spread, n_resamples, runs)
+
+
+def is_noise(found: Difference, spread: SeedSpread | None, *n_seeds: int) -> bool:
+    """Whether a difference to the best says nothing: its interval over crystals and seeds together holds 0.
+
+    Where no run has several seeds, nothing is known of them, and crystals alone decide.
+    """
+    low, high = found.with_seeds(0.0 if spread is None else spread.band(*n_seeds))
+    return found.n_compositions < MIN_COMPOSITIONS or low <= 0 <= high
+
+
+def resamples_for(n_compositions: int, metric: Metric) -> int:
+    """How many resamples are worth their time: 10,000, fewer where there are many compositions."""
+    return int(np.clip(_BUDGET[metric.name] // n_compositions, 500, RESAMPLES))
+
+
+def mean_scores(table: pd.DataFrame, kind: Kind) -> dict[str, float]:
+    """Means over folds of what Matbench scores, and the largest error of all."""
+    by_fold = [
+        all_scores(kind, part["y_true"].to_numpy(), part["y_pred"].to_numpy()) for _, part in table.groupby("fold")
+    ]
+    means = {name: float(np.mean([scores[name] for scores in by_fold])) for name in by_fold[0]}
+    return means | {name: max(scores[name] for scores in by_fold) for name in ("max_error",) if name in means}
+
+
+def seed_scores(run: SweepRun) -> np.ndarray:
+    """Metric of each seed of a run, the mean over its folds, shape (seeds,)."""
+    return np.array([entry["mean"][run.metric.name] for entry in run.results["seeds"]], dtype=float)
+
+
+def pooled_spread(by_run: Sequence[np.ndarray]) -> SeedSpread | None:
+    """The pooled standard deviation sqrt(sum (n_i - 1) s_i^2 / sum (n_i - 1)); None where no run has two seeds.
+
+    Args:
+        by_run: metric of each seed of a run, each the mean over folds, shape (n_i,).
+    """
+    several = [scores for scores in by_run if len(scores) > 1]
+    freedom = sum(len(scores) - 1 for scores in several)
+    if not freedom:
+        return None
+    squares = sum(float(((scores - scores.mean()) ** 2).sum()) for scores in several)
+    return SeedSpread(float(np.sqrt(squares / freedom)), freedom)
+
+
+def _place_apart(entry: Entry, best: Entry, metric: Metric, kind: Kind) -> Place:
+    """The place of an entry that lacks ids: no rank, and the difference to the best on what both have."""
+    own = fold_scores(entry.table, entry.table["y_pred"].to_numpy()[None], metric)[0]
+    by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))
+    scores = mean_scores(entry.table, kind)
+    try:
+        pair = pair_up([entry.table], [best.table])
+    except RunError:
+        return Place(entry, scores, by_fold, None, False, None, 0)
+    sign = 1.0 if metric.mode == "min" else -1.0
+    n_compositions = int(clusters(pair.rows).max()) + 1
+    resampled = resampled_scores(pair.rows, [pair.a, pair.b], metric, resamples_for(n_compositions, metric))
+    low, high = interval(sign * (resampled[:, 0] - resampled[:, 1]))
+    values = [float(fold_scores(pair.rows, one, metric).mean()) for one in (pair.a, pair.b)]
+    found = Difference(sign * (values[0] - values[1]), low, high, None, n_compositions)
+    return Place(entry, scores, by_fold, None, False, found, len(pair.rows))

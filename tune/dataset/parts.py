@@ -1,0 +1,131 @@
+"""Arrays with something for every row of a task, computed once in parallel and kept in parts beside the graphs.
+
+A part is a file whose name holds all that its content depends on, its number and its checksum; a damaged one is
+computed again, alone. `tune/dataset/features.py` and `tune/dataset/corrections.py` say what is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from pyarrow import fs
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data.crystals.shards import ROWS_PER_SHARD
+from data.machine.console import console, say
+from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
+
+ROWS_PER_PART = ROWS_PER_SHARD // 8  # small enough that two cores share a data set of a thousand crystals
+_REPAIRS = 3  # computations of damaged parts before giving up: a disk that damages what it stores
+
+T = TypeVar("T")
+Parts = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
+
+
+def joined_parts(
+    what: str,
+    prefix: str,
+    n_rows: int,
+    cache_folder: str,
+    compute: Callable[[int], ray.ObjectRef],
+    join: Callable[[Parts], T],
+    at_once: int | None = None,
+) -> T:
+    """All parts as one, those that are missing or damaged computed first.
+
+    Args:
+        what: is computed, for the progress bar.
+        prefix: how the names of the parts begin.
+        n_rows: of the task.
+        cache_folder: path or URI of the graphs' own cache.
+        compute: starts the Ray task that computes a part, given its number, and writes it with `write_part`.
+        join: makes one of all parts, each its rows and arrays, in order.
+        at_once: parts that are computed at once; None: as many as fit.
+
+    Raises:
+        StorageError: parts of the cache are damaged again and again.
+    """
+    filesystem, path = open_folder(cache_folder)
+    for _ in range(_REPAIRS):
+        _compute(what, missing_parts(filesystem, path, prefix, n_rows), n_rows, compute, at_once)
+        joined = join(_read(filesystem, path, prefix, n_rows))
+        if not missing_parts(filesystem, path, prefix, n_rows):  # a damaged one was deleted as it was read
+            return joined
+    raise StorageError(f"{cache_folder}: what is written there comes back damaged; use another disk for the cache")
+
+
+def n_parts(n_rows: int) -> int:
+    """Parts that hold so many rows of a task."""
+    return math.ceil(n_rows / ROWS_PER_PART)
+
+
+def rows_of_part(n_rows: int, number: int) -> np.ndarray:
+    """Rows of a part."""
+    return np.arange(number * ROWS_PER_PART, min((number + 1) * ROWS_PER_PART, n_rows))
+
+
+def missing_parts(filesystem: fs.FileSystem, folder: str, prefix: str, n_rows: int) -> list[int]:
+    """Numbers of the parts that are not in the cache."""
+    present = _present(filesystem, folder, prefix)
+    return [number for number in range(n_parts(n_rows)) if number not in present]
+
+
+def write_part(filesystem: fs.FileSystem, folder: str, prefix: str, number: int, arrays: dict[str, np.ndarray]) -> None:
+    """Write a part to the cache, under a name that carries its checksum."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    checksum = hashlib.sha256(buffer.getvalue()).hexdigest()
+    write_whole(filesystem, f"{folder}/{prefix}-{number:05d}-{checksum}.npz", buffer.getvalue())
+
+
+def _present(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[int, str]:
+    """Names of the parts in the cache, by number."""
+    pattern = re.compile(re.escape(prefix) + r"-(\d{5})-[0-9a-f]{64}\.npz")
+    return {int(match[1]): match[0] for match in filter(None, map(pattern.fullmatch, file_names(filesystem, folder)))}
+
+
+def _compute(
+    what: str, missing: list[int], n_rows: int, compute: Callable[[int], ray.ObjectRef], at_once: int | None
+) -> None:
+    """Write the missing parts."""
+    if not missing:
+        return
+    waiting = iter(missing)
+    running: dict[Any, int] = {compute(number): number for number in islice(waiting, at_once)}
+    progress = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    with progress:
+        to_do = sum(len(rows_of_part(n_rows, number)) for number in missing)
+        bar = progress.add_task(what, total=n_rows, completed=n_rows - to_do)
+        while running:
+            (finished,), _ = ray.wait(list(running))
+            ray.get(finished)
+            progress.advance(bar, len(rows_of_part(n_rows, running.pop(finished))))
+            running |= {compute(number): number for number in islice(waiting, 1)}
+
+
+def _read(filesystem: fs.FileSystem, folder: str, prefix: str, n_rows: int) -> Parts:
+    """Rows and arrays of every part that is whole, in order; one that is damaged is deleted."""
+    for number, name in sorted(_present(filesystem, folder, prefix).items()):
+        if (content := _whole(filesystem, folder, name)) is not None:
+            with np.load(io.BytesIO(content)) as arrays:
+                yield rows_of_part(n_rows, number), dict(arrays)
+
+
+def _whole(filesystem: fs.FileSystem, folder: str, name: str) -> bytes | None:
+    """The content of a part; None for one that is damaged, which is then gone."""
+    with suppress(FileNotFoundError):  # another process has found the same damage
+        content = read_whole(filesystem, f"{folder}/{name}")
+        if name.endswith(f"-{hashlib.sha256(content).hexdigest()}.npz"):
+            return content
+        say(f"damaged, will be computed again: {name}", style="yellow")
+        filesystem.delete_file(f"{folder}/{name}")
+    return None

@@ -1,0 +1,240 @@
+"""The parts of a sweep's report that tell of its trainings: learning curves, and what Optuna says of a search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from tune.pages.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Picture, counted, number, style
+from tune.pages.report_sections import Section, Shown, short
+
+TRIALS = 4  # that a search needs before anything is said about its fields
+
+
+class NoStudyError(Exception):
+    """Trials that tell nothing of the fields; the message says why, for the page."""
+
+
+def training(shown: Shown) -> Section:
+    """Validation by epoch: of the search, and of the final trainings."""
+    histories, metric = shown.sweep.histories, shown.sweep.metric.name
+    title, pictures = "Learning curves", []
+    trials = shown.sweep.trials
+    if len(trials) and f"kept_val_{metric}" in trials:
+        pictures.append(search_curves(histories, trials, metric, shown.axis))
+    if "member" in histories and f"val_{metric}" in histories:
+        own = histories[histories["member"].fillna("").str.startswith("seed_")]
+        if len(own) and own["epoch"].nunique() > 1:
+            pictures.append(training_curves(own, metric, shown.axis))
+    if not pictures:
+        why = "an average trains nothing" if "members" in shown.sweep.results else "the model has no epochs"
+        return Section("curves", title, f"There are no learning curves: {why}.")
+    told = [f"The search took {counted(len(trials), 'trial')}." if len(trials) else "There was no search."]
+    if len(pictures) > bool(len(trials)):
+        told.append("The chosen configuration was then trained on every fold.")
+    return Section("curves", title, " ".join(told), pictures)
+
+
+def search(shown: Shown) -> list[Section]:
+    """What Optuna says of the searched fields, where there were enough trials."""
+    key, title = "search", "What the search found"
+    try:
+        studies = _studies(shown)
+    except NoStudyError as problem:
+        return [Section(key, title, str(problem))]
+    fold, study = max(studies.items(), key=lambda one: (len(one[1].trials), -one[0]))
+    by_fold = {one: optuna.importance.get_param_importances(of_fold) for one, of_fold in studies.items()}
+    axis = shown.axis
+    pictures = [importances(by_fold), parallel_coordinates(study, axis)]
+    values = {name: len({trial.params[name] for trial in study.trials}) for name in study.best_params}
+    top = [name for name in by_fold[fold] if values[name] > 1][:2]
+    if len(top) == 2:
+        pictures.append(contour(study, top, axis))
+    sentence = f"{counted(len(study.trials), 'trial')} of the search on fold {fold} over {len(values)} fields"
+    sentence += f", the largest of {len(studies)} searches." if len(studies) > 1 else "."
+    note = "A trial that ASHA stopped counts with the best score it reached, and looks worse than it might have become."
+    return [Section(key, title, sentence, pictures, note=note)]
+
+
+def _studies(shown: Shown) -> dict[int, optuna.Study]:
+    """The searches as Optuna's studies, by fold; NoStudyError where there is none."""
+    from tune.spaces.space import SearchSpace  # brings torch and Ray
+
+    trials, metric = shown.sweep.trials, shown.sweep.metric
+    kept = f"kept_val_{metric.name}"
+    if not len(trials):
+        raise NoStudyError("Nothing was searched, so that there is nothing to say about fields.")
+    distributions = SearchSpace(**shown.sweep.results["options"]["space"]).distributions()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    studies = {}
+    for fold in trials["search_fold"].unique():
+        of_fold = trials[trials["search_fold"] == fold]
+        scored = of_fold[of_fold[kept].notna()] if kept in of_fold else of_fold.iloc[:0]
+        if len(scored) < TRIALS or scored[kept].nunique() < 2:
+            continue
+        study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
+        for row in scored.to_dict("records"):
+            params = {name: row[f"config.{name}"] for name in distributions if f"config.{name}" in row}
+            try:
+                trial = optuna.trial.create_trial(
+                    params={name: _plain(value) for name, value in params.items()},
+                    distributions={name: distributions[name] for name in params},
+                    value=row[kept],
+                )
+            except ValueError:  # the space of a classification was once written without the loss that it fixes
+                raise NoStudyError(
+                    "An earlier version of matsweep wrote these results, and their space does not hold the values of "
+                    "all trials, so that there is nothing to say about fields."
+                ) from None
+            study.add_trial(trial)
+        studies[int(fold)] = study
+    if not studies:
+        most = int(trials["search_fold"].value_counts().max())
+        raise NoStudyError(
+            f"The largest search had {counted(most, 'trial')}; at least {TRIALS} with different scores are needed "
+            "before there is anything to say about fields."
+        )
+    return studies
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, axis: str) -> Picture:
+    """Validation by epoch of every searched trial; a cross where ASHA stopped one."""
+    column, kept = f"val_{metric}", f"kept_val_{metric}"
+    done = trials[trials[kept].notna()] if kept in trials else trials.iloc[:0]
+    planned = done["epochs"] if "epochs" in done else done["epochs_done"]
+    failed = done["failed"].notna() if "failed" in done else False
+    stopped = set(done.loc[(done["epochs_done"] < planned) & ~pd.Series(failed, done.index), "trial"])
+    best = set(done.sort_values("rank").groupby("search_fold")["trial"].first())
+    figure = go.Figure()
+    fields = [name for name in map(str, done) if name.startswith("config.") and done[name].astype(str).nunique() > 1]
+    crosses: list[tuple[float, float, str]] = []
+    for label, colour in (("other trials", "#B0B0B0"), ("best of its search", BLUE)):
+        first = True
+        for row in done.sort_values("rank", ascending=False).to_dict("records"):
+            if (row["trial"] in best) != (colour == BLUE):
+                continue
+            line = histories[histories["trial"] == row["trial"]].sort_values("epoch")
+            told = "<br>".join(f"{name[7:]} {short(row[name])}" for name in fields)
+            text = f"fold {row['search_fold']}, rank {row['rank']}<br>{told}"
+            hover = f"{text}<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>"
+            figure.add_scatter(x=line["epoch"], y=line[column], mode="lines", name=label, legendgroup=label,
+                               line={"color": colour, "width": 2.5 if colour == BLUE else 1.2}, showlegend=first,
+                               hovertemplate=hover)  # fmt: skip
+            first = False
+            if row["trial"] in stopped and len(line):
+                crosses.append((line["epoch"].iloc[-1], line[column].iloc[-1], text))
+    if crosses:
+        x, y, texts = zip(*crosses, strict=True)
+        marker = {"symbol": "x-thin", "size": 9, "line": {"color": VERMILLION, "width": 2}}
+        figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped by ASHA", text=texts,
+                           hovertemplate="%{text}<br>stopped after epoch %{x}<extra></extra>")  # fmt: skip
+    _epochs(figure, axis, metric)
+    best_score, worst_score = (done[kept].min(), done[kept].max())[:: 1 if metric == "mae" else -1]
+    scores = f"range from {number(worst_score)} to {number(best_score)}, the best"
+    if worst_score == best_score:
+        scores = f"all have {number(best_score)}, and nothing tells which is better"
+    sentence = (
+        f"ASHA stopped {len(stopped)} of {counted(len(trials), 'trial')} before their epochs; on validation the "
+        f"{len(done)} that were scored {scores}."
+    )
+    return Picture(figure, sentence)
+
+
+def _epochs(figure: go.Figure, axis: str, metric: str) -> None:
+    """Axes of curves by epoch; logarithmic where errors fall by much."""
+    style(figure, "epoch", f"validation {axis}")
+    values = np.concatenate([np.asarray(trace.y, dtype=float) for trace in figure.data])
+    values = values[np.isfinite(values)]
+    if metric == "mae" and values.min() > 0 and values.max() > 5 * values.min():
+        figure.update_yaxes(type="log", dtick="D2", exponentformat="none")
+
+
+def training_curves(histories: pd.DataFrame, metric: str, axis: str) -> Picture:
+    """Validation by epoch of the chosen configuration: a thin line each fold and seed, a thick one their mean."""
+    column = f"val_{metric}"
+    figure = go.Figure()
+    lines = {key: part.set_index("epoch")[column] for key, part in histories.groupby(["member", "fold"])}
+    for position, ((member, fold), line) in enumerate(lines.items()):
+        figure.add_scatter(x=line.index, y=line, mode="lines", line={"color": SKY, "width": 1}, legendgroup="one",
+                           name="each fold and seed", showlegend=position == 0,
+                           hovertemplate=f"{member}, fold {fold}<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>",
+                           )  # fmt: skip
+    mean = pd.concat(lines, axis=1).mean(axis=1, skipna=False).dropna()
+    figure.add_scatter(x=mean.index, y=mean, mode="lines+markers" if len(mean) == 1 else "lines", name="mean",
+                       line={"color": BLUE, "width": 3}, hovertemplate="mean, epoch %{x}: %{y:.4g}<extra></extra>",
+                       )  # fmt: skip
+    _epochs(figure, axis, metric)
+    best = int((mean if metric == "mae" else -mean).argmin())
+    sentence = (
+        f"From before training to the last common epoch ({mean.index[-1]}) the mean goes from {number(mean.iloc[0])} "
+        f"to {number(mean.iloc[-1])}; it is best, {number(mean.iloc[best])}, at epoch {mean.index[best]}."
+    )
+    return Picture(figure, sentence)
+
+
+def importances(by_fold: dict[int, dict[str, float]]) -> Picture:
+    """How much of the differences between trials each searched field explains, by search."""
+    table = pd.DataFrame(by_fold).fillna(0.0)
+    order = table.mean(axis=1).sort_values()
+    figure = go.Figure()
+    colours = [BLUE, ORANGE, GREEN, PURPLE, VERMILLION, SKY]
+    for position, fold in enumerate(by_fold):
+        figure.add_bar(y=list(order.index), x=table[fold][order.index], orientation="h",
+                       name=f"search on fold {fold}", marker={"color": colours[position % len(colours)]},
+                       hovertemplate="%{y}: %{x:.2f}<extra></extra>")  # fmt: skip
+    style(figure, "importance (they add up to 1)", showlegend=len(table.columns) > 1, bargap=0.3)
+    sentence = f"By Optuna's PED-ANOVA, {order.index[-1]} matters most: {order.iloc[-1]:.0%} of the importance."
+    return Picture(figure, sentence, 110 + 34 * len(order))
+
+
+def parallel_coordinates(study: Any, axis: str) -> Picture:
+    """Optuna's: each trial a line through its values."""
+    from optuna.visualization import plot_parallel_coordinate
+
+    figure = plot_parallel_coordinate(study, target_name=axis.split(" ")[0])
+    values = [trial.value for trial in study.trials]
+    low, high = min(values), max(values)
+    for trace in figure.select_traces({"mode": "lines"}):
+        height = (float(trace.customdata[0][1]) - low) / (high - low)  # Optuna puts the score first
+        better = 1 - height if study.direction.name == "MINIMIZE" else height
+        trace.line = {"width": 2, "color": sample_colorscale("Viridis", float(np.clip(better, 0, 1)))[0]}
+        trace.opacity = 0.9
+    figure.update_traces(marker_colorbar={"thickness": 12, "title": {"text": axis, "side": "right"}},
+                         marker_colorscale="Viridis", marker_reversescale=study.direction.name == "MINIMIZE",
+                         selector={"mode": "markers"})  # fmt: skip
+    style(figure)
+    figure.update_xaxes(ticks="", showline=False)
+    figure.update_annotations(bgcolor="rgba(255,255,255,0.8)")
+    best = ", ".join(f"{name} {short(value)}" for name, value in study.best_params.items())
+    return Picture(figure, f"The best trial ({number(study.best_value)}) has {best}.", 400, 640)
+
+
+def contour(study: Any, fields: list[str], axis: str) -> Picture:
+    """Optuna's: validation over two searched fields."""
+    from optuna.visualization import plot_contour
+
+    figure = plot_contour(study, fields, target_name=axis)
+    figure.update_traces(
+        selector={"type": "contour"},
+        colorscale="Viridis",
+        reversescale=study.direction.name == "MINIMIZE",
+        colorbar={"title": {"text": axis, "side": "right"}, "thickness": 12},
+    )
+    style(figure, showlegend=False)
+    for log_axis in (*figure.select_xaxes({"type": "log"}), *figure.select_yaxes({"type": "log"})):
+        log_axis.update(dtick="D2", exponentformat="none")
+    told = " and ".join(f"{name} {short(study.best_params[name])}" for name in fields)
+    sentence = (
+        f"Validation over {' and '.join(fields)}, drawn between the points of {len(study.trials)} trials; the best has "
+        f"{told}."
+    )
+    return Picture(figure, sentence)

@@ -1,0 +1,338 @@
+"""Search spaces: `search_spaces/NAME.yaml` -> validated ranges over the fields of a model's config."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from data.errors import UserError
+from data.machine.import_path import ROOT
+from data.stores.places import expanded
+from data.task_table import Quantity
+from models.config import ModelConfig
+from models.registry import ModelError, open_model
+from tune.spaces.yaml_lines import lines_of, repeated_key
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+    from models.metrics import Kind
+
+SPACES_FOLDER = Path(ROOT) / "search_spaces"
+RANGES = ("choice", "uniform", "loguniform", "int", "logint")
+# Chosen by the sweep, or fixed because graphs and features are made for one set of weights.
+_NOT_SEARCHED = {
+    "seed": "set with --seed and --seeds",
+    "weights": "one value a sweep: graphs are made for it",
+}
+_MOST_COMBINATIONS = 2000  # that are tried before a sweep
+
+
+class SpaceError(UserError, ValueError):
+    """A search space that cannot be used; the message names file, line and what is allowed."""
+
+
+class SearchSpace(BaseModel):
+    """What a sweep searches.
+
+    Attributes:
+        name: of the file, without its ending.
+        description: one sentence for people.
+        num_samples: trials of a search unless `--num-samples` says otherwise.
+        grace_epochs: epochs every trial gets before ASHA may stop it.
+        reduction_factor: ASHA keeps one in so many trials at each rung.
+        seeds: that the chosen config is trained with unless `--seeds` says otherwise.
+        model: of `models/registry.py`, or a Python file that defines one.
+        parameters: a fixed value, or a one-key mapping from a range to its bounds, by field of the model's config.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str = ""
+    num_samples: Annotated[int, Field(ge=1)] = 16
+    grace_epochs: Annotated[int, Field(ge=1)] = 10
+    reduction_factor: Annotated[float, Field(gt=1)] = 3
+    seeds: Annotated[int, Field(ge=1)] = 1
+    model: str = "chgnet"
+    parameters: dict[str, Any]
+
+    @property
+    def searched(self) -> dict[str, dict[str, list]]:
+        """The parameters that have a range."""
+        return {field: value for field, value in self.parameters.items() if isinstance(value, dict)}
+
+    @property
+    def size(self) -> float:
+        """How many different configurations there are."""
+        counts = []
+        for value in self.searched.values():
+            ((kind, bounds),) = value.items()
+            whole = bounds[-1] - bounds[0] + 1 if kind in ("int", "logint") else math.inf
+            counts.append(len(bounds) if kind == "choice" else whole)
+        return math.prod(counts)
+
+    @property
+    def config(self) -> type[ModelConfig]:
+        """The class of the model's configs."""
+        return open_model(self.model).config
+
+    @property
+    def weights(self) -> str:
+        """The CHGNet weights all trials start from, and graphs are made for."""
+        return "0.3.0" if open_model(self.model).reads == "compositions" else self.default("weights", "0.3.0")
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything but the reference is fitted."""
+        return self.parameters.get("freeze_depth") != "none"
+
+    @property
+    def undoes_corrections(self) -> bool:
+        """Whether any trial asks for the energy corrections of the Materials Project."""
+        return "true" in str(self.parameters.get("undo_mp2020", "")).lower()
+
+    def for_task(self, kind: Kind, quantity: Quantity) -> SearchSpace:
+        """The same space for a task of some kind: a classification has one loss, which is not searched.
+
+        Raises:
+            SpaceError: a trial that could not be trained on such a task.
+        """
+        space = self
+        if kind == "regression":
+            if "cross_entropy" in str(self.parameters.get("loss")):
+                raise SpaceError(
+                    f"space {self.name}: cross_entropy is the loss of a classification, this is a regression"
+                )
+        elif "loss" in self.config.model_fields:
+            space = self.model_copy(update={"parameters": {**self.parameters, "loss": "cross_entropy"}})
+        unsuited = open_model(self.model).unsuited
+        for fields in combinations(space):
+            try:
+                problem = unsuited(space.config(**fields), kind, quantity)
+            except ValidationError as refusal:
+                problem = refusal.errors()[0]["msg"].removeprefix("Value error, ")
+            if problem:
+                raise SpaceError(f"space {self.name} does not go with this {kind}: {problem}")
+        return space
+
+    def default(self, field: str, without: Any) -> Any:
+        """What a space sets a field to, else the config's default; `without` where the model has no such field."""
+        info = self.config.model_fields.get(field)
+        return self.parameters.get(field, info.default if info else without)
+
+    def most(self, field: str) -> Any:
+        """The largest value a numeric field can take; 1 where the model has none, as one fit is one epoch."""
+        value = self.default(field, 1)
+        return max(next(iter(value.values()))) if isinstance(value, dict) else value
+
+    def ray_space(self) -> dict[str, Any]:
+        """The same for Ray Tune."""
+        import ray.tune  # here, as Optuna below: who reads a space to look at it need not wait for them
+
+        make = {
+            "choice": ray.tune.choice,
+            "uniform": lambda bounds: ray.tune.uniform(*bounds),
+            "loguniform": lambda bounds: ray.tune.loguniform(*bounds),
+            "int": lambda bounds: ray.tune.randint(bounds[0], bounds[1] + 1),
+            "logint": lambda bounds: ray.tune.lograndint(bounds[0], bounds[1] + 1),
+        }
+        space = dict(self.parameters)
+        for field, value in self.searched.items():
+            ((kind, bounds),) = value.items()
+            space[field] = make[kind](bounds)
+        return space
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The same for Optuna: of every field that is searched."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        make: dict[str, Callable[[list[Any]], BaseDistribution]] = {
+            "choice": CategoricalDistribution,
+            "uniform": lambda bounds: FloatDistribution(bounds[0], bounds[1]),
+            "loguniform": lambda bounds: FloatDistribution(bounds[0], bounds[1], log=True),
+            "int": lambda bounds: IntDistribution(bounds[0], bounds[1]),
+            "logint": lambda bounds: IntDistribution(bounds[0], bounds[1], log=True),
+        }
+        return {field: make[kind](bounds) for field, value in self.searched.items() for kind, bounds in value.items()}
+
+
+def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
+    """Read and check a search space.
+
+    Args:
+        name: of a file in `search_spaces/` without its ending, or a path to a YAML file.
+        folder: where names are looked up.
+
+    Raises:
+        SpaceError: no such space, a typo, or an impossible range.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        files = sorted(folder.glob("*.yaml"))  # among them queues
+        known = [file.stem for file in files if "\nexperiments:" not in file.read_text(encoding="utf-8")]
+        raise SpaceError(f"no search space {name!r}: choose one of {', '.join(known)}, or give a YAML file") from None
+    except UnicodeDecodeError as problem:
+        raise SpaceError(f"{path}: not text: {problem}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        content, repeated = yaml.safe_load(text), repeated_key(root)
+    except yaml.YAMLError as problem:
+        raise SpaceError(f"{path}: not YAML: {problem}") from None
+    known = [key for key in SearchSpace.model_fields if key != "name"]
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(known)}")
+    lines = lines_of(root)
+
+    if "experiments" in content:
+        raise SpaceError(f"{path} is a queue of experiments: run it with python tune/run_queue.py --queue {name}")
+
+    def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
+        return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
+
+    if repeated:
+        raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
+    for key in content:
+        if key not in known:
+            raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
+    try:
+        content["model"] = model_file(content.get("model", "chgnet"), path)
+        config = open_model(content["model"]).config
+    except ModelError as problem:
+        raise refuse(("model",), str(problem)) from None
+    allowed = ", ".join(field for field in config.model_fields if field != "seed")
+    if not isinstance(content.get("parameters"), dict):
+        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {allowed}")
+    for field, value in content["parameters"].items():
+        if complaint := field_problem(config, field, value):
+            raise refuse(("parameters", field), complaint)
+    try:
+        space = SearchSpace(name=path.stem, **content)
+    except ValidationError as problem:
+        error = problem.errors()[0]
+        raise refuse(error["loc"], f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}") from None
+    _check_together(space, refuse)
+    return space
+
+
+def model_file(name: object, space_file: Path) -> str:
+    """A file of one's own is looked for beside the space, then here; made absolute, for workers run elsewhere."""
+    if not isinstance(name, str) or not name.endswith(".py"):
+        return str(name)
+    beside = space_file.parent / expanded(name)
+    return str((beside if beside.exists() else expanded(name)).resolve())
+
+
+def field_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
+    """What is wrong with one entry of `parameters`, or None."""
+    fields = [name for name in config.model_fields if name != "seed"]
+    if field not in fields:
+        hint = _NOT_SEARCHED.get(field)
+        return f"{field!r}: {hint}" if hint else f"unknown field {field!r}{_suggestion(field, fields)}"
+    if not isinstance(value, dict):
+        return _value_problem(config, field, value)
+    if field in _NOT_SEARCHED:
+        return f"{field!r} cannot be searched: {_NOT_SEARCHED[field]}"
+    if len(value) != 1 or next(iter(value)) not in RANGES:
+        return f"{field}: expected a value or one range of {', '.join(RANGES)}, got {value!r}"
+    ((kind, bounds),) = value.items()
+    if not isinstance(bounds, list) or not bounds:
+        return f"{field}: {kind} takes a list, got {bounds!r}"
+    for bound in bounds:
+        if problem := _value_problem(config, field, bound):
+            return problem
+    if kind == "choice":
+        return f"{field}: choice lists {bounds!r}, some twice" if len(set(bounds)) < len(bounds) else None
+    if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds) or bounds[0] >= bounds[1]:
+        return f"{field}: {kind} takes [low, high] with low < high, got {bounds!r}"
+    if not all(math.isfinite(bound) for bound in bounds):
+        return f"{field}: {kind} takes two finite numbers, got {bounds!r}"
+    if kind in ("loguniform", "logint") and bounds[0] <= 0:
+        return f"{field}: {kind} takes bounds above zero, got {bounds!r}"
+    is_integer = config.model_fields[field].annotation is int
+    if is_integer != (kind in ("int", "logint")):
+        allowed = "int, logint or choice" if is_integer else "uniform, loguniform or choice"
+        return f"{field}: {kind} does not fit a field that takes {allowed}"
+    return None
+
+
+def _value_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
+    """What is wrong with one value of a field, or None."""
+    info = config.model_fields[field]
+    if isinstance(value, bool) and bool not in (
+        info.annotation,
+        *get_args(info.annotation),
+    ):  # pydantic would take it for 0 or 1
+        return f"{field}: {value!r} is neither a number nor a word"
+    if isinstance(value, str) and info.annotation in (int, float):
+        return f"{field}: {value!r} is text, expected a number (YAML reads 1e-3 as text; write 1.0e-3)"
+    try:
+        annotation: Any = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+        TypeAdapter(annotation).validate_python(value)
+    except ValidationError as problem:
+        return f"{field}: {problem.errors()[0]['msg']}, got {value!r}"
+    return None
+
+
+def _check_together(space: SearchSpace, refuse: Any) -> None:
+    """Combinations that no single field shows: every trial must be one that the config accepts."""
+    depth = space.default("freeze_depth", "full")
+    depths = depth["choice"] if isinstance(depth, dict) else [depth]
+    if "none" in depths and (len(depths) > 1 or space.searched or space.most("epochs")):
+        raise refuse(
+            ("parameters", "freeze_depth"),
+            "freeze_depth none trains nothing: it goes with epochs 0, alone and without ranges",
+        )
+    if "epochs" in space.config.model_fields:
+        least = space.default("epochs", 1)
+        least = min(next(iter(least.values()))) if isinstance(least, dict) else least
+        if "none" not in depths and least < 1:
+            raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
+        if space.searched and space.grace_epochs > space.most("epochs"):
+            raise refuse(
+                ("grace_epochs",),
+                f"grace_epochs {space.grace_epochs} exceeds the largest epochs, {space.most('epochs')}",
+            )
+    for fields in combinations(space):
+        for kind_of_loss in (fields, {**fields, "loss": "cross_entropy"}):  # a space may be for classifications alone
+            try:
+                space.config(**kind_of_loss)
+                break
+            except ValidationError as problem:
+                complaint = problem.errors()[0]["msg"].removeprefix("Value error, ")
+        else:
+            named = [field for field in space.parameters if field in complaint]
+            raise refuse(("parameters", *named[:1]), f"{complaint} (a trial could have {_told(fields)})")
+
+
+def combinations(space: SearchSpace) -> list[dict[str, Any]]:
+    """Configs at the ends of the ranges and with every choice: all of them, or some at random where there are many."""
+    values = {}
+    for field, value in space.parameters.items():
+        values[field] = next(iter(value.values())) if isinstance(value, dict) else [value]
+    if math.prod(map(len, values.values())) <= _MOST_COMBINATIONS:
+        chosen = list(itertools.product(*values.values()))
+    else:
+        draw = random.Random(0)
+        chosen = [tuple(draw.choice(one) for one in values.values()) for _ in range(_MOST_COMBINATIONS)]
+    return [dict(zip(values, combination, strict=True)) for combination in chosen]
+
+
+def _told(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{field} {value}" for field, value in fields.items())
+
+
+def _suggestion(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1)
+    guess = f" (did you mean {near[0]!r}?)" if near else ""
+    return f"{guess}; allowed: {', '.join(known)}"

@@ -1,0 +1,123 @@
+"""How many trials share a GPU: what `--gpus-per-trial auto` measures.
+
+Ray hands out shares and limits nothing, so a share is also the part of the memory that torch may use in a trial
+(`models/device.py`). Where a probe was too hopeful, memory runs out in a trial, which then computes its batches in more
+passes (`models/training/train.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+
+from data.machine.console import say
+from models.crystals.chgnet.features import GRAPHS_PER_PASS
+from models.crystals.rows import CrystalRows
+from models.device import device_of_share
+from models.model import TrainingPart
+from models.registry import open_model
+from tune.dataset.dataset import Dataset
+from tune.dataset.trial_fold import TrialFold
+from tune.records.folder import Folder
+from tune.records.options import Options
+from tune.spaces.space import SearchSpace, combinations
+
+FILE = "packing.json"
+MARGIN = 1.15  # of memory beyond what the probe has taken
+USABLE = 0.95  # of a GPU's memory
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the most demanding trial of a freeze depth takes.
+
+    Attributes:
+        config: that was tried.
+        used_bytes: of the GPU's memory, everything included that torch and CUDA keep for a process.
+        total_bytes: of the GPU.
+    """
+
+    config: dict[str, Any]
+    used_bytes: int
+    total_bytes: int
+
+
+def share_of_gpu(options: Options, space: SearchSpace, dataset: Dataset, folder: Folder) -> float:
+    """The share for each trial; measured once, and again where the sweep was extended by what takes more memory.
+
+    Raises:
+        NoGPUError: torch finds no GPU where Ray has one.
+    """
+    known = folder.read_json(FILE)
+    if known is None or [one["config"] for one in known["probes"]] != list(most_demanding(space).values()):
+        fold = options.search_folds[0] if space.searched else options.folds[0]
+        probes = probe(space, dataset, fold)
+        known = {"share": share(probes), "probes": [asdict(one) for one in probes]}
+        folder.write_json(FILE, known)
+        for one in probes:
+            depth = one.config.get("freeze_depth", space.model)
+            say(f"  GPU memory, {depth}: {one.used_bytes / 1e9:.2f} of {one.total_bytes / 1e9:.1f} GB")
+        say(f"  {1 / known['share']:.0f} trials share a GPU (--gpus-per-trial {known['share']:g})")
+    return known["share"]
+
+
+def share(probes: list[Probe]) -> float:
+    """Largest share 1/n that holds every probe with a margin, cut to three decimals as Ray counts; at most 1."""
+    n = min(int(USABLE * one.total_bytes / (MARGIN * one.used_bytes)) for one in probes)
+    return math.floor(1000 / max(1, n)) / 1000
+
+
+def most_demanding(space: SearchSpace) -> dict[str, dict[str, Any]]:
+    """By freeze depth, a config with the largest batches."""
+    by_depth: dict[str, dict[str, Any]] = {}
+    for config in combinations(space):
+        depth = str(config.get("freeze_depth"))
+        if depth not in by_depth or config.get("batch_size", 0) > by_depth[depth].get("batch_size", 0):
+            by_depth[depth] = config
+    return by_depth
+
+
+def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda") -> list[Probe]:
+    """Train one epoch of each freeze depth on the largest crystals of a fold, each in a process of its own."""
+    by_depth = most_demanding(space)
+    # max_calls: the next depth begins with a fresh process, whose memory is its own.
+    remote = ray.remote(num_cpus=1, num_gpus=float(device == "cuda"), max_calls=1)(_probe)
+    fold_ref = dataset.trial_folds[fold]
+    task = dataset.task
+    refs = [
+        remote.remote(dataset.rows_ref, fold_ref, space.model, config, task.kind, task.quantity, device)
+        for config in by_depth.values()
+    ]
+    return [
+        Probe(config, *used_and_total) for config, used_and_total in zip(by_depth.values(), ray.get(refs), strict=True)
+    ]
+
+
+def _probe(
+    rows: CrystalRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
+) -> tuple[int, int]:
+    device_of_share(float(device == "cuda"))
+    model = open_model(name)
+    config = model.config(**fields)
+    if "epochs" in type(config).model_fields and fields.get("freeze_depth") != "none":
+        config = config.model_copy(update={"epochs": 1})
+    if "unfreeze_every" in type(config).model_fields:
+        config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
+    n_rows = 2 * getattr(config, "batch_size", 1)
+    n_judged = max(n_rows, GRAPHS_PER_PASS)  # passes are as large as a trial's: with small batches these take the most
+    size = rows.n_atoms if rows.graphs is None else np.diff(rows.graphs.bond_start)
+    largest = fold.train[np.argsort(-size[fold.train], kind="stable")]
+    part = TrainingPart(fold.targets, largest[:n_rows], largest[:n_judged], kind, quantity)
+    run = model.start(config, rows, part, device)
+    for _ in run.epochs():
+        pass
+    if device == "cpu":
+        return psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    free, total = torch.cuda.mem_get_info()  # torch gives back nothing, so that what is taken is the most it took
+    return total - free, total

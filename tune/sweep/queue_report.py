@@ -1,0 +1,43 @@
+"""What a queue has found, for people: its QUEUE.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune.spaces.queue_file import BASELINE
+
+
+def report(ranking: dict[str, Any], data: str) -> str:
+    """The ranking for people."""
+    metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
+    told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
+    explained = (
+        f"{data}; {metric.upper()}{unit}, mean over folds and seeds. A gain is positive where the experiment is better "
+        "than the baseline; in brackets its 95 % interval, paired, over crystals (grouped by composition) and seeds "
+        "together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
+        f"worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds what you build upon."
+    )
+    lines = [
+        f"# Queue {ranking['queue']}",
+        "",
+        explained,
+        "",
+        "| experiment | change | seeds | validation | gain on validation | verdict | test | gain on test | ensemble |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in ranking["experiments"]:
+        change = ", ".join(f"{field} {value}" for field, value in entry["change"].items()) or "none"
+        gains = [
+            f"{entry[name]:+.4f} ({entry[f'{name}_interval'][0]:+.4f} to {entry[f'{name}_interval'][1]:+.4f})"
+            if name in entry
+            else ""
+            for name in ("gain", "test_gain")
+        ]
+        ensemble = f"{entry['test_ensemble']:.4f}" if "test_ensemble" in entry else ""
+        lines.append(
+            f"| {entry['experiment']} | {change} | {entry['seeds']} | {entry['val']:.4f} | {gains[0]} "
+            f"| {entry['verdict']} | {entry['test']:.4f} | {gains[1]} | {ensemble} |"
+        )
+    if "stopped" in ranking:
+        lines += ["", f"The queue ended {ranking['stopped']}."]
+    return "\n".join(lines) + "\n"

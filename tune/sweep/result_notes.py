@@ -1,0 +1,93 @@
+"""What a reader of results must know besides the scores: sentences for RESULTS.md, the report and the terminal.
+
+Called by `tune/sweep/results.py`, and by `tune/sweep/sweep.py` for what is known before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.crystals.notes import commonest_notes, rows_were
+from data.tasks import DEMO, Task
+from models.registry import open_model
+from tune.dataset.dataset import Dataset
+from tune.spaces.space import SearchSpace
+from tune.sweep.evaluate import FoldScore
+from tune.trials.search import Outcome
+
+_ROUNDING = 1e-5  # part of the spread of the labels by which predictions of the same model may differ
+
+
+def energy_note(task: Task, space: SearchSpace) -> str:
+    """Whether CHGNet's energy predicts a target of the user's own; "" where that is no question."""
+    asked = task.official is None and task.name != DEMO.name and task.kind == "regression"
+    if not asked or open_model(space.model).reads == "compositions":
+        return ""
+    if task.quantity != "other":
+        return f"The target is taken for CHGNet's energy, as declared (--quantity {task.quantity})."
+    return "The target is not taken for an energy (no --quantity says so): CHGNet's own energy does not predict it."
+
+
+def row_notes(dataset: Dataset, n_fallback: int) -> list[str]:
+    """Rows that were read with notes, and rows that take part in nothing.
+
+    Args:
+        dataset: the rows.
+        n_fallback: quarantined rows of the test parts that have a label, and are scored all the same.
+    """
+    notes = []
+    if dataset.notes:
+        kinds = "; ".join(commonest_notes(dataset.notes.values()))
+        notes.append(f"{rows_were(len(dataset.notes))} read with notes (notes.csv): {kinds}.")
+    if dataset.quarantine:
+        scored = (
+            f"of {n_fallback}, which have a label, the mean of the training labels is scored"
+            if n_fallback
+            else "neither trained on nor scored"
+        )
+        notes.append(f"{rows_were(len(dataset.quarantine))} quarantined (quarantine.csv): {scored}.")
+    return notes
+
+
+def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
+    """Where a ROC-AUC has nothing to rank, of each fold's test and validation part."""
+    notes = []
+    for what, tables, follows in (
+        (
+            "test",
+            {one.fold: one.predictions for one in scores},
+            "counts as 0.5 there, in the mean of every model alike",
+        ),
+        ("validation", {one.fold: one.validation for one in scores}, "is 0.5 there whatever was trained: no choice"),
+    ):
+        if folds := [fold for fold, table in tables.items() if table["y_true"].nunique() < 2]:
+            where = ", ".join(map(str, folds))
+            notes.append(f"The {what} part of fold(s) {where} holds one class alone: ROC-AUC {follows}.")
+    return notes
+
+
+def untrained_notes(outcomes: Sequence[Outcome]) -> list[str]:
+    """The folds in which no epoch was better on validation than none, so that the kept model is untrained."""
+    untrained = [
+        f"{outcome.fold} (seed {outcome.config['seed']})"
+        for outcome in outcomes
+        if outcome.kept_epoch == 0 and len(outcome.history) > 1
+    ]
+    note = (
+        f"In fold(s) {', '.join(untrained)} no epoch was better on validation than the model before training, which is "
+        "what is kept and scored there."
+    )
+    return [note] if untrained else []
+
+
+def same_seeds_notes(ensembles: Sequence[FoldScore]) -> list[str]:
+    """Whether all seeds came to the same model: their spread is 0 then, and no uncertainty."""
+    spread = max(float(score.predictions["std"].max()) for score in ensembles)
+    spread_of_labels = float(np.std(np.concatenate([score.predictions["y_true"] for score in ensembles])))
+    note = (
+        "All seeds train the same model, as where one batch holds all training rows: that they agree says nothing of "
+        "how sure the predictions are."
+    )
+    return [note] if spread <= _ROUNDING * spread_of_labels else []

@@ -1,0 +1,277 @@
+"""What a sweep leaves: results.json, and per fold histories, predictions and models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import ray
+
+from data.tasks import DEMO
+from models.metrics import Kind, metric_of, over_folds
+from models.registry import open_model, planned_epochs
+from tune.analysis.trusted import trust_facts
+from tune.dataset.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
+from tune.records.code_record import run_record
+from tune.records.folder import Folder
+from tune.records.options import Options
+from tune.spaces.space import SearchSpace
+from tune.sweep.evaluate import FoldScore, ensemble, model_file, score_fold
+from tune.sweep.levers import inert_pairs
+from tune.sweep.result_notes import energy_note, one_class_notes, row_notes, same_seeds_notes, untrained_notes
+from tune.sweep.tries import LeverCheck
+from tune.trials.search import Outcome
+
+OVERLAP = (
+    "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
+    "relatives, may have been seen in pretraining. Do not rank "
+    "it against models trained from scratch without saying so."
+)
+
+
+def collect(
+    options: Options,
+    space: SearchSpace,
+    dataset: Dataset,
+    folder: Folder,
+    searches: dict[int, list[Outcome]],
+    chosen: dict[int, dict[str, Any]],
+    trained: list[Outcome],
+    levers: list[LeverCheck],
+) -> dict[str, Any]:
+    """Score what was trained, write its files, and gather the results."""
+    task, metric = dataset.task, metric_of(dataset.task.kind)
+    scores = [score_fold(dataset, outcome) for outcome in trained]
+    n = len(options.folds)
+    by_chgnet = trained[0].model == "chgnet" and task.quantity != "other" and space.weights != "random"
+    reference = "pretrained + reference" if by_chgnet else "reference: linear in the element fractions"
+    if trained[0].config.get("undo_mp2020"):
+        reference += ", corrections of 2020 undone"
+    write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
+    by_seed: list[list[FoldScore]] = []
+    seed_entries = []
+    for position in range(n, len(trained), n):
+        seed = trained[position].config["seed"]
+        part, outcomes = scores[position : position + n], trained[position : position + n]
+        write_evaluation(folder, f"seed_{seed}", outcomes, part, metric.name)
+        epochs = [
+            {
+                "fold": outcome.fold,
+                "kept_epoch": outcome.kept_epoch,
+                f"kept_val_{metric.name}": outcome.kept_metric,
+                "trained_parameters": outcome.trained_parameters,
+                "n_trained": sum(outcome.trained_parameters.values()),
+                **({"tta": outcome.tta} if outcome.tta else {}),
+            }
+            for outcome in outcomes
+        ]
+        seed_entries.append({"seed": seed, **summary(part, task.kind), "training": epochs})
+        by_seed.append(part)
+
+    subset = task.n_official is not None and len(dataset.ids) < task.n_official
+    description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
+    notes = [task.labels]
+    notes += [note for note in (energy_note(task, space), task.notes) if note]
+    notes += [dataset.split_note] if dataset.split_note else []
+    notes += [ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []
+    reads_structures = open_model(space.model).reads != "compositions"
+    pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
+    overlap = task.pretraining_overlap and pretrained
+    notes += [OVERLAP] if overlap else []
+    n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
+    inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
+    borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
+    flags = {
+        "subset": subset,
+        dataset.split_rule: bool(dataset.split_note),
+        "labels of a model": task.name == DEMO.name,
+        "pretraining overlap": overlap,
+        "search saw other folds": borrowed,
+        "inert": bool(inert),
+        "baseline where not trusted": options.untrusted == "baseline",
+    }
+    n_fallback = sum(score.n_fallback for score in scores[:n])
+    notes += row_notes(dataset, n_fallback)
+    notes += untrained_notes(trained[n:])
+    if task.kind == "classification":
+        notes += one_class_notes(scores[:n])
+    results: dict[str, Any] = {
+        "sweep": options.name,
+        "options": {
+            **options.model_dump(exclude_none=True),
+            "space": space.model_dump(exclude_none=True),  # as it was searched: a classification fixes the loss
+            "searched": sorted(space.searched),
+        },
+        "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in trained})},
+        "task": {key: value for key, value in vars(task).items() if value is not None},
+        "data": {
+            "description": description,
+            "n_rows": len(dataset.ids),
+            "n_quarantined": len(dataset.quarantine),
+            "n_noted": len(dataset.notes),
+            "n_fallback": n_fallback,
+            "n_scored": len({one for score in scores[:n] for one in score.predictions["id"]}),
+            "n_raised_cutoff": dataset.n_raised_cutoff,
+            "sha256": dataset.data_sha256,
+            "graph_cache_key": dataset.cache_key,
+        },
+        "notes": notes,
+        "flags": [flag for flag, raised in flags.items() if raised],
+        "protocol": protocol(options, space),
+        "metric": metric.name,
+        "model": model_facts(space.model),
+        "by_chance": space.trains and _by_chance(dataset, space, chosen),
+        "reference": {"title": reference, **summary(scores[:n], task.kind)},
+        "seeds": seed_entries,
+        "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
+        "trials": write_trials(folder, searches, metric.name),
+        "cost": cost(options, [*(one for outcomes in searches.values() for one in outcomes), *trained]),
+        "levers": [asdict(check) for check in levers],
+        "inert": inert,
+    }
+    if len(by_seed) > 1:
+        members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
+        for member in members:
+            folder.write_csv(f"ensemble/preds_fold_{member.fold}.csv", member.predictions)
+            folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
+        results["ensemble"] = summary(members, task.kind)
+        results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
+        notes += same_seeds_notes(members)
+    return results
+
+
+def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
+    """Whether the seed has a part in what was trained on any fold."""
+    model, rows = open_model(space.model), ray.get(dataset.rows_ref)
+    return any(
+        model.by_chance(space.config(**config), rows, ray.get(dataset.trial_folds[fold]).train)
+        for fold, config in chosen.items()
+    )
+
+
+def cost(options: Options, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """What all trainings took together: how many, their epochs, and hours of the cores and GPUs they held."""
+    hours = sum(_seconds(outcome) for outcome in outcomes) / 3600
+    return {
+        "trainings": len(outcomes),
+        "epochs": sum(outcome.history[-1]["epoch"] for outcome in outcomes if outcome.history),
+        "cpu_hours": hours * options.cpus_per_trial,
+        "gpu_hours": hours * options.gpus_per_trial,
+    }
+
+
+def _seconds(outcome: Outcome) -> float:
+    return sum(epoch["seconds"] for epoch in outcome.history)
+
+
+def model_facts(name: str) -> dict[str, str]:
+    """Which model a sweep trained; of a file of the user's own the hash, so that a changed one is seen."""
+    if not name.endswith(".py"):
+        return {"name": name}
+    return {"name": Path(name).name, "file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
+
+
+def protocol(options: Options, space: SearchSpace) -> str:
+    """How configurations were chosen, in a sentence for everyone who reads the results."""
+    use = "the search uses it alone" if space.searched else "no choice is made by it"
+    if "epochs" in space.config.model_fields:
+        use = "best epoch and early stopping use it alone"
+    split = (
+        f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
+        f"(seed {options.seed}); {use}; the test part is predicted once"
+    )
+    if options.untrusted == "baseline":
+        split += (
+            "; predictions whose trust is below 0.5, by a rule that has seen no test label "
+            "(models/crystals/trust.py), are the baseline's"
+        )
+    if not space.searched:
+        return f"no search, the space fixes every parameter; {split}."
+    if options.max_concurrent != 1:
+        split += (
+            "; trials ran side by side, so that a repeated search may choose otherwise (--max-concurrent 1 repeats it "
+            "exactly), while a training gives the same predictions again"
+        )
+    if set(options.folds) <= set(options.search_folds):
+        return f"nested: one search per fold on that fold's own validation split; {split}."
+    borrowed = sorted(set(options.folds) - set(options.search_folds))
+    return (
+        f"searched on fold(s) {options.search_folds}; fold(s) {borrowed} use the configuration found on fold "
+        f"{options.search_folds[0]}, whose training part holds crystals of their test parts, so that the choice of "
+        f"hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); {split}."
+    )
+
+
+def write_quarantine(folder: Folder, dataset: Dataset) -> None:
+    """Write which rows take part in nothing, and why; and what the readers noted of others, where they did."""
+    folder.write_csv("quarantine.csv", _by_row(dataset, "reason", sorted(dataset.quarantine.items())))
+    if dataset.notes:
+        noted = [(row, note) for row, notes in sorted(dataset.notes.items()) for note in notes]
+        folder.write_csv("notes.csv", _by_row(dataset, "note", noted))
+
+
+def _by_row(dataset: Dataset, what: str, texts: list[tuple[int, str]]) -> pd.DataFrame:
+    """A table of what is said of rows, with their numbers in the user's file and their ids."""
+    rows = [row for row, _ in texts]
+    return pd.DataFrame(
+        {
+            dataset.row_numbers.unit: [dataset.row_numbers.values[row] for row in rows],
+            "id": [dataset.ids[row] for row in rows],
+            what: [text for _, text in texts],
+        }
+    )
+
+
+def write_history(folder: Folder, name: str, outcome: Outcome, metric_name: str) -> None:
+    """Write the epochs of one trial."""
+    names = {"val_metric": f"val_{metric_name}", "val_metric_current": f"val_{metric_name}_current"}
+    table = pd.DataFrame(outcome.history).rename(columns=names)
+    folder.write_csv(name, table)
+
+
+def write_trials(folder: Folder, searches: dict[int, list[Outcome]], metric_name: str) -> list[dict[str, Any]]:
+    """Write the history of every searched trial, and return the ranking of each search."""
+    ranking = []
+    for fold, outcomes in searches.items():
+        for rank, outcome in enumerate(outcomes, start=1):
+            entry: dict[str, Any] = {
+                "search_fold": fold,
+                "rank": rank,
+                "trial": outcome.trial_id,
+                "config": outcome.config,
+                "epochs": planned_epochs({"model": outcome.model, **outcome.config}),
+                "epochs_done": outcome.history[-1]["epoch"] if outcome.history else 0,
+                "seconds": _seconds(outcome),
+            }
+            if outcome.kept_metric is not None:
+                entry[f"kept_val_{metric_name}"] = outcome.kept_metric
+                entry["kept_epoch"] = outcome.kept_epoch
+                file = f"search_fold_{fold}/trial_{outcome.trial_id}/history_fold_{fold}.csv"
+                write_history(folder, file, outcome, metric_name)
+            if outcome.error is not None:
+                entry["failed"] = outcome.error
+            ranking.append(entry)
+    return ranking
+
+
+def write_evaluation(
+    folder: Folder, name: str, outcomes: Sequence[Outcome], scores: Sequence[FoldScore], metric_name: str
+) -> None:
+    """Write history, predictions and model of one config on every fold, under a folder of its own."""
+    for outcome, score in zip(outcomes, scores, strict=True):
+        write_history(folder, f"{name}/history_fold_{score.fold}.csv", outcome, metric_name)
+        folder.write_csv(f"{name}/preds_fold_{score.fold}.csv", score.predictions)
+        folder.write_csv(f"{name}/val_fold_{score.fold}.csv", score.validation)
+        folder.write(f"{name}/model_fold_{score.fold}.pth", model_file(outcome))
+
+
+def summary(scores: Sequence[FoldScore], kind: Kind) -> dict[str, Any]:
+    """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
+    result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
+    facts = trust_facts([(score.fold, score.predictions) for score in scores], kind)
+    return result | ({"trust": facts} if facts else {})

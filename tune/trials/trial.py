@@ -1,0 +1,209 @@
+"""One trial: a config on a fold, trained epoch by epoch and reported to Ray Tune with a checkpoint each.
+
+Ray Tune calls `run_trial`. The models, and the training loop itself, are in `models/` and know nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.tune
+import torch
+from pyarrow import fs
+
+from data.machine.allocator import keep_freed_memory
+from data.task_table import Quantity
+from models.config import ModelConfig
+from models.crystals.rows import CrystalRows
+from models.crystals.trust import Trust, calibration_rows, fit_trust
+from models.crystals.tta import averaged, judge
+from models.device import device_name, device_of_share
+from models.fitted import FittedModel
+from models.metrics import Kind, metric_of
+from models.model import Fitted, Prediction, Run
+from models.registry import open_model
+from models.training.train import NonFiniteLossError
+from tune.arguments import Copies, Untrusted
+from tune.dataset.trial_fold import TrialFold
+from tune.trials.preemption import load_paused, read_state, watched
+from tune.trials.progress import Progress
+
+STATE_FILE = "state.pt"
+MODEL_FILE = "model.pth"
+PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in their order
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What a trial must know of its task.
+
+    Attributes:
+        kind: regression or classification.
+        quantity: what the target is to an energy model.
+        about: facts to store with a model.
+        gpus_per_trial: share of a GPU that Ray gave to the trial.
+        cpus_per_trial: threads to use.
+        folder: of the Ray Tune run, path or URI; a trial's own is in it.
+        copies: of each crystal to average over at test time, or None.
+        untrusted: what is predicted for a row whose prediction is not trusted: it is kept, or the baseline's.
+    """
+
+    kind: Kind
+    quantity: Quantity
+    about: dict[str, str]
+    gpus_per_trial: float
+    cpus_per_trial: int
+    folder: str
+    copies: Copies | None = None
+    untrusted: Untrusted = "keep"
+
+
+def run_trial(
+    config: dict[str, Any], rows: CrystalRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
+) -> None:
+    """Train one config on one fold, reporting every epoch with a checkpoint.
+
+    Args:
+        config: `model`, `fold` and the fields of the model's config; or {"run": such a dict}.
+        rows: shared by all trials.
+        folds: `TrialFold`s in the object store; only the config's own is read.
+        task: facts of the task.
+        predict_test: whether to predict the test part with the model of the kept epoch, once, at the end.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(task.cpus_per_trial)
+    device = device_of_share(task.gpus_per_trial)
+    fields = dict(config.get("run", config))
+    fold: TrialFold = ray.get(folds[fields.pop("fold")])
+    model = open_model(fields.pop("model"))
+    own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
+    settings, part = model.config(**fields), replace(fold.part(task.kind, task.quantity), tell=Progress(own_folder))
+    run = model.start(settings, rows, part, str(device))
+    reports = _Reports(run, task, device_name(device))
+    checkpoint = ray.tune.get_checkpoint()
+    known = saved_state(checkpoint) if checkpoint else None
+    done = known["history"][-1]["epoch"] if known else -1
+    if state := load_paused(own_folder, done) or known:
+        run.restore(state)
+    if run.history and (run.history[-1].epoch > done or is_gone(checkpoint)):
+        reports.send()
+    try:
+        with watched(run, own_folder) as preemption:
+            for _ in preemption.epochs():
+                reports.send()
+            preemption.end_if_told()
+    except NonFiniteLossError as problem:
+        if not run.history:
+            raise
+        # It would fail again in the same way: the trial ends with its reason instead of being tried anew.
+        reports.send(failed=str(problem))
+        return
+    if predict_test:
+        with tempfile.TemporaryDirectory() as folder:
+            fitted = run.fitted()
+            trust, facts = _predict(fitted, settings, rows, fold, task, Path(folder))
+            about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
+            if facts.get("tta", {}).get("used"):
+                about["copies"] = str(facts["tta"]["copies"])
+            if task.untrusted != "keep":
+                about["untrusted"] = task.untrusted
+            FittedModel(model, fitted, about, trust).save(Path(folder) / MODEL_FILE)
+            reports.send_with(Path(folder), **facts)
+
+
+def is_gone(checkpoint: ray.tune.Checkpoint | None) -> bool:
+    """Whether Ray names a checkpoint that is not there any more: it was not told of the one that took its place."""
+    if checkpoint is None:
+        return False
+    return checkpoint.filesystem.get_file_info(f"{checkpoint.path}/{STATE_FILE}").type == fs.FileType.NotFound
+
+
+def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
+    """What a checkpoint says; where it is gone or damaged the newest other one of its trial, or None if all are.
+
+    Ray keeps the last two checkpoints, and a record of the trial that may be a second old: after a kill the record can
+    name one that has been deleted since.
+    """
+    filesystem, path = checkpoint.filesystem, checkpoint.path.rstrip("/")
+    beside = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
+    others = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_")), reverse=True)
+    for place in [path, *(other for other in others if other != path)]:
+        if (state := read_state(filesystem, f"{place}/{STATE_FILE}")) is not None:
+            return state
+    return None
+
+
+def _predict(
+    fitted: Fitted, config: ModelConfig, rows: CrystalRows, fold: TrialFold, task: TrialTask, folder: Path
+) -> tuple[Trust, dict[str, Any]]:
+    """Write predictions of the test and validation rows; what judges them, and what test-time augmentation did."""
+    facts: dict[str, Any] = {}
+    copies = 0
+    if task.copies:
+        result = judge(
+            fitted,
+            rows,
+            fold.val,
+            fold.targets[fold.val],
+            metric_of(task.kind),
+            task.copies.number,
+            only_if_better=task.copies.only_if_better,
+        )
+        facts["tta"] = asdict(result)
+        copies = result.copies if result.used else 0
+
+    def predicted(which: np.ndarray) -> Prediction:
+        return averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
+
+    part = fold.part(task.kind, task.quantity)
+    weights = getattr(config, "weights", "") if rows.features is not None else ""
+    trust = fit_trust(
+        rows,
+        part,
+        predicted(calibration_rows(part)).values,
+        weights="" if weights == "random" else weights,
+        energies=task.kind == "regression" and task.quantity != "other",
+        undo_mp2020=bool(getattr(config, "undo_mp2020", False)),
+    )
+    arrays = {}
+    for name, which in (("test", fold.test), ("val", fold.val)):
+        prediction = trust.judge(
+            rows, which, predicted(which), of_task=True, replace_untrusted=task.untrusted == "baseline"
+        )
+        arrays[name] = prediction.values
+        for more in ("std", "trust"):
+            if (values := getattr(prediction, more)) is not None:
+                arrays[f"{name}_{more}"] = values
+    np.savez(folder / PREDICTIONS_FILE, allow_pickle=False, **arrays)
+    return trust, facts
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """What Ray Tune is told of a run's last epoch, with everything needed to go on from it."""
+
+    run: Run
+    task: TrialTask
+    device: str
+
+    def send(self, **facts: Any) -> None:
+        """Report, through a checkpoint; `facts` are kept in it, `failed` says why there is no more."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.send_with(Path(folder), **facts)
+
+    def send_with(self, folder: Path, **facts: Any) -> None:
+        """The same, with the files that are in `folder`."""
+        run, metric = self.run, metric_of(self.task.kind)
+        kept = {"trained_parameters": run.trained_parameters, "device": self.device, **facts}
+        torch.save({**run.state(), **kept}, folder / STATE_FILE)
+        last = asdict(run.history[-1])
+        last[f"val_{metric.name}"] = last.pop("val_metric")
+        last[f"val_{metric.name}_current"] = last.pop("val_metric_current")
+        (of_kept,) = [result.val_metric for result in run.history if result.epoch == run.kept_epoch]
+        best = {f"kept_val_{metric.name}": of_kept, "kept_epoch": run.kept_epoch}
+        failed = {key: value for key, value in facts.items() if key == "failed"}
+        ray.tune.report({**last, **best, **failed}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
