@@ -239,7 +239,8 @@ HARMLESS_OWNERS = {
     "labels": {"task", "facts", "found"},
     "targets": {"self", "part", "fold"},
 }
-# A plan trains on a sample to see how long that takes: seconds and bytes leave tune/planning/measure.py, nothing of the labels.
+# A plan trains on a sample to see how long that takes: seconds and bytes leave tune/planning/measure.py, nothing of the
+# labels.
 # tune/sweep/stand_in.py reads those of the demo, to show that a lever does something there: nothing is chosen by them.
 MAY_READ = {
     "labels": {"tune/sweep/evaluate.py"},

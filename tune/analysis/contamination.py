@@ -1,7 +1,7 @@
 """Errors on test crystals that pretraining has seen, and on those that it has not.
 
 Crystals that were seen may be easier for any model, so that each is told beside the controls: the network before any
-training, and models trained from scratch. `tune/analysis/seen.py` tells what was seen, `tune/leaderboard.py` is the command.
+training, and models trained from scratch. `seen.py` tells what was seen, `tune/leaderboard.py` is the command.
 """
 
 from __future__ import annotations
