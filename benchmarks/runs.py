@@ -36,7 +36,8 @@ from data.tasks import DEMO, open_task
 from tune.dataset.dataset import load_dataset
 from tune.records.options import Batch
 from tune.spaces.space import SearchSpace
-from tune.trials.search import Resources, search_fold
+from tune.trials.resources import Resources
+from tune.trials.search import search_fold
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TRIALS, PROCESSES, AT_ONCE = 20, 4, 2

@@ -47,7 +47,8 @@ from tune.dataset.trial_fold import TrialFold
 from tune.records.code_record import run_record
 from tune.records.options import Batch
 from tune.spaces.space import load_space
-from tune.trials.search import Resources, search_fold
+from tune.trials.resources import Resources
+from tune.trials.search import search_fold
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"
 RESULTS = Path(__file__).parent / "scale.json"

@@ -36,7 +36,8 @@ from models.registry import open_model
 from tune.dataset.dataset import Dataset, load_dataset
 from tune.spaces.space import SearchSpace
 from tune.trials import experiment
-from tune.trials.search import Outcome, Resources, train_chosen
+from tune.trials.resources import Resources
+from tune.trials.search import Outcome, train_chosen
 from tune.trials.trial import PREDICTIONS_FILE
 
 # Ray leaves sockets and log files to the garbage collector.

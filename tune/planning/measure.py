@@ -38,7 +38,7 @@ from tune.dataset.parts import ROWS_PER_PART, n_parts
 from tune.dataset.trial_fold import TrialFold
 from tune.planning.trial_costs import Point, TrialCosts, batch_sizes, freeze_depths, measure_trials
 from tune.spaces.space import SearchSpace
-from tune.trials.search import Resources
+from tune.trials.resources import Resources
 
 SAMPLE_ROWS = 1024
 SECONDS_AN_EPOCH = 1.5  # of a measured trial that reads graphs, about

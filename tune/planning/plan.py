@@ -36,7 +36,7 @@ from tune.planning.plan_table import Epoch, Memory, Plan, Step
 from tune.planning.trial_costs import batch_sizes, freeze_depths, own_memory
 from tune.records.options import Options
 from tune.spaces.space import SearchSpace
-from tune.trials.search import Resources
+from tune.trials.resources import Resources
 
 GPU_MARGIN = 1.1  # on a trial's memory: other crystals are larger than the sample's
 BYTES = ("graph", "feature", "shared", "cached")  # of a row, as `Measured` has them

@@ -21,7 +21,8 @@ from tune.dataset.dataset import Dataset, untrained
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
 from tune.spaces.space import SearchSpace
-from tune.trials.search import Resources, train_chosen
+from tune.trials.resources import Resources
+from tune.trials.search import train_chosen
 
 MOST_SLOTS = 8  # trials at once while measuring
 GRAPH_EPOCHS, FEATURE_EPOCHS = 3, 8  # of measured trials; the first one warms up and is not counted

@@ -38,7 +38,8 @@ from tune.sweep.result_notes import energy_note
 from tune.sweep.results import collect, write_quarantine
 from tune.sweep.summary import print_summary, results_markdown
 from tune.sweep.tries import ALIKE, LeverCheck
-from tune.trials.search import Outcome, Resources, search_fold, train_chosen
+from tune.trials.resources import Resources
+from tune.trials.search import Outcome, search_fold, train_chosen
 from tune.trials.trackers import trackers
 
 

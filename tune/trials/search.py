@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,35 +26,12 @@ from tune.spaces.merged import as_offered
 from tune.spaces.space import SearchSpace
 from tune.trials.experiment import run_experiment, run_until_read, trial_id
 from tune.trials.preemption import heeding, read_state
+from tune.trials.resources import Resources
 from tune.trials.scheduler import ResumableASHA, ToTheEnd, kept_values
 from tune.trials.searcher import DistinctOptuna, Generator, Listed
 from tune.trials.terminal import Terminal
 from tune.trials.tracking import Tracking
 from tune.trials.trial import STATE_FILE, TrialTask, run_trial, saved_state
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one trial may use, and how many run at once (None: as many as fit)."""
-
-    cpus_per_trial: int
-    gpus_per_trial: float
-    max_concurrent: int | None
-
-    def slots(self) -> int:
-        """Trials that run at once on the Ray cluster as it is now; 0 where it has too little for one."""
-        return self._fitting(ray.cluster_resources())
-
-    def most_slots(self) -> int:
-        """The same of the cluster with all nodes that its autoscaler may add."""
-        may_have = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-        return max(self.slots(), self._fitting(may_have))
-
-    def _fitting(self, have: Mapping[str, float]) -> int:
-        fit = have.get("CPU", 0) / self.cpus_per_trial
-        if self.gpus_per_trial:
-            fit = min(fit, have.get("GPU", 0) / self.gpus_per_trial)
-        return min(int(fit + 1e-6), self.max_concurrent or int(fit + 1e-6))
 
 
 @dataclass(frozen=True, eq=False)

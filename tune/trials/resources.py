@@ -1,0 +1,32 @@
+"""What one trial may use, and how many trials run at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one trial may use, and how many run at once (None: as many as fit)."""
+
+    cpus_per_trial: int
+    gpus_per_trial: float
+    max_concurrent: int | None
+
+    def slots(self) -> int:
+        """Trials that run at once on the Ray cluster as it is now; 0 where it has too little for one."""
+        return self._fitting(ray.cluster_resources())
+
+    def most_slots(self) -> int:
+        """The same of the cluster with all nodes that its autoscaler may add."""
+        may_have = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+        return max(self.slots(), self._fitting(may_have))
+
+    def _fitting(self, have: Mapping[str, float]) -> int:
+        fit = have.get("CPU", 0) / self.cpus_per_trial
+        if self.gpus_per_trial:
+            fit = min(fit, have.get("GPU", 0) / self.gpus_per_trial)
+        return min(int(fit + 1e-6), self.max_concurrent or int(fit + 1e-6))
