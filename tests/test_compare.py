@@ -15,9 +15,10 @@ from scipy.stats import t, ttest_ind
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+from models.bootstrap import weighted_auc
 from models.metrics import metric_of
 from tune.analysis.comparison import compare, differences
-from tune.analysis.paired import Pair, difference, fold_scores, weighted_auc
+from tune.analysis.paired import Pair, difference, fold_scores
 from tune.analysis.verdict import judge, seed_noise
 from tune.compare import app
 from tune.errors import RunError

@@ -112,6 +112,30 @@ def test_a_gain_that_few_crystals_show_by_chance_is_none(trained):
     assert not found.used
 
 
+def test_a_gain_is_no_surer_where_each_crystal_is_there_many_times(trained):
+    """Polymorphs have like errors: the interval is over compositions."""
+    fitted, data = trained
+    with one_thread():
+        plain = fitted.predict_rows(data.rows, VAL).values
+        labels = np.where(np.arange(len(VAL)) % 2, averaged(fitted, data.rows, VAL, COPIES).values, plain)
+        alone, repeated = (
+            judge(
+                fitted,
+                data.rows.select(np.repeat(VAL, times)),
+                np.arange(times * len(VAL)),
+                np.repeat(labels, times),
+                metric_of("regression"),
+                COPIES,
+                only_if_better=True,
+            )
+            for times in (1, 9)
+        )
+    assert alone.gain_low < alone.gain_high
+    np.testing.assert_allclose(
+        (repeated.gain_low, repeated.gain_high), (alone.gain_low, alone.gain_high), atol=1e-5, rtol=0
+    )
+
+
 def test_an_uncertainty_that_a_model_knows_stays_with_the_average(trained):
     _, data = trained
     part = TrainingPart(data.targets, TRAIN, VAL, "regression", "energy_per_atom")

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 
+from models.bootstrap import interval, resampled_scores
 from models.crystals.augment import copy_of
 from models.crystals.rows import CrystalRows
 from models.metrics import Metric
@@ -19,7 +21,7 @@ from models.model import Fitted, Prediction
 
 JITTER = 0.01  # Angstrom, standard deviation of each coordinate
 STRAIN = 0.002  # standard deviation of each component
-RESAMPLES = 1000  # of the validation rows, for the interval of the gain
+RESAMPLES = 1000  # of the compositions of validation, for the interval of the gain
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class AugmentationResult:
         copies: of each crystal.
         used: whether the predictions that follow are averaged.
         val_without, val_with: metric on validation.
-        gain_low, gain_high: 95 % interval of what averaging gains there, positive where it helps: the percentiles of a
-            paired bootstrap over the rows (Efron and Tibshirani 1993, chapter 13).
+        gain_low, gain_high: 95 % interval of what averaging gains there, positive where it helps, over compositions
+            (`models/bootstrap.py`).
         seconds_without, seconds_with: of predicting validation, both from the structures' graphs.
     """
 
@@ -79,21 +81,27 @@ def judge(
     without, seconds_without = _timed(lambda: fitted.predict_rows(afresh, val).values)
     mean, seconds_with = _timed(lambda: averaged(fitted, rows, val, copies).values)
     before, after = metric.value(val_targets, without), metric.value(val_targets, mean)
-    low, high = _gain(val_targets, without, mean, metric)
+    low, high = _gain(rows.fractions[val], val_targets, without, mean, metric)
     used = low > 0 or not only_if_better
     return AugmentationResult(copies, used, before, after, low, high, seconds_without, seconds_with)
 
 
-def _gain(targets: np.ndarray, without: np.ndarray, averaged: np.ndarray, metric: Metric) -> tuple[float, float]:
-    """95 % interval of the gain over resamples of rows; all arrays have shape (n,)."""
-    rng, sign = np.random.default_rng(0), 1 if metric.mode == "max" else -1
-    gains = []
-    for _ in range(RESAMPLES):
-        drawn = rng.integers(len(targets), size=len(targets))
-        before, after = (metric.value(targets[drawn], values[drawn]) for values in (without, averaged))
-        gains.append(sign * (after - before))
-    low, high = np.quantile(gains, [0.025, 0.975])
-    return float(low), float(high)
+def _gain(
+    fractions: np.ndarray, targets: np.ndarray, without: np.ndarray, averaged: np.ndarray, metric: Metric
+) -> tuple[float, float]:
+    """95 % interval of the gain over resamples of compositions.
+
+    Args:
+        fractions: element fractions of each row, shape (n, 94): rows with the same ones are one composition.
+        targets, without, averaged: labels and both predictions, shape (n,).
+        metric: that the gain is one of.
+    """
+    _, composition = np.unique(fractions.round(6), axis=0, return_inverse=True)
+    names = composition.ravel().astype(str)
+    rows = pd.DataFrame({"fold": 0, "id": names, "composition": names, "y_true": targets})
+    resampled = resampled_scores(rows, [without[None], averaged[None]], metric, RESAMPLES)
+    sign = 1 if metric.mode == "max" else -1
+    return interval(sign * (resampled[:, 1] - resampled[:, 0]))
 
 
 def _timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:

@@ -6,20 +6,18 @@ seeds. What seeds do to it, and whether it is a gain, is `tune/analysis/verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
+from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
 from models.metrics import Metric
 from tune.errors import RunError
 
-RESAMPLES = 10_000
 MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
-_AT_ONCE = 4_000_000  # weights in memory
-_NO_FORMULA = ("", "unknown")  # what rows without a graph have for a composition
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,18 +110,9 @@ def abs_errors(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
 def difference(pair: Pair, metric: Metric, n_resamples: int = RESAMPLES, seed: int = 0) -> Difference:
     """A minus B with a 95 % interval over crystals: what other crystals of the kind would have given.
 
-    The percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13) that draws compositions, not
-    rows (a cluster bootstrap: Davison and Hinkley 1997, section 3.8): polymorphs have like errors, and are drawn
-    together. Compositions are drawn with replacement within each fold, n - 1 of its n, which keeps intervals from
-    being too narrow (McCarthy and Snowden, Vital and Health Statistics 2-95, 1985); one that is in several folds is
-    drawn with the fold that has most of its rows and brings those of the other folds along. A resample's value is
-
-        mean over folds f of  sum_i w_i (e_A,i - e_B,i) / sum_i w_i,  i in f,
-
-    with w_i how often the composition of i was drawn and e the absolute error, mean over a run's seeds; for a
-    ROC-AUC, of the weighted ROC-AUC of A less that of B, each the mean over seeds. Both runs are looked at on the
-    same draws. The p value is that of Wilcoxon's signed-rank test (Biometrics Bulletin 1, 80, 1945) over the mean
-    difference of each composition; it asks about the typical composition, not the mean.
+    The interval is that of `models/bootstrap.py`: compositions are resampled, the same ones for both runs. The p value
+    is that of Wilcoxon's signed-rank test (Biometrics Bulletin 1, 80, 1945) over the mean difference of each
+    composition; it asks about the typical composition, not the mean.
 
     Args:
         pair: the predictions.
@@ -141,122 +130,3 @@ def difference(pair: Pair, metric: Metric, n_resamples: int = RESAMPLES, seed: i
         by_cluster = np.bincount(cluster, weights=error_a - error_b) / np.bincount(cluster)
         p_value = float(wilcoxon(by_cluster).pvalue) if by_cluster.any() else 1.0
     return Difference(float(value), low, high, p_value, int(cluster.max()) + 1)
-
-
-def clusters(rows: pd.DataFrame) -> np.ndarray:
-    """Number of each row's composition, int64 from 0, shape (n,); a row without a formula is like no other row."""
-    name = rows["composition"].where(~rows["composition"].isin(_NO_FORMULA), "id " + rows["id"])
-    return pd.factorize(name)[0]
-
-
-def resampled_scores(
-    rows: pd.DataFrame,
-    predicted: Sequence[np.ndarray],
-    metric: Metric,
-    n_resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> np.ndarray:
-    """The metric of several models on the same resamples of compositions, drawn as `difference` says.
-
-    Args:
-        rows: fold, id, composition, y_true; n rows.
-        predicted: of each model, shape (seeds, n); what is resampled is the mean over its seeds.
-        metric: MAE or ROC-AUC.
-        n_resamples: of the bootstrap.
-        seed: of the bootstrap.
-
-    Returns:
-        Shape (resamples, models).
-    """
-    cluster, y_true = clusters(rows), rows["y_true"].to_numpy()
-    folds, fold = np.unique(rows["fold"].to_numpy(), return_inverse=True)
-    counts = np.zeros((int(cluster.max()) + 1, len(folds)))
-    np.add.at(counts, (cluster, fold), 1)
-    # Compositions of a fold stand side by side, for a slice is written ten times as fast as scattered columns.
-    home = counts.argmax(axis=1)
-    order = np.argsort(home, kind="stable")
-    cluster, counts = np.argsort(order)[cluster], counts[order]
-    draws = _draw(np.bincount(home), n_resamples, np.random.default_rng(seed))
-    if metric.name == "mae":
-        sums = np.zeros((*counts.shape, len(predicted)))
-        for model, of_model in enumerate(predicted):
-            np.add.at(sums[:, :, model], (cluster, fold), np.abs(of_model - y_true).mean(axis=0))
-        flat = sums.reshape(len(counts), -1)
-        return np.concatenate(
-            [_fold_means((weights @ flat).reshape(-1, *sums.shape[1:]), weights @ counts) for weights in draws]
-        )
-    true = y_true > 0.5
-    parts = [np.flatnonzero(fold == position) for position in range(len(folds))]
-    resampled = []
-    for weights in draws:
-        by_fold = []
-        for part in parts:
-            of_rows = weights[:, cluster[part]]
-            aucs = [[weighted_auc(true[part], one[part], of_rows) for one in of_model] for of_model in predicted]
-            by_fold.append([np.mean(of_model, axis=0) for of_model in aucs])
-        resampled.append(np.mean(by_fold, axis=0).T)
-    return np.concatenate(resampled)
-
-
-def interval(resampled: np.ndarray) -> tuple[float, float]:
-    """Lower and upper end of the 95 % percentile interval of resampled values, shape (resamples,)."""
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def weighted_auc(y_true: np.ndarray, y_pred: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """ROC-AUC of weighted rows, ties counted half; of a single class it counts as 0.5, as in `models.metrics`.
-
-    Args:
-        y_true: bool, shape (n,).
-        y_pred: any float that is higher for true, shape (n,).
-        weights: shape (resamples, n).
-
-    Returns:
-        Shape (resamples,).
-    """
-    positive, negative = (np.flatnonzero(y_true == which) for which in (True, False))
-    positive, negative = (rows[np.argsort(y_pred[rows])] for rows in (positive, negative))
-    # The weight of the negatives below each positive, half of those that tie with it: the mean of < and <=.
-    weight = np.zeros((len(weights), len(negative) + 1))
-    weights[:, negative].cumsum(axis=1, out=weight[:, 1:])
-    below, up_to = (np.searchsorted(y_pred[negative], y_pred[positive], side) for side in ("left", "right"))
-    of_positive = weights[:, positive]
-    won = (of_positive * (weight[:, below] + weight[:, up_to])).sum(axis=1) / 2
-    pairs = of_positive.sum(axis=1) * weight[:, -1]
-    return np.divide(won, pairs, out=np.full(len(won), 0.5), where=pairs > 0)
-
-
-def _draw(sizes: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each composition is drawn, shape (resamples of this portion, compositions), fold after fold.
-
-    Args:
-        sizes: number of compositions of each fold.
-        n_resamples: in all.
-        rng: draws.
-    """
-    # n - 1 draws of n; of a single one, that one
-    ends = np.cumsum(sizes)
-    portion = max(1, _AT_ONCE // int(ends[-1]))
-    for begin in range(0, n_resamples, portion):
-        size = min(portion, n_resamples - begin)
-        weights = np.zeros((size, ends[-1]))
-        for n, end in zip(sizes[sizes > 0].tolist(), ends[sizes > 0].tolist(), strict=True):
-            drawn = rng.integers(n, size=(size, max(1, n - 1))) + n * np.arange(size)[:, None]
-            weights[:, end - n : end] = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
-        yield weights
-
-
-def _fold_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean over folds of sums / counts; a fold that was not drawn is left out.
-
-    Args:
-        sums: shape (resamples, folds, models).
-        counts: shape (resamples, folds).
-
-    Returns:
-        Shape (resamples, models).
-    """
-    drawn = counts > 0
-    means = np.divide(sums, counts[:, :, None], out=np.zeros_like(sums), where=drawn[:, :, None])
-    return means.sum(axis=1) / drawn.sum(axis=1)[:, None]

@@ -1,6 +1,6 @@
 """Runs of the same rows, and other people's models on the same ids, ranked: what `tune/leaderboard.py` shows.
 
-Everyone is compared with the best alone, on the same resamples of compositions (`tune/analysis/paired.py`).
+Everyone is compared with the best alone, on the same resamples of compositions (`models/bootstrap.py`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,10 @@ import pandas as pd
 from scipy.stats import t
 
 from data.split_rule import DEFAULT_SPLIT
+from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
 from models.metrics import Kind, Metric, all_scores
 from tune.analysis.entries import Entry, run_entries
-from tune.analysis.paired import (
-    MIN_COMPOSITIONS,
-    RESAMPLES,
-    Difference,
-    clusters,
-    fold_scores,
-    interval,
-    pair_up,
-    resampled_scores,
-)
+from tune.analysis.paired import MIN_COMPOSITIONS, Difference, fold_scores, pair_up
 from tune.analysis.peers import peer_tables
 from tune.errors import RunError
 from tune.runs import SweepRun, split_of

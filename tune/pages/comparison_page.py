@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from data.stores.storage import open_folder, write_whole
+from models.bootstrap import RESAMPLES
 from tune.analysis.comparison import Comparison, differences
-from tune.analysis.paired import RESAMPLES, fold_scores
+from tune.analysis.paired import fold_scores
 from tune.runs import SweepRun, judged
 
 SHOWN = 10  # ids in the report
