@@ -17,15 +17,15 @@ if __name__ == "__main__":  # before anything of the user's could be imported by
 
     own_first()
 
+import select
 import signal
 import subprocess
-import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
-import psutil
 import typer
 
 SERVER = "http://169.254.169.254"  # of both clouds
@@ -59,15 +59,38 @@ def _ask(address: str, headers: dict[str, str], method: str = "GET") -> str:
         return answer.read().decode().strip()
 
 
-def watch(server: str, raylet: psutil.Process) -> None:
-    """Wait for the machine to be taken back, then tell the trials; or for the raylet to end."""
-    while raylet.is_running() and raylet.status() != psutil.STATUS_ZOMBIE:
-        for told in (told_by_google, told_by_amazon):
-            if _is(told, server):
-                print(f"{told.__name__}: this machine is taken back", flush=True)
+def processes_called(file: str, name: str) -> Iterator[int]:
+    """Ids of this machine's processes whose name begins with a text.
+
+    Args:
+        file: of `/proc/PID/` that holds the name: `comm`, or `cmdline`, where a process can change it.
+        name: to begin with.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if (process / file).read_bytes().startswith(name.encode()):
+                yield int(process.name)
+
+
+def watch(server: str, raylet: int) -> None:
+    """Wait for the machine to be taken back, then tell the trials; or for the process `raylet` to end."""
+    with suppress(ProcessLookupError):  # it has ended already
+        handle = os.pidfd_open(raylet)  # can be read from once the process has ended
+        wait_s = 0.0
+        while not select.select([handle], [], [], wait_s)[0]:
+            if taken_back(server):
                 tell_trials()
                 return
-        time.sleep(PERIOD_S)
+            wait_s = PERIOD_S
+
+
+def taken_back(server: str) -> bool:
+    """Whether either cloud tells, which is printed."""
+    for told in (told_by_google, told_by_amazon):
+        if _is(told, server):
+            print(f"{told.__name__}: this machine is taken back", flush=True)
+            return True
+    return False
 
 
 def _is(told: Callable[[str], bool], server: str) -> bool:
@@ -81,20 +104,19 @@ def tell_trials() -> None:
     drain = ["ray", "drain-node", "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=the machine is taken back"]
     with suppress(OSError, subprocess.TimeoutExpired):
         subprocess.run([*drain, "--deadline-remaining-seconds=25"], timeout=5, check=False)
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith(TRIAL):
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGTERM)
-                print(f"told process {process.pid}", flush=True)
+    for process in processes_called("cmdline", TRIAL):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+            print(f"told process {process}", flush=True)
 
 
 def main(server: Annotated[str, typer.Option(help="The metadata server.")] = SERVER) -> None:
     """Watch for the end of this machine."""
-    raylets = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "raylet"]
-    if not raylets:
+    raylet = next(processes_called("comm", "raylet\n"), None)
+    if raylet is None:
         typer.secho("no Ray runs here: start it first", fg="red", err=True)
         raise typer.Exit(1)
-    watch(server, raylets[0])
+    watch(server, raylet)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ passes (`models/training/train.py`).
 from __future__ import annotations
 
 import math
+import os
+import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import psutil
 import ray
 import torch
 
@@ -118,6 +119,7 @@ def _probe(
     for _ in run.epochs():
         pass
     if device == "cpu":
-        return psutil.Process().memory_info().rss, psutil.virtual_memory().total
+        most_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return 1024 * most_kib, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free, total = torch.cuda.mem_get_info()  # torch gives back nothing, so that what is taken is the most it took
     return total - free, total
