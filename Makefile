@@ -18,7 +18,7 @@ STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale bench-trials audit format clean distclean
+.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale bench-trials bench-commands audit format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-scale: $(STAMP) ## time and memory at the size of matbench_mp_e_form, abou
 
 bench-trials: $(STAMP) ## time, memory and files of one more trial, about 10 minutes; writes benchmarks/trials.json
 	$(PY) -m benchmarks.trials $(ARGS)
+
+bench-commands: $(STAMP) ## time to a command's help, to predictions, to the first trial; writes benchmarks/commands.json
+	$(PY) -m benchmarks.commands $(ARGS)
 
 audit: $(STAMP) ## look the pinned packages up among the known vulnerabilities; needs the internet
 	$(PY) -m venv $(VENV)-audit

@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,14 @@ class CHGNetwork(nn.Module):
     def bond_graph_cutoff(self) -> float:
         """Angstrom; bonds shorter than this form angles."""
         return float(self.stock.graph_converter.bond_graph_cutoff)
+
+    def train(self, mode: bool = True) -> Self:
+        """Note the mode here alone: CHGNet has no dropout and no batch norm.
+
+        To tell each of its modules takes longer than a small epoch, before and after which it is asked for.
+        """
+        self.training = mode
+        return self
 
     def freeze(self, depth: str) -> list[str]:
         """Let only the parameters of a freeze depth train; return their names.
