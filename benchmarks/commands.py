@@ -24,9 +24,9 @@ import typer
 from pyarrow import fs
 from pymatgen.core import Structure
 
-from data.storage import write_whole
+from data.stores.storage import write_whole
 from data.tasks import open_task
-from tune.code_record import run_record
+from tune.records.code_record import run_record
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = REPOSITORY / "benchmarks" / "commands.json"

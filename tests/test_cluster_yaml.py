@@ -14,6 +14,8 @@ import typer
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from tune.run_sweep import app
+
 ROOT = Path(__file__).parent.parent
 GOOGLE, AMAZON, KUBERAY = "cluster.yaml", "cluster.aws.yaml", "cluster.kuberay.yaml"
 TEXTS = {name: (ROOT / name).read_text() for name in (GOOGLE, AMAZON, KUBERAY)}
@@ -399,8 +401,6 @@ def test_the_dashboard_listens_on_the_head_only(name):
 
 
 def test_the_job_of_kuberay_is_a_sweep_that_its_workers_can_run():
-    from tune.run_sweep import app  # here, for torch takes seconds to import
-
     documents = load(KUBERAY)
     python, script, *arguments = documents["RayJob"]["spec"]["entrypoint"].split()
     assert (python, script) == ("python", "/matsweep/tune/run_sweep.py")

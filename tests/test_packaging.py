@@ -19,16 +19,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("data", "models", "tune")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOAD_ALL = """
-import tune.queue_file, tune.space, tune.report, sys
+import tune.spaces.queue_file, tune.spaces.space, tune.report, sys
 from data.tasks import open_task
-from data.places import downloads_folder
-from models.anchors import load_anchors
+from data.stores.places import downloads_folder
+from models.crystals.chgnet.anchors import load_anchors
 from pathlib import Path
-assert Path(tune.space.__file__).is_relative_to(sys.argv[1]), tune.space.__file__
-names = sorted(file.stem for file in tune.space.SPACES_FOLDER.glob("*.yaml"))
+assert Path(tune.spaces.space.__file__).is_relative_to(sys.argv[1]), tune.spaces.space.__file__
+names = sorted(file.stem for file in tune.spaces.space.SPACES_FOLDER.glob("*.yaml"))
 for name in names:
-    queue = "\\nexperiments:" in (tune.space.SPACES_FOLDER / f"{name}.yaml").read_text()
-    (tune.queue_file.load_queue if queue else tune.space.load_space)(name)
+    queue = "\\nexperiments:" in (tune.spaces.space.SPACES_FOLDER / f"{name}.yaml").read_text()
+    (tune.spaces.queue_file.load_queue if queue else tune.spaces.space.load_space)(name)
 assert load_anchors("0.3.0").shape == (94,)
 assert len(open_task("demo", download_dir=downloads_folder(None))[1]) > 900
 assert (Path(tune.report.__file__).parent / "report.html").is_file()

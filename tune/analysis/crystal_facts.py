@@ -24,9 +24,8 @@ from rich.progress import track
 from data.crystals.crystal import BadCrystalError, Crystal
 from data.crystals.elements import ATOMIC_NUMBERS, SYMBOLS
 from data.crystals.rows import RawChunk, Rows
-from data.stores.download import DownloadError
-from data.stores.storage import StorageError
-from data.tasks import TaskError
+from data.errors import UserError
+from tune.records.options import load_options
 from tune.runs import SweepRun
 
 SYMPREC = 0.1  # Angstrom: that of the Materials Project's own space groups, for relaxed structures
@@ -93,9 +92,6 @@ def predicted_rows(run: SweepRun, ids: Iterable[str]) -> Rows:
     Raises:
         FactsError: the task has no structures, cannot be opened any more, or is not what it was.
     """
-    from tune.errors import SweepError
-    from tune.records.options import load_options  # brings torch and Ray, which `_facts_of` does without
-
     folders = [run.address]
     for member in run.results.get("members", []):
         beside = run.address.rpartition("/")[0]
@@ -105,7 +101,7 @@ def predicted_rows(run: SweepRun, ids: Iterable[str]) -> Rows:
         storage, _, name = folder.rpartition("/")
         try:
             _, rows = load_options(storage or ".", name).open_task()
-        except (SweepError, TaskError, DownloadError, StorageError, OSError) as problem:
+        except (UserError, OSError) as problem:
             reasons.append(str(problem))
             continue
         if rows.sha256 != run.data_sha256:

@@ -12,6 +12,7 @@ from plotly.colors import sample_colorscale
 
 from tune.pages.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Picture, counted, number, style
 from tune.pages.report_sections import Section, Shown, short
+from tune.spaces.space import SearchSpace
 
 TRIALS = 4  # that a search needs before anything is said about its fields
 
@@ -63,8 +64,6 @@ def search(shown: Shown) -> list[Section]:
 
 def _studies(shown: Shown) -> dict[int, optuna.Study]:
     """The searches as Optuna's studies, by fold; NoStudyError where there is none."""
-    from tune.spaces.space import SearchSpace  # brings torch and Ray
-
     trials, metric = shown.sweep.trials, shown.sweep.metric
     kept = f"kept_val_{metric.name}"
     if not len(trials):
