@@ -216,6 +216,49 @@ def test_a_trial_that_its_model_has_ended_is_started_only_once_more(ray_session,
     assert (tmp_path / "starts").read_text().splitlines() == ["started"] * 2
 
 
+LINGERING = """\
+import time
+from dataclasses import replace
+from models.composition_model import COMPOSITION_NETWORK
+
+class Lingering:
+    def __init__(self, run):
+        self.run = run
+
+    def __getattr__(self, name):
+        return getattr(self.run, name)
+
+    def epochs(self):
+        try:
+            yield from self.run.epochs()
+        finally:
+            time.sleep(4)
+
+def start(*arguments):
+    return Lingering(COMPOSITION_NETWORK.start(*arguments))
+
+MODEL = replace(COMPOSITION_NETWORK, name="lingering", start=start)
+"""
+
+
+class StopsEarly(ray.tune.Callback):
+    """Has trials stopped after their first epoch."""
+
+    def on_trial_start(self, iteration, trials, trial, **info):
+        trial.stopping_criterion = {"epoch": 1}
+
+
+def test_a_trial_that_takes_long_to_stand_still_does_not_cost_the_next_one(ray_session, tmp_path):
+    """As on a machine that is busy with other things: Ray waits for 2 s by itself, and then fails the next trial."""
+    (tmp_path / "lingering.py").write_text(LINGERING)
+    chosen = [(FOLD, {**CONFIG, "model": str(tmp_path / "lingering.py"), "seed": seed}) for seed in (0, 1)]
+    outcomes = train_chosen(
+        formulas(tmp_path), chosen, resources=Resources(1, 0, 1), folder=f"{tmp_path}/run", watch=[StopsEarly()]
+    )
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [outcome.history[-1]["epoch"] for outcome in outcomes] == [1, 1]
+
+
 FRAGILE = """\
 import os, pathlib, signal
 import numpy as np

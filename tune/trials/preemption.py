@@ -35,6 +35,9 @@ def heeding(trial: Callable[[dict[str, Any]], None]) -> type[Trainable]:
         def setup(self, config: dict[str, Any]) -> None:
             # Here, since only a process's main thread may set this, and the function runs in another.
             _heed_sigterm()
+            # The next trial gets this process. Ray fails that one where this one has not stood still within 2 s, as on
+            # a machine that is busy with other things.
+            os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")
             super().setup(config)
 
     return Trial
