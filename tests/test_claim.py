@@ -17,12 +17,12 @@ import pytest
 from tune.errors import SweepError
 from tune.records.folder import Folder
 from tune.sweep.claim import FILE, claimed
-from tune.sweep.sweep import claim
+from tune.sweep import claim
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
-from tune.sweep.sweep import claim
+from tune.sweep import claim
 from tune.sweep.claim import claimed
 from tune.records.folder import Folder
 from tune.errors import SweepError
