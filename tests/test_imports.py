@@ -35,6 +35,11 @@ file, *sys.argv = sys.argv[1:]
 atexit.register(lambda: Path(file).write_text(" ".join(name for name in sys.modules if "." not in name)))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+RECORD = {
+    "git_commit": "abc",
+    "created": "2026-11-21T20:49:52+00:00",
+    "versions": {"torch": "2.13.0", "chgnet": "0.4.2"},
+}
 SPACE = "model: ridge\nnum_samples: 5\nparameters:\n  alpha: {loguniform: [0.001, 1000]}\n"
 
 
@@ -65,7 +70,7 @@ def finished(ray_session, tmp_path_factory) -> Path:
     y = rows["y_true"].to_numpy()
     for name, error in (("a", 0.1), ("b", 0.2)):
         members = {"seed_0": y + error * np.sin(np.arange(len(y)))}
-        official_run(folder / "ray_results" / name, SMALL, rows, members)
+        official_run(folder / "ray_results" / name, SMALL, rows, members, record=RECORD)
     return folder
 
 
