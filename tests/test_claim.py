@@ -16,8 +16,8 @@ import pytest
 
 from tune.errors import SweepError
 from tune.records.folder import Folder
-from tune.sweep.claim import FILE, claimed
 from tune.sweep import claim
+from tune.sweep.claim import FILE, claimed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 HOLDER = """
