@@ -38,11 +38,11 @@ from data.machine.console import say
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder, write_whole
 from data.tasks import DEMO, Task, open_task
+from models.crystals.cached_arrays import backbone_output
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.rows import AtomFeatures
 from tune.dataset.dataset import Dataset, load_dataset
-from tune.dataset.features import feature_prefix
-from tune.dataset.parts import ROWS_PER_PART, write_part
+from tune.dataset.parts import ROWS_PER_PART, prefix_of, write_part
 from tune.dataset.trial_fold import TrialFold
 from tune.records.code_record import run_record
 from tune.records.options import Batch
@@ -113,9 +113,9 @@ def build(folder: Path) -> Iterator[str | dict[str, Any]]:
     _, rows = _open(folder)
     yield "build the cache"
     connect()
-    graphs_of(rows, cutoffs(SPACE.weights), str(folder / "graphs"))
+    graphs_of(rows, cutoffs(SPACE.needs.weights), str(folder / "graphs"))
     yield "read the cache"
-    stored, key = graphs_of(rows, cutoffs(SPACE.weights), str(folder / "graphs"))
+    stored, key = graphs_of(rows, cutoffs(SPACE.needs.weights), str(folder / "graphs"))
     yield ""
     shards = [path.stat().st_size for path in (folder / "graphs" / key).iterdir()]
     yield {
@@ -159,7 +159,9 @@ def _write_features(graphs: Graphs, cache_folder: str) -> None:
         numbers = graphs.numbers[graphs.atom_start[first] : graphs.atom_start[last]]
         n_atoms = graphs.atoms_per_graph[first:last].astype(np.int32)
         features = AtomFeatures(by_element[numbers], np.ones(len(numbers), np.float32), n_atoms)
-        write_part(filesystem, path, feature_prefix(SPACE.weights, collapse=True), number, vars(features))
+        write_part(
+            filesystem, path, prefix_of(backbone_output(SPACE.needs.weights, collapse=True)), number, vars(features)
+        )
 
 
 def _shared(dataset: Dataset) -> dict[str, Any]:

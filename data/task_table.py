@@ -49,6 +49,7 @@ class Task:
         notes: anything else to know, or "".
         inputs: what a row is: "structures" become graphs, "compositions" are formulas and never do
             (`data/crystals/compositions.py`).
+        family: what an example is, and so what reads the rows.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Task:
     n_official: int | None
     notes: str
     inputs: Inputs = "structures"
+    family: str = "crystals"
 
 
 DEMO = Task(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any, Literal, Protocol
@@ -168,6 +168,8 @@ class Model:
             computed.
         by_chance: whether the seed has a part in what a config learns from the rows at some positions; where it has
             none, a gain needs no several seeds to be told from noise.
+        family: whose rows it reads.
+        trains: whether parameters of a space let anything but the baseline be fitted.
     """
 
     name: str
@@ -177,6 +179,8 @@ class Model:
     load: Callable[[dict[str, Any], str], Fitted]
     unsuited: Callable[[Any, Kind, Quantity], str | None] = lambda _config, _kind, _quantity: None
     by_chance: Callable[[Any, Any, np.ndarray], bool] = lambda _config, _rows, _train: True
+    family: str = "crystals"
+    trains: Callable[[Mapping[str, Any]], bool] = lambda _parameters: True
 
 
 def never(_config: ModelConfig, _rows: TrainingRows, _train: np.ndarray) -> bool:

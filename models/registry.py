@@ -20,6 +20,7 @@ from data.machine.import_path import users_last
 from data.stores.places import expanded
 
 if TYPE_CHECKING:
+    from models.family import Family
     from models.model import Model
 
 # By name the module and its constant, which is imported when it is asked for: torch and the like take seconds.
@@ -30,6 +31,9 @@ MODELS = {
     "ridge": ("models.crystals.linear", "RIDGE"),
     "dummy": ("models.crystals.linear", "DUMMY"),
 }
+
+
+FAMILIES = {"crystals": ("models.crystals.family", "CRYSTALS")}
 
 
 class ModelError(UserError, ValueError):
@@ -71,6 +75,12 @@ def open_model(name: str) -> Model:
     if not isinstance(model, Model):
         raise ModelError(f"{path} defines no MODEL = Model(...); see models/model.py")
     return replace(model, name=str(path))  # where its code is, for the model file and the workers
+
+
+def open_family(name: str) -> Family:
+    """A family by its name."""
+    module, constant = FAMILIES[name]
+    return getattr(importlib.import_module(module), constant)
 
 
 def planned_epochs(fields: dict[str, Any]) -> int:

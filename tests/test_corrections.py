@@ -14,13 +14,14 @@ from pymatgen.entries.computed_entries import ComputedStructureEntry
 
 from data.crystals.corrections import corrections_of_structure, mp2020_corrections, mp2020_minus_legacy
 from data.crystals.crystal import crystal_from_structure
-from data.crystals.graphs import Graph, convert, stack
+from data.crystals.graphs import Graph, convert, element_fractions, stack
 from data.stores.storage import open_folder
+from models.crystals.cached_arrays import energy_corrections
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.network import CHGNetwork
 from models.crystals.reference import fit_energy_reference
-from tune.dataset.corrections import corrections_of, corrections_prefix
-from tune.dataset.parts import ROWS_PER_PART, joined_parts, rows_of_part, write_part
+from models.crystals.rows import CrystalRows
+from tune.dataset.parts import ROWS_PER_PART, cached_fields, joined_parts, prefix_of, rows_of_part, write_part
 
 HUBBARD_U = {"Co": 3.32, "Cr": 3.7, "Fe": 5.3, "Mn": 3.9, "Mo": 4.38, "Ni": 6.2, "V": 3.25, "W": 6.2}
 
@@ -131,18 +132,21 @@ def test_corrections_are_computed_once_and_damaged_parts_again(real_structures, 
     )
     graphs = 13 * [convert(crystal_from_structure(structure), 6.0) for structure in real_structures[:20]]
     graphs = stack([*graphs, rejected, *graphs[:50]])  # two parts
-    graphs_ref = ray.put(graphs)
+    rows_ref = ray.put(CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs))
 
-    found = corrections_of(graphs_ref, len(graphs), str(tmp_path))
+    def corrections() -> np.ndarray:
+        return cached_fields(energy_corrections(), rows_ref, len(graphs), str(tmp_path), 0.0)["corrections"]
+
+    found = corrections()
     np.testing.assert_array_equal(found, mp2020_minus_legacy(graphs, np.arange(len(graphs))))
     assert np.flatnonzero(np.isnan(found)).tolist() == [260]
 
     parts = sorted(Path(tmp_path).iterdir())
     assert len(parts) == 2
-    assert all(part.name.startswith(corrections_prefix()) for part in parts)
+    assert all(part.name.startswith(prefix_of(energy_corrections())) for part in parts)
     written = [part.stat().st_mtime_ns for part in parts]
     parts[1].write_bytes(parts[1].read_bytes()[:-3] + b"xyz")
-    np.testing.assert_array_equal(corrections_of(graphs_ref, len(graphs), str(tmp_path)), found)
+    np.testing.assert_array_equal(corrections(), found)
     assert sorted(Path(tmp_path).iterdir()) == parts  # the checksum in the name is the same again
     assert parts[0].stat().st_mtime_ns == written[0]
 

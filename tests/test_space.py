@@ -74,7 +74,7 @@ def test_every_kind_of_range_samples_within_its_bounds(load):
     assert {config.freeze_depth for config in configs} == {"readout", "full"}
     assert {config.loss for config in configs} == {"mae", "mse", "huber"}
     assert {config.epochs for config in configs} == {3, 4, 5, 6}  # both ends included
-    assert {config.weights for config in configs} == {"r2scan"} == {space.weights}
+    assert {config.weights for config in configs} == {"r2scan"} == {space.needs.weights}
     lr = np.array([config.lr for config in configs])
     assert 1e-4 <= lr.min() < 2e-4
     assert 5e-3 < lr.max() <= 1e-2
@@ -90,7 +90,7 @@ def test_a_space_with_nothing_to_search_is_a_single_config(load):
     space = load("parameters: {freeze_depth: none, epochs: 0}\n")
     assert space.searched == {}
     assert samples(space, 1) == [{"freeze_depth": "none", "epochs": 0, "seed": 0}]
-    assert load("parameters: {}\n").weights == CHGNetConfig().weights
+    assert load("parameters: {}\n").needs.weights == CHGNetConfig().weights
 
 
 def test_a_name_is_looked_up_and_an_unknown_one_is_refused_with_the_known():

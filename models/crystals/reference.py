@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.errors import UserError
+from models.family import UnsuitedError
 from models.metrics import Kind
 
 # An element leaves its prior where its fractions, summed over the crystals that ask for it, exceed this.
@@ -28,7 +28,7 @@ _SLOPE_SIGMAS = 4.0  # by which a slope must differ from 1 to be refused
 _SMALLEST_FREEDOM = 30  # rows beyond the elements they show, to tell a slope from
 
 
-class TargetScaleError(UserError, ValueError):
+class TargetScaleError(UnsuitedError):
     """Targets that do not behave as the declared quantity (energy per atom or per cell)."""
 
 

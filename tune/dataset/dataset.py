@@ -12,25 +12,17 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.crystals.compositions import read_compositions
-from data.crystals.elements import ATOMIC_NUMBERS
-from data.crystals.graph_cache import graphs_of
-from data.crystals.graphs import element_fractions
-from data.crystals.left_out import leave_elements_out, leave_molecules_out
-from data.crystals.molecules import molecular
 from data.crystals.notes import commonest_notes, rows_were
 from data.crystals.quality import bad_target_reasons
 from data.crystals.rows import RowNumbers, Rows
 from data.folds import Fold, Split, make_folds, split_fold
 from data.machine.console import say
-from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
+from data.split_rule import DEFAULT_SPLIT, SplitRule
 from data.tasks import Task
-from models.crystals.chgnet.network import cutoffs
-from models.crystals.rows import CrystalRows
+from models.family import FamilyRows
 from models.metrics import Kind
-from models.registry import open_model
-from tune.dataset.corrections import corrections_of
-from tune.dataset.features import pretrained_outputs
+from models.registry import open_family, open_model
+from tune.dataset.parts import cached_fields
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
 from tune.spaces.space import SearchSpace
@@ -55,14 +47,14 @@ class Dataset:
         quarantine: reason by row, for rows that take part in nothing.
         notes: what the reader of a row noted, by row; such rows take part.
         unscored: quarantined rows that have no usable label either (no target, or a repeated id).
-        n_raised_cutoff: graphs whose cutoff was raised because an atom had no neighbour.
+        facts: on the rows as a whole, by name, for the results.
         data_sha256: of the rows.
         cache_key: of the graphs.
         folds: the five folds.
         split_rule: how they were made; those of the task unless the user asked for others.
         split_note: what a reader must know of others; "" of the task's.
         splits: by fold.
-        rows_ref: `CrystalRows` in the object store.
+        rows_ref: `TrainingRows` in the object store.
         trial_folds: by fold, a `TrialFold` in the object store.
     """
 
@@ -74,7 +66,7 @@ class Dataset:
     quarantine: dict[int, str]
     notes: dict[int, tuple[str, ...]]
     unscored: set[int]
-    n_raised_cutoff: int
+    facts: dict[str, int]
     data_sha256: str
     cache_key: str
     folds: list[Fold]
@@ -113,12 +105,11 @@ def load_dataset(
         at_once: processes that compute; None: as many as fit.
 
     Raises:
-        SweepError: a model that reads structures or a split by them, and a task that has none; or targets that are all
-            the same.
+        SweepError: a model or a split that does not go with the task; or targets that are all the same.
         SplitError: too few rows to split.
-        TargetScaleError: an energy target that is not on the declared scale.
+        UnsuitedError: targets that do not go with the model.
     """
-    inputs = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
+    inputs, rows_ref = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
     bad_labels = bad_target_reasons(rows.ids, rows.targets, rows.row_numbers)
     unreadable = {k: reason for k, reason in enumerate(inputs.reasons) if reason}
     both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
@@ -130,8 +121,8 @@ def load_dataset(
         say(f"{rows_were(len(notes))} read with notes, of {len(rows)}; see notes.csv")
         for line in commonest_notes(notes.values()):
             say(f"  {line}")
-    if inputs.n_raised_cutoff:
-        say(f"{inputs.n_raised_cutoff} crystals have isolated atoms; their cutoff was raised")
+    for remark in inputs.remarks:
+        say(remark)
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
     if usable.any() and np.ptp(rows.targets[usable]) == 0:
@@ -140,8 +131,8 @@ def load_dataset(
             "there is nothing to learn. Choose another target (--target)"
         )
 
-    folds, split_note = _folds(task, rows, inputs, split_rule)
-    compositions = [formula or "" for formula in inputs.formulas]
+    folds = make_folds(task, rows.ids, rows.groups) if inputs.folds is None else inputs.folds
+    compositions = [group or "" for group in inputs.groups]
     splits = {
         fold.index: split_fold(
             fold,
@@ -157,64 +148,30 @@ def load_dataset(
     }
     if any(split.by_row for split in splits.values()):
         say(ONE_COMPOSITION, style="yellow")
-    training_rows: CrystalRows = ray.get(inputs.rows_ref)
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     reference = untrained(space, task.kind)
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
         fields = {key: value for key, value in reference.items() if key != "model"}
         model = open_model(reference["model"])
-        model.start(model.config(**fields), training_rows, trial_fold.part(task.kind, task.quantity), "cpu")
+        model.start(model.config(**fields), inputs.rows, trial_fold.part(task.kind, task.quantity), "cpu")
     return Dataset(
         task=task,
         ids=rows.ids,
         row_numbers=rows.row_numbers,
-        formulas=inputs.formulas,
+        formulas=inputs.groups,
         labels=rows.targets,
         quarantine=quarantine,
         notes=notes,
         unscored=set(bad_labels),
-        n_raised_cutoff=inputs.n_raised_cutoff,
+        facts=inputs.facts,
         data_sha256=rows.sha256,
         cache_key=inputs.cache_key,
         folds=folds,
         split_rule=split_rule,
-        split_note=split_note,
+        split_note=inputs.split_note,
         splits=splits,
-        rows_ref=inputs.rows_ref,
+        rows_ref=rows_ref,
         trial_folds={k: ray.put(trial_fold) for k, trial_fold in trial_folds.items()},
-    )
-
-
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    """What was read of a task's rows, whether they are structures or compositions."""
-
-    formulas: list[str | None]
-    reasons: list[str | None]
-    notes: list[tuple[str, ...]]
-    n_raised_cutoff: int
-    cache_key: str
-    rows_ref: ray.ObjectRef
-    molecular: np.ndarray | None = None  # whether each crystal is, bool, shape (n_rows,), where the split asks for it
-
-
-def _folds(task: Task, rows: Rows, inputs: _Inputs, split_rule: SplitRule) -> tuple[list[Fold], str]:
-    """The folds that a rule makes, and what a reader must know of those that are not the task's own."""
-    if split_rule == DEFAULT_SPLIT:
-        return make_folds(task, rows.ids, rows.groups), ""
-    fractions = ray.get(inputs.rows_ref).fractions
-    begins = f"Split {split_rule}, not the folds of the task: scores are of crystals unlike those trained on"
-    if split_rule == LEAVE_ELEMENTS_OUT:
-        folds, left_out = leave_elements_out(rows.ids, fractions)
-        symbols = {number: symbol for symbol, number in reversed(ATOMIC_NUMBERS.items())}
-        lists = [f"fold {k}: {', '.join(symbols[z] for z in numbers)}" for k, numbers in enumerate(left_out)]
-        return folds, f"{begins}. Elements that a fold tests and does not train on: {'; '.join(lists)}."
-    assert inputs.molecular is not None
-    folds = leave_molecules_out(rows.ids, inputs.molecular, fractions.any(axis=1))
-    n_tested = sum(len(fold.test_ids) for fold in folds)
-    return (
-        folds,
-        f"{begins}. Every fold trains on the crystals that are not molecular, and tests a fifth of {n_tested}.",
     )
 
 
@@ -227,55 +184,30 @@ def _read(
     collapse: bool,
     split_rule: SplitRule,
     at_once: int | None,
-) -> _Inputs:
-    model = open_model(space.model)
-    if task.inputs == "compositions":
-        if model.reads != "compositions":
-            raise SweepError(
-                f"model {space.model} reads structures, and {task.name} as given has compositions only: choose a space "
-                "of a model that reads compositions, such as composition_network"
-            )
-        if split_rule == LEAVE_MOLECULES_OUT:
-            raise SweepError(
-                f"--split {split_rule}: {task.name} as given has compositions only, and these do not say what is "
-                f"molecular; {LEAVE_ELEMENTS_OUT} goes with compositions too"
-            )
-        compositions = read_compositions(rows)
-        rows_ref = ray.put(CrystalRows(compositions.fractions, compositions.n_atoms))
-        return _Inputs(compositions.formulas, compositions.reasons, compositions.notes, 0, "none", rows_ref)
-    stored, key = graphs_of(rows, cutoffs(space.weights), cache_folder, at_once=at_once)
+) -> tuple[FamilyRows, ray.ObjectRef]:
+    """The rows as the family reads them, and what trials get of them, in the object store."""
+    model, family = open_model(space.model), open_family(task.family)
+    if problem := family.refusal(model, task, split_rule, "none"):
+        raise SweepError(problem)
+    wanted = family.needs(model, space.parameters)
+    inputs = family.read(task, rows, wanted, cache_folder, split_rule, collapse, at_once)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
-    graphs_ref = ray.put(stored.graphs)
-    stored = replace(stored, graphs=ray.get(graphs_ref))
-    cache = f"{cache_folder.rstrip('/')}/{key}"
-    features = outputs = corrections = None
-    if model.reads != "compositions" and space.weights != "random":
-        features, outputs = pretrained_outputs(graphs_ref, space.weights, cache, gpus_per_task, collapse, at_once)
-    if space.undoes_corrections:
-        corrections = corrections_of(graphs_ref, len(rows), cache, at_once)
-    graphs = None if model.reads == "compositions" else stored.graphs
-    fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
-    rows_ref = ray.put(CrystalRows(fractions, n_atoms, graphs, features, outputs, corrections, collapse))
-    is_molecular = molecular(stored.graphs) if split_rule == LEAVE_MOLECULES_OUT else None
-    return _Inputs(stored.formulas, stored.reasons, stored.notes, stored.n_raised_cutoff, key, rows_ref, is_molecular)
+    rows_ref = ray.put(inputs.rows)
+    inputs = replace(inputs, rows=ray.get(rows_ref))
+    fields: dict[str, Any] = {}
+    for arrays in family.arrays(wanted, collapse):
+        cache = f"{cache_folder.rstrip('/')}/{inputs.cache_key}"
+        fields |= cached_fields(arrays, rows_ref, len(rows), cache, gpus_per_task, at_once)
+    if fields:
+        rows_ref = ray.put(replace(inputs.rows, **fields))
+        inputs = replace(inputs, rows=ray.get(rows_ref))
+    return inputs, rows_ref
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
-    """What every result is compared with: `model` and its config.
-
-    CHGNet with its reference and no training, where that is what the space trains; ridge on element fractions else.
-    """
+    """What every result is compared with: `model` and its config."""
     model = open_model(space.model)
-    if model.reads == "compositions" or "weights" not in model.config.model_fields:
-        return {"model": "ridge"}
-    fields: dict[str, Any] = {"weights": space.weights, "freeze_depth": "none", "epochs": 0}
-    if not space.trains:  # then it is all that the space asks for
-        fields["reference"] = space.default("reference", None)
-    if space.parameters.get("undo_mp2020") is True:  # else training would be given the credit for it
-        fields["undo_mp2020"] = True
-    if kind == "classification":
-        fields["loss"] = "cross_entropy"
-    return {"model": "chgnet", **open_model("chgnet").config.model_validate(fields).model_dump()}
+    return open_family(model.family).baseline(model, space.parameters, kind)
 
 
 def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:

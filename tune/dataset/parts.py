@@ -1,7 +1,7 @@
 """Arrays with something for every row of a task, computed once in parallel and kept in parts beside the graphs.
 
 A part is a file whose name holds all that its content depends on, its number and its checksum; a damaged one is
-computed again, alone. `tune/dataset/features.py` and `tune/dataset/corrections.py` say what is computed.
+computed again, alone. What is computed is a family's: `models/family.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,69 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
+import torch
 from pyarrow import fs
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data.crystals.shards import ROWS_PER_SHARD
+from data.machine.allocator import keep_freed_memory
 from data.machine.console import console, say
 from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
+from models.device import device_of_share
+from models.family import CachedArrays
 
-ROWS_PER_PART = ROWS_PER_SHARD // 8  # small enough that two cores share a data set of a thousand crystals
+ROWS_PER_PART = 256  # small enough that two cores share a data set of a thousand crystals
 _REPAIRS = 3  # computations of damaged parts before giving up: a disk that damages what it stores
 
 T = TypeVar("T")
 Parts = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
+
+
+def cached_fields(
+    arrays: CachedArrays,
+    rows_ref: ray.ObjectRef,
+    n_rows: int,
+    cache_folder: str,
+    gpus: float,
+    at_once: int | None = None,
+) -> dict[str, Any]:
+    """The fields of the rows that some arrays make, from the cache where they are there and whole.
+
+    Args:
+        arrays: of a family.
+        rows_ref: rows, in the object store.
+        n_rows: how many.
+        cache_folder: path or URI of the rows' own cache.
+        gpus: share of a GPU that a task may use; 0 computes on the CPU.
+        at_once: tasks at once; None: as many as fit.
+
+    Raises:
+        StorageError: parts of the cache are damaged again and again.
+    """
+    share = gpus if arrays.on_gpu else 0.0
+    task = _compute_part.options(num_gpus=share)
+    return joined_parts(
+        arrays.what,
+        prefix_of(arrays),
+        n_rows,
+        cache_folder,
+        compute=lambda number: task.remote(rows_ref, arrays, n_rows, number, cache_folder, share),
+        join=lambda parts: arrays.join(ray.get(rows_ref), parts),
+        at_once=at_once,
+    )
+
+
+def prefix_of(arrays: CachedArrays) -> str:
+    """How the names of the parts of some arrays begin."""
+    return f"{arrays.prefix}-{ROWS_PER_PART}"
+
+
+@ray.remote(max_retries=3, num_cpus=1)
+def _compute_part(rows: Any, arrays: CachedArrays, n_rows: int, number: int, cache_folder: str, gpus: float) -> None:
+    """Compute the arrays of one run of rows and write them to the cache."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    computed = arrays.compute(rows, rows_of_part(n_rows, number), str(device_of_share(gpus)))
+    write_part(*open_folder(cache_folder), prefix_of(arrays), number, computed)
 
 
 def joined_parts(

@@ -27,14 +27,14 @@ from data.crystals.rows import Rows
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
 from data.tasks import Task
+from models.crystals.cached_arrays import backbone_output
 from models.crystals.chgnet.features import GraphInputs, backbone_features
 from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
 from models.crystals.chgnet.network import CHGNetwork, cutoffs
 from models.crystals.rows import CrystalRows
 from models.device import device_of_share
 from tune.dataset.dataset import load_dataset, untrained
-from tune.dataset.features import pretrained_outputs
-from tune.dataset.parts import ROWS_PER_PART, n_parts
+from tune.dataset.parts import ROWS_PER_PART, cached_fields, n_parts
 from tune.dataset.trial_fold import TrialFold
 from tune.planning.trial_costs import Point, TrialCosts, batch_sizes, freeze_depths, measure_trials
 from tune.spaces.space import SearchSpace
@@ -109,21 +109,23 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="matsweep-plan-") as folder, _quiet():
         _, compiled = _timed(lambda: _compile(task, sample, space, collapse))
         place = f"{folder}/graphs"
-        spec = cache_spec(sample, cutoffs(space.weights))
+        spec = cache_spec(sample, cutoffs(space.needs.weights))
         n_actors = min(n_cpus, math.ceil(len(rows) / spec.rows_per_shard))
         convert_start, convert = _convert(sample, spec.atom_graph_cutoff, n_actors, f"{place}/{spec.key}")
-        (stored, key), read = _timed(lambda: graphs_of(sample, cutoffs(space.weights), place))
+        (stored, key), read = _timed(lambda: graphs_of(sample, cutoffs(space.needs.weights), place))
         graphs = stored.graphs
 
         shared = ray.put(graphs)
         n_tasks = min(n_cpus, n_parts(len(rows)), int(have.get("GPU", 0) / gpus + 1e-6) if gpus else n_cpus)
         warm_up = ray.remote(_warm_up).options(num_cpus=1, num_gpus=gpus)
         forward_rows, feature_start = _timed(
-            lambda: ray.get([warm_up.remote(shared, space.weights, collapse, gpus) for _ in range(n_tasks)])
+            lambda: ray.get([warm_up.remote(shared, space.needs.weights, collapse, gpus) for _ in range(n_tasks)])
         )
         feature_row = 0.0
-        if space.weights != "random":
-            _, seconds = _timed(lambda: pretrained_outputs(shared, space.weights, f"{place}/{key}", gpus, collapse))
+        if space.needs.weights != "random":
+            output = backbone_output(space.needs.weights, collapse)
+            alone = ray.put(CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, collapse=collapse))
+            _, seconds = _timed(lambda: cached_fields(output, alone, n, f"{place}/{key}", gpus))
             rounds = math.ceil(n_parts(n) / n_tasks)
             feature_row = seconds / (rounds * min(n / n_parts(n), ROWS_PER_PART))
         dataset = load_dataset(
@@ -134,7 +136,7 @@ def measure(
         usable = np.setdiff1d(np.arange(n), list(dataset.quarantine))
         most_batch = batch_sizes(space)[-1]
         n_heavy = int(SECONDS_AN_EPOCH / (4 * max(forward_rows)))  # a pass forward and back is 3 or 4 forward
-        work = _work(graphs, cutoffs(space.weights)[1], collapse)
+        work = _work(graphs, cutoffs(space.needs.weights)[1], collapse)
         heavy = _split(sample, usable, work, n_heavy, most_batch)
         light = _split(sample, usable, work, n, most_batch)
         _, reference = _timed(
@@ -190,12 +192,12 @@ def _sample(rows: Rows, positions: np.ndarray) -> Rows:
 
 def _compile(task: Task, sample: Rows, space: SearchSpace, collapse: bool) -> None:
     """Have every kernel compiled, which is kept for the processes to come: convert a few crystals and train on them."""
-    found = convert_chunk(sample.chunk(0, 32), cutoffs(space.weights)[0])[1]
+    found = convert_chunk(sample.chunk(0, 32), cutoffs(space.needs.weights)[0])[1]
     which = [k for k, graph in enumerate(found) if not isinstance(graph, str) and np.isfinite(sample.targets[k])]
     if not which:
         return
     graphs = stack([graph for graph in (found[k] for k in which) if not isinstance(graph, str)])
-    everything, network = np.arange(len(which)), CHGNetwork(space.weights)
+    everything, network = np.arange(len(which)), CHGNetwork(space.needs.weights)
     inputs = GraphInputs(graphs, network.bond_graph_cutoff, torch.device("cpu"), collapse)
     features = backbone_features(network, inputs, everything)
     part = TrialFold(sample.targets[which], everything, everything, everything)

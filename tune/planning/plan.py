@@ -23,12 +23,12 @@ from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache,
 from data.folds import make_folds
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder
+from models.crystals.cached_arrays import backbone_output
 from models.crystals.chgnet.model import CHGNET, CHGNetConfig
 from models.crystals.chgnet.network import cutoffs
 from models.registry import open_model
 from tune.dataset.dataset import VALIDATION_FRACTION
-from tune.dataset.features import feature_prefix
-from tune.dataset.parts import missing_parts, rows_of_part
+from tune.dataset.parts import missing_parts, prefix_of, rows_of_part
 from tune.errors import SweepError
 from tune.planning.forecast import Phase, TrialCost, forecast
 from tune.planning.measure import Measured, measure, n_bytes
@@ -179,7 +179,7 @@ class _Cached:
 
 
 def _cached(rows: Rows, space: SearchSpace, options: Options) -> _Cached:
-    spec = cache_spec(rows, cutoffs(space.weights))
+    spec = cache_spec(rows, cutoffs(space.needs.weights))
     filesystem, path = open_folder(f"{options.cache.rstrip('/')}/{spec.key}")
     sizes = graph_bytes = None
     began = time.perf_counter()
@@ -193,8 +193,8 @@ def _cached(rows: Rows, space: SearchSpace, options: Options) -> _Cached:
         missing = [len(shard) for number, shard in enumerate(spec.shard_rows) if number not in present]
     read = time.perf_counter() - began
     parts = []
-    if space.weights != "random":
-        prefix = feature_prefix(space.weights, not options.every_atom)
+    if space.needs.weights != "random":
+        prefix = prefix_of(backbone_output(space.needs.weights, not options.every_atom))
         numbers = missing_parts(filesystem, path, prefix, len(rows))
         parts = [len(rows_of_part(len(rows), number)) for number in numbers]
     return _Cached(sizes, graph_bytes, read, missing, parts)
@@ -214,7 +214,7 @@ def _preparation(
         busy = sum(cached.shards) * convert_row + n_actors * measured.convert_start
         note = f"{sum(cached.shards):,} of {n_rows:,} rows to convert, {n_actors} at once"
         steps = [_certain("graphs", wall + read, busy + read, note)]
-    if space.weights != "random":
+    if space.needs.weights != "random":
         feature_row = measured.feature_row * heavier
         n_tasks = min(measured.feature_tasks, len(cached.parts))
         wall = _longest(cached.parts, n_tasks) * feature_row + measured.feature_start if cached.parts else 0.0

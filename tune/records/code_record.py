@@ -12,7 +12,7 @@ from typing import Any
 
 from data.machine.import_path import ROOT
 from data.machine.module_files import module_files
-from models.registry import MODELS
+from models.registry import FAMILIES, MODELS
 
 LIBRARIES = (
     "torch",
@@ -63,9 +63,9 @@ def code_sha256(model: str = "") -> str:
         model: of the registry; or the file of one's own, which counts too.
     """
     files = []
-    # The registry imports a model when it is asked for, by a name that no import statement tells.
-    models = {module for module, _ in MODELS.values()}
-    for module in module_files([TRIALS, *models], leave_out=TELLING):
+    # Models and families are imported when they are asked for, by names that no import statement tells.
+    by_name = {module for module, _ in (*MODELS.values(), *FAMILIES.values())}
+    for module in module_files([TRIALS, *by_name], leave_out=TELLING):
         source = module.read_bytes()
         beside = (file for file in module.parent.iterdir() if file.suffix != ".py" and file.is_file())
         files += [module, *(file for file in beside if file.name.encode() in source)]

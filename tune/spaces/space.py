@@ -18,7 +18,7 @@ from data.machine.import_path import ROOT
 from data.stores.places import expanded
 from data.task_table import Quantity
 from models.config import ModelConfig
-from models.registry import ModelError, open_model
+from models.registry import ModelError, open_family, open_model
 from tune.spaces.yaml_lines import lines_of, repeated_key
 
 if TYPE_CHECKING:
@@ -86,19 +86,15 @@ class SearchSpace(BaseModel):
         return open_model(self.model).config
 
     @property
-    def weights(self) -> str:
-        """The CHGNet weights all trials start from, and graphs are made for."""
-        return "0.3.0" if open_model(self.model).reads == "compositions" else self.default("weights", "0.3.0")
+    def needs(self) -> Any:
+        """What trials read of a task, as the model's family says it; spaces of equal needs share a dataset."""
+        model = open_model(self.model)
+        return open_family(model.family).needs(model, self.parameters)
 
     @property
     def trains(self) -> bool:
-        """Whether anything but the reference is fitted."""
-        return self.parameters.get("freeze_depth") != "none"
-
-    @property
-    def undoes_corrections(self) -> bool:
-        """Whether any trial asks for the energy corrections of the Materials Project."""
-        return "true" in str(self.parameters.get("undo_mp2020", "")).lower()
+        """Whether anything but the baseline is fitted."""
+        return open_model(self.model).trains(self.parameters)
 
     def for_task(self, kind: Kind, quantity: Quantity) -> SearchSpace:
         """The same space for a task of some kind: a classification has one loss, which is not searched.

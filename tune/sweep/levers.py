@@ -20,15 +20,13 @@ import ray
 from pydantic import ValidationError
 
 from models.config import ModelConfig
-from models.crystals.rows import CrystalRows
-from models.model import Model, fingerprint
-from models.registry import open_model, planned_epochs
+from models.model import Model, TrainingRows, fingerprint
+from models.registry import open_family, open_model, planned_epochs
 from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
 from tune.spaces.merged import differing_base, trains_the_same
 from tune.spaces.space import SearchSpace, combinations
-from tune.sweep.stand_in import stand_in
 from tune.sweep.tries import ALIKE, ONE_LABEL, ONLY_ELSEWHERE, InertError, LeverCheck, Tries, value_of
 from tune.trials.search import Outcome
 
@@ -107,7 +105,7 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
         return []
     model = open_model(space.model)
     part: TrialFold = ray.get(dataset.trial_folds[fold])
-    rows: CrystalRows = ray.get(dataset.rows_ref)
+    rows: TrainingRows = ray.get(dataset.rows_ref)
     tries = Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
     checks = [_checked(tries, space, *pair) for pair in pairs]
     if all(isinstance(check.difference, str) for check in checks):  # what it reads is to be seen all the same
@@ -126,7 +124,7 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
 
 
 def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any], second: dict[str, Any]) -> LeverCheck:
-    """Tries a lever on these rows, beside other values of the other fields if need be; else on the demo's crystals."""
+    """Tries a lever on these rows, beside other values of the other fields if need be; else on the family's own."""
     fields, n_train = tries.model.config.model_fields, len(tries.part.train)
     values = [value_of(config, lever, fields) for config in (first, second)]
     if np.ptp(tries.part.targets[tries.part.train]) == 0:
@@ -141,7 +139,8 @@ def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any]
     except InertError:
         if n_train >= FEW:
             raise
-    elsewhere = Tries(tries.model, *stand_in(space.weights, tries.part.kind, tries.part.quantity))
+    family = open_family(tries.model.family)
+    elsewhere = Tries(tries.model, *family.small(space.needs, tries.part.kind, tries.part.quantity))
     try:
         elsewhere.compare(lever, first, second)
     finally:

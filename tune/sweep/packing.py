@@ -18,11 +18,9 @@ import ray
 import torch
 
 from data.machine.console import say
-from models.crystals.chgnet.features import GRAPHS_PER_PASS
-from models.crystals.rows import CrystalRows
 from models.device import device_of_share
-from models.model import TrainingPart
-from models.registry import open_model
+from models.model import TrainingPart, TrainingRows
+from models.registry import open_family, open_model
 from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
 from tune.records.folder import Folder
@@ -101,7 +99,7 @@ def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda")
 
 
 def _probe(
-    rows: CrystalRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
+    rows: TrainingRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
 ) -> tuple[int, int]:
     device_of_share(float(device == "cuda"))
     model = open_model(name)
@@ -111,9 +109,11 @@ def _probe(
     if "unfreeze_every" in type(config).model_fields:
         config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
     n_rows = 2 * getattr(config, "batch_size", 1)
-    n_judged = max(n_rows, GRAPHS_PER_PASS)  # passes are as large as a trial's: with small batches these take the most
-    size = rows.n_atoms if rows.graphs is None else np.diff(rows.graphs.bond_start)
-    largest = fold.train[np.argsort(-size[fold.train], kind="stable")]
+    family = open_family(model.family)
+    n_judged = max(
+        n_rows, family.rows_per_pass
+    )  # passes are as large as a trial's: with small batches these take the most
+    largest = fold.train[np.argsort(-family.work(rows)[fold.train], kind="stable")]
     part = TrainingPart(fold.targets, largest[:n_rows], largest[:n_judged], kind, quantity)
     run = model.start(config, rows, part, device)
     for _ in run.epochs():

@@ -12,7 +12,7 @@ from data.machine.console import say
 from data.split_rule import SplitError
 from data.stores.storage import file_names
 from data.tasks import Task
-from models.crystals.reference import TargetScaleError
+from models.family import UnsuitedError
 from models.metrics import metric_of
 from tune.analysis.comparison import compare
 from tune.analysis.paired import fold_scores, pair_up
@@ -117,7 +117,7 @@ class _Datasets:
     dataset: Dataset | None = None
 
     def of(self, own: Options) -> Dataset:
-        key = (own.space.model, own.space.weights, own.space.undoes_corrections)
+        key = (own.space.model, own.space.needs)
         if self.dataset is None or key != self.key:
             self.dataset = None
             self.key, self.dataset = key, open_dataset(own, own.space, self.task, self.rows)
@@ -162,7 +162,7 @@ def _prove(queue: Queue, options: Options, datasets: _Datasets) -> None:
         if problems:
             told = "; ".join(f"experiment {' and '.join(names)}: {why}" for why, names in problems.items())
             raise SweepError(f"queue {queue.name}: {told}")
-    except (SweepError, SplitError, TargetScaleError):
+    except (SweepError, SplitError, UnsuitedError):
         for _, _, folder in to_prove:  # the name stays free, for what the queue is when it has been mended
             for name in {RECORD, "levers.json"} & set(file_names(folder.filesystem, folder.path)):
                 folder.delete(name)

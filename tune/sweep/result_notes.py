@@ -11,7 +11,7 @@ import numpy as np
 
 from data.crystals.notes import commonest_notes, rows_were
 from data.tasks import DEMO, Task
-from models.registry import open_model
+from models.registry import open_family, open_model
 from tune.dataset.dataset import Dataset
 from tune.spaces.space import SearchSpace
 from tune.sweep.evaluate import FoldScore
@@ -20,14 +20,10 @@ from tune.trials.search import Outcome
 _ROUNDING = 1e-5  # part of the spread of the labels by which predictions of the same model may differ
 
 
-def energy_note(task: Task, space: SearchSpace) -> str:
-    """Whether CHGNet's energy predicts a target of the user's own; "" where that is no question."""
+def target_note(task: Task, space: SearchSpace) -> str:
+    """How the model takes a target of the user's own; "" where that is no question."""
     asked = task.official is None and task.name != DEMO.name and task.kind == "regression"
-    if not asked or open_model(space.model).reads == "compositions":
-        return ""
-    if task.quantity != "other":
-        return f"The target is taken for CHGNet's energy, as declared (--quantity {task.quantity})."
-    return "The target is not taken for an energy (no --quantity says so): CHGNet's own energy does not predict it."
+    return open_family(task.family).target_note(open_model(space.model), task.quantity) if asked else ""
 
 
 def row_notes(dataset: Dataset, n_fallback: int) -> list[str]:

@@ -14,7 +14,7 @@ import ray
 
 from data.tasks import DEMO
 from models.metrics import Kind, metric_of, over_folds
-from models.registry import open_model, planned_epochs
+from models.registry import open_family, open_model, planned_epochs
 from tune.analysis.trusted import trust_facts
 from tune.dataset.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
 from tune.records.code_record import run_record
@@ -23,15 +23,9 @@ from tune.records.options import Options
 from tune.spaces.space import SearchSpace
 from tune.sweep.evaluate import FoldScore, ensemble, model_file, score_fold
 from tune.sweep.levers import inert_pairs
-from tune.sweep.result_notes import energy_note, one_class_notes, row_notes, same_seeds_notes, untrained_notes
+from tune.sweep.result_notes import one_class_notes, row_notes, same_seeds_notes, target_note, untrained_notes
 from tune.sweep.tries import LeverCheck
 from tune.trials.search import Outcome
-
-OVERLAP = (
-    "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
-    "relatives, may have been seen in pretraining. Do not rank "
-    "it against models trained from scratch without saying so."
-)
 
 
 def collect(
@@ -48,10 +42,8 @@ def collect(
     task, metric = dataset.task, metric_of(dataset.task.kind)
     scores = [score_fold(dataset, outcome) for outcome in trained]
     n = len(options.folds)
-    by_chgnet = trained[0].model == "chgnet" and task.quantity != "other" and space.weights != "random"
-    reference = "pretrained + reference" if by_chgnet else "reference: linear in the element fractions"
-    if trained[0].config.get("undo_mp2020"):
-        reference += ", corrections of 2020 undone"
+    model, family = open_model(space.model), open_family(task.family)
+    reference = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
     by_seed: list[list[FoldScore]] = []
     seed_entries = []
@@ -76,13 +68,11 @@ def collect(
     subset = task.n_official is not None and len(dataset.ids) < task.n_official
     description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     notes = [task.labels]
-    notes += [note for note in (energy_note(task, space), task.notes) if note]
+    notes += [note for note in (target_note(task, space), task.notes) if note]
     notes += [dataset.split_note] if dataset.split_note else []
     notes += [ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []
-    reads_structures = open_model(space.model).reads != "compositions"
-    pretrained = reads_structures and "weights" in space.config.model_fields and space.weights != "random"
-    overlap = task.pretraining_overlap and pretrained
-    notes += [OVERLAP] if overlap else []
+    overlap = family.seen(model, space.parameters) if task.pretraining_overlap else ""
+    notes += [overlap] if overlap else []
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
     inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
     borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
@@ -90,7 +80,7 @@ def collect(
         "subset": subset,
         dataset.split_rule: bool(dataset.split_note),
         "labels of a model": task.name == DEMO.name,
-        "pretraining overlap": overlap,
+        "pretraining overlap": bool(overlap),
         "search saw other folds": borrowed,
         "inert": bool(inert),
         "baseline where not trusted": options.untrusted == "baseline",
@@ -116,7 +106,7 @@ def collect(
             "n_noted": len(dataset.notes),
             "n_fallback": n_fallback,
             "n_scored": len({one for score in scores[:n] for one in score.predictions["id"]}),
-            "n_raised_cutoff": dataset.n_raised_cutoff,
+            **dataset.facts,
             "sha256": dataset.data_sha256,
             "graph_cache_key": dataset.cache_key,
         },

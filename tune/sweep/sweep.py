@@ -21,8 +21,8 @@ from data.machine.ray_session import connect
 from data.split_rule import SplitError
 from data.stores.storage import StorageError
 from data.tasks import Task
-from models.crystals.reference import TargetScaleError
-from models.registry import open_model
+from models.family import UnsuitedError
+from models.registry import open_family, open_model
 from tune.cluster.storage_check import check_storage
 from tune.dataset.dataset import Dataset, load_dataset, untrained
 from tune.errors import SweepError
@@ -34,7 +34,7 @@ from tune.spaces.space import SearchSpace
 from tune.sweep.claim import claimed
 from tune.sweep.levers import Pair, check_levers, lever_pairs, not_shown
 from tune.sweep.packing import share_of_gpu
-from tune.sweep.result_notes import energy_note
+from tune.sweep.result_notes import target_note
 from tune.sweep.results import collect, write_quarantine
 from tune.sweep.summary import print_summary, results_markdown
 from tune.sweep.tries import ALIKE, LeverCheck
@@ -70,11 +70,14 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
     """Start or join Ray, and refuse what could not be done there before anything is.
 
     Raises:
-        SweepError: copies of what has no structure, or a trial that asks for more than this machine has.
+        SweepError: a model, a split or copies that do not go with the task, or a trial that asks for more than this
+            machine has.
         StorageError: a folder that cannot be used.
     """
     for space in spaces:
-        refuse_copies(options, task, space)
+        family = open_family(task.family)
+        if problem := family.refusal(open_model(space.model), task, options.split, options.tta):
+            raise SweepError(problem)
     connect(address)
     places = {"--storage": options.storage}
     if task.inputs != "compositions":
@@ -88,9 +91,9 @@ def _prepare(
     options: Options, batches: list[Batch], task: Task, rows: Rows, folder: Folder, resumed: bool, address: str | None
 ) -> tuple[Dataset, list[Batch], list[LeverCheck]]:
     """Everything that trials share, the spaces that fit it, and the proof that the levers of the last do something."""
-    refusals, space = (SweepError, SplitError, TargetScaleError), batches[-1].space
+    refusals, space = (SweepError, SplitError, UnsuitedError), batches[-1].space
     say(f"{options.name}: {task.name}, {len(rows)} rows, space {space.name}. {space.description}", style="bold")
-    for note in (task.labels, energy_note(task, space), task.notes):
+    for note in (task.labels, target_note(task, space), task.notes):
         if note:
             say(f"  {note}")
     try:
@@ -261,14 +264,6 @@ def write_results(folder: Folder, results: dict[str, Any]) -> None:
     """For programs and for people."""
     folder.write_json("results.json", results)
     folder.write("RESULTS.md", results_markdown(results))
-
-
-def refuse_copies(options: Options, task: Task, space: SearchSpace) -> None:
-    """Copies are moved crystals: only what reads structures can tell them apart."""
-    if options.tta != "none" and (task.inputs == "compositions" or open_model(space.model).reads == "compositions"):
-        raise SweepError(
-            f"--tta {options.tta}: model {space.model} reads compositions, which moving atoms does not change"
-        )
 
 
 def refuse_impossible(options: Options) -> None:

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from models.config import GradientConfig, ModelConfig
-from models.crystals.rows import CrystalRows
-from models.model import BadPredictionsError, Model, TrainingPart, checked_predictions
+from models.model import BadPredictionsError, Model, TrainingPart, TrainingRows, checked_predictions
+from models.registry import open_family
 from models.training.train import NonFiniteLossError
 from tune.errors import SweepError
 
@@ -56,8 +56,9 @@ class LeverCheck:
 class Tries:
     """Tiny runs of a model on rows of one fold; remembers which fields of a config were read."""
 
-    def __init__(self, model: Model, rows: CrystalRows, part: TrainingPart) -> None:
+    def __init__(self, model: Model, rows: TrainingRows, part: TrainingPart) -> None:
         self.model, self.rows, self.part = model, rows, part
+        self.sizes = open_family(model.family).sizes(rows)
         self.read: set[str] = set()
 
     def compare(self, lever: str, first: dict[str, Any], second: dict[str, Any]) -> LeverCheck:
@@ -100,8 +101,8 @@ class Tries:
         rows, part = self._sample(ROWS_WITH_EPOCHS[0], 0)
         self._predictions("", fields, rows, part, 0, short=True)
 
-    def _sample(self, size: int, number: int) -> tuple[CrystalRows, TrainingPart]:
-        """Some training rows, and others of the training part in place of validation; the smaller crystals.
+    def _sample(self, size: int, number: int) -> tuple[TrainingRows, TrainingPart]:
+        """Some training rows, and others of the training part in place of validation; the smaller ones.
 
         Where the training part has too few for that it is taken as it is, with the fold's own validation.
         """
@@ -109,7 +110,7 @@ class Tries:
             every = np.concatenate([self.part.train, self.part.val])
             train, val = np.split(np.arange(len(every)), [len(self.part.train)])
             return self.rows.select(every), replace(self.part, targets=self.part.targets[every], train=train, val=val)
-        small = np.argsort(self.rows.n_atoms[self.part.train], kind="stable")
+        small = np.argsort(self.sizes[self.part.train], kind="stable")
         candidates = self.part.train[small[: max(2 * size, len(small) // 2)]]
         chosen = np.random.default_rng(number).permutation(candidates)[: size + max(4, size // 4)]
         train, val = np.arange(size), np.arange(size, len(chosen))
@@ -117,7 +118,7 @@ class Tries:
         return self.rows.select(chosen), part
 
     def _predictions(
-        self, lever: str, fields: dict[str, Any], rows: CrystalRows, part: TrainingPart, number: int, short: bool
+        self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
     ) -> np.ndarray | None:
         """Predicts the rows in place of validation by the model that a run keeps; None where its loss was not finite.
 

@@ -48,7 +48,7 @@ class Outcome:
         kept_epoch: 0 is the model before training.
         trained_parameters: what the config lets train: names and how many values each has.
         val_predictions: of the kept epoch, float64, shape (n_val,).
-        tta: what test-time augmentation did (`models.crystals.tta.AugmentationResult`), where it was asked for.
+        tta: what test-time augmentation did (see `Family.judge_copies`), where it was asked for.
         device: what it trained on.
         error: why it failed, or None.
         folder: filesystem and path of its newest checkpoint, or None.

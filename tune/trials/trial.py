@@ -18,14 +18,12 @@ from pyarrow import fs
 from data.machine.allocator import keep_freed_memory
 from data.task_table import Quantity
 from models.config import ModelConfig
-from models.crystals.rows import CrystalRows
-from models.crystals.trust import Trust, calibration_rows, fit_trust
-from models.crystals.tta import averaged, judge
 from models.device import device_name, device_of_share
+from models.family import Family
 from models.fitted import FittedModel
 from models.metrics import Kind, metric_of
-from models.model import Fitted, Prediction, Run
-from models.registry import open_model
+from models.model import Fitted, Prediction, Run, TrainingRows
+from models.registry import open_family, open_model
 from models.training.train import NonFiniteLossError
 from tune.arguments import Copies, Untrusted
 from tune.dataset.trial_fold import TrialFold
@@ -63,7 +61,7 @@ class TrialTask:
 
 
 def run_trial(
-    config: dict[str, Any], rows: CrystalRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
+    config: dict[str, Any], rows: TrainingRows, folds: dict[int, ray.ObjectRef], task: TrialTask, *, predict_test: bool
 ) -> None:
     """Train one config on one fold, reporting every epoch with a checkpoint.
 
@@ -105,8 +103,9 @@ def run_trial(
     if predict_test:
         with tempfile.TemporaryDirectory() as folder:
             fitted = run.fitted()
-            trust, facts = _predict(fitted, settings, rows, fold, task, Path(folder))
-            about = task.about | ({"weights": fields["weights"]} if "weights" in fields else {})
+            family = open_family(model.family)
+            trust, facts = _predict(family, fitted, settings, rows, fold, task, Path(folder))
+            about = task.about | family.about(settings)
             if facts.get("tta", {}).get("used"):
                 about["copies"] = str(facts["tta"]["copies"])
             if task.untrusted != "keep":
@@ -138,13 +137,19 @@ def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
 
 
 def _predict(
-    fitted: Fitted, config: ModelConfig, rows: CrystalRows, fold: TrialFold, task: TrialTask, folder: Path
-) -> tuple[Trust, dict[str, Any]]:
+    family: Family,
+    fitted: Fitted,
+    config: ModelConfig,
+    rows: TrainingRows,
+    fold: TrialFold,
+    task: TrialTask,
+    folder: Path,
+) -> tuple[Any, dict[str, Any]]:
     """Write predictions of the test and validation rows; what judges them, and what test-time augmentation did."""
     facts: dict[str, Any] = {}
     copies = 0
     if task.copies:
-        result = judge(
+        result = family.judge_copies(
             fitted,
             rows,
             fold.val,
@@ -157,18 +162,10 @@ def _predict(
         copies = result.copies if result.used else 0
 
     def predicted(which: np.ndarray) -> Prediction:
-        return averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
+        return family.averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
 
     part = fold.part(task.kind, task.quantity)
-    weights = getattr(config, "weights", "") if rows.features is not None else ""
-    trust = fit_trust(
-        rows,
-        part,
-        predicted(calibration_rows(part)).values,
-        weights="" if weights == "random" else weights,
-        energies=task.kind == "regression" and task.quantity != "other",
-        undo_mp2020=bool(getattr(config, "undo_mp2020", False)),
-    )
+    trust = family.fit_trust(config, rows, part, lambda which: predicted(which).values)
     arrays = {}
     for name, which in (("test", fold.test), ("val", fold.val)):
         prediction = trust.judge(

@@ -200,6 +200,7 @@ CHGNET = Model(
     start=start_chgnet,
     load=load_chgnet,
     unsuited=unsuited,
+    trains=lambda parameters: parameters.get("freeze_depth") != "none",
 )
 
 

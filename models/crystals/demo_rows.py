@@ -1,4 +1,4 @@
-"""Makes rows of the embedded demo, on which a lever is tried that a task of few rows cannot show.
+"""Makes rows of the embedded demo, on which a lever is tried that a task of few crystals cannot show.
 
 Where a few rows leave nothing to learn, a model gives the same predictions whatever its config: a linear model of the
 composition already fits them, say. A lever that does something elsewhere is no mistake then; one that does nothing
@@ -28,7 +28,7 @@ N_TRAIN, N_VAL = 80, 20
 
 
 @cache
-def stand_in(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
+def demo_rows(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
     """Makes the demo's smallest crystals the rows of a task of some kind.
 
     Args:
