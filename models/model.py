@@ -170,6 +170,9 @@ class Model:
             none, a gain needs no several seeds to be told from noise.
         family: whose rows it reads.
         trains: whether parameters of a space let anything but the baseline be fitted.
+        mistake: the field and what is wrong with parameters of a space that no single value shows, or None.
+        costly: fields by which the memory and time of a step differ, beside `batch_size`.
+        title: of its trainings in tables; its name where there is none.
     """
 
     name: str
@@ -181,6 +184,9 @@ class Model:
     by_chance: Callable[[Any, Any, np.ndarray], bool] = lambda _config, _rows, _train: True
     family: str = "crystals"
     trains: Callable[[Mapping[str, Any]], bool] = lambda _parameters: True
+    mistake: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda _parameters: None
+    costly: tuple[str, ...] = ()
+    title: str = ""
 
 
 def never(_config: ModelConfig, _rows: TrainingRows, _train: np.ndarray) -> bool:

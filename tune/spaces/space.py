@@ -282,18 +282,14 @@ def _value_problem(config: type[ModelConfig], field: str, value: object) -> str 
 
 def _check_together(space: SearchSpace, refuse: Any) -> None:
     """Combinations that no single field shows: every trial must be one that the config accepts."""
-    depth = space.default("freeze_depth", "full")
-    depths = depth["choice"] if isinstance(depth, dict) else [depth]
-    if "none" in depths and (len(depths) > 1 or space.searched or space.most("epochs")):
-        raise refuse(
-            ("parameters", "freeze_depth"),
-            "freeze_depth none trains nothing: it goes with epochs 0, alone and without ranges",
-        )
-    if "epochs" in space.config.model_fields:
+    if mistake := open_model(space.model).mistake(space.parameters):
+        field, message = mistake
+        raise refuse(("parameters", field), message)
+    if space.trains and "epochs" in space.config.model_fields:
         least = space.default("epochs", 1)
         least = min(next(iter(least.values()))) if isinstance(least, dict) else least
-        if "none" not in depths and least < 1:
-            raise refuse(("parameters", "epochs"), f"epochs can be {least}; only freeze_depth none goes with 0")
+        if least < 1:
+            raise refuse(("parameters", "epochs"), f"epochs can be {least}, which trains nothing")
         if space.searched and space.grace_epochs > space.most("epochs"):
             raise refuse(
                 ("grace_epochs",),

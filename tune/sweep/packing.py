@@ -34,7 +34,7 @@ USABLE = 0.95  # of a GPU's memory
 
 @dataclass(frozen=True)
 class Probe:
-    """What the most demanding trial of a freeze depth takes.
+    """What the most demanding trial of one kind takes.
 
     Attributes:
         config: that was tried.
@@ -60,8 +60,8 @@ def share_of_gpu(options: Options, space: SearchSpace, dataset: Dataset, folder:
         known = {"share": share(probes), "probes": [asdict(one) for one in probes]}
         folder.write_json(FILE, known)
         for one in probes:
-            depth = one.config.get("freeze_depth", space.model)
-            say(f"  GPU memory, {depth}: {one.used_bytes / 1e9:.2f} of {one.total_bytes / 1e9:.1f} GB")
+            what = ", ".join(_costly(space, one.config)) or space.model
+            say(f"  GPU memory, {what}: {one.used_bytes / 1e9:.2f} of {one.total_bytes / 1e9:.1f} GB")
         say(f"  {1 / known['share']:.0f} trials share a GPU (--gpus-per-trial {known['share']:g})")
     return known["share"]
 
@@ -72,29 +72,34 @@ def share(probes: list[Probe]) -> float:
     return math.floor(1000 / max(1, n)) / 1000
 
 
-def most_demanding(space: SearchSpace) -> dict[str, dict[str, Any]]:
-    """By freeze depth, a config with the largest batches."""
-    by_depth: dict[str, dict[str, Any]] = {}
+def most_demanding(space: SearchSpace) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Of each kind of trial, told apart by the model's costly fields, a config with the largest batches."""
+    by_kind: dict[tuple[str, ...], dict[str, Any]] = {}
     for config in combinations(space):
-        depth = str(config.get("freeze_depth"))
-        if depth not in by_depth or config.get("batch_size", 0) > by_depth[depth].get("batch_size", 0):
-            by_depth[depth] = config
-    return by_depth
+        kind = _costly(space, config)
+        if kind not in by_kind or config.get("batch_size", 0) > by_kind[kind].get("batch_size", 0):
+            by_kind[kind] = config
+    return by_kind
+
+
+def _costly(space: SearchSpace, config: dict[str, Any]) -> tuple[str, ...]:
+    """Values of the fields by which the model's trials differ in cost."""
+    return tuple(str(config.get(field)) for field in open_model(space.model).costly)
 
 
 def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda") -> list[Probe]:
-    """Train one epoch of each freeze depth on the largest crystals of a fold, each in a process of its own."""
-    by_depth = most_demanding(space)
-    # max_calls: the next depth begins with a fresh process, whose memory is its own.
+    """Train one epoch of each kind of trial on the largest rows of a fold, each in a process of its own."""
+    by_kind = most_demanding(space)
+    # max_calls: the next one begins with a fresh process, whose memory is its own.
     remote = ray.remote(num_cpus=1, num_gpus=float(device == "cuda"), max_calls=1)(_probe)
     fold_ref = dataset.trial_folds[fold]
     task = dataset.task
     refs = [
         remote.remote(dataset.rows_ref, fold_ref, space.model, config, task.kind, task.quantity, device)
-        for config in by_depth.values()
+        for config in by_kind.values()
     ]
     return [
-        Probe(config, *used_and_total) for config, used_and_total in zip(by_depth.values(), ray.get(refs), strict=True)
+        Probe(config, *used_and_total) for config, used_and_total in zip(by_kind.values(), ray.get(refs), strict=True)
     ]
 
 
@@ -104,7 +109,7 @@ def _probe(
     device_of_share(float(device == "cuda"))
     model = open_model(name)
     config = model.config(**fields)
-    if "epochs" in type(config).model_fields and fields.get("freeze_depth") != "none":
+    if "epochs" in type(config).model_fields and model.trains(fields):
         config = config.model_copy(update={"epochs": 1})
     if "unfreeze_every" in type(config).model_fields:
         config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once

@@ -162,7 +162,8 @@ def _seconds(outcome: Outcome) -> float:
 def model_facts(name: str) -> dict[str, str]:
     """Which model a sweep trained; of a file of the user's own the hash, so that a changed one is seen."""
     if not name.endswith(".py"):
-        return {"name": name}
+        title = open_model(name).title
+        return {"name": name, **({"title": title} if title else {})}
     return {"name": Path(name).name, "file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
 
 

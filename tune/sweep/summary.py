@@ -104,8 +104,7 @@ def _inert(results: dict[str, Any]) -> list[str]:
 
 def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     rows = [(results["reference"]["title"], results["reference"])]
-    name = results["model"]["name"]
-    title = "fine-tuned" if name == "chgnet" else name
+    title = results["model"].get("title", results["model"]["name"])
     rows += [(f"{title}, seed {entry['seed']}", entry) for entry in results["seeds"]]
     if "ensemble" in results:
         rows.append((f"ensemble of {len(results['seeds'])} seeds", results["ensemble"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -109,6 +109,25 @@ def unsuited(config: CHGNetConfig, kind: Kind, quantity: Quantity) -> str | None
     return None
 
 
+def mistake(parameters: Mapping[str, Any]) -> tuple[str, str] | None:
+    """See `Model`."""
+
+    def values(field: str) -> list[Any]:
+        value = parameters.get(field, CHGNetConfig.model_fields[field].default)
+        return next(iter(value.values())) if isinstance(value, dict) else [value]
+
+    depths, epochs = values("freeze_depth"), values("epochs")
+    has_ranges = any(isinstance(value, dict) for value in parameters.values())
+    if "none" in depths and (len(depths) > 1 or has_ranges or max(epochs)):
+        return (
+            "freeze_depth",
+            "freeze_depth none trains nothing: it goes with epochs 0, alone and without ranges",
+        )
+    if "none" not in depths and min(epochs) < 1:
+        return "epochs", f"epochs can be {min(epochs)}; only freeze_depth none goes with 0"
+    return None
+
+
 def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, device: str = "cpu") -> GradientRun:
     """Fit the reference on the training rows and make everything ready to train.
 
@@ -201,6 +220,9 @@ CHGNET = Model(
     load=load_chgnet,
     unsuited=unsuited,
     trains=lambda parameters: parameters.get("freeze_depth") != "none",
+    mistake=mistake,
+    costly=("freeze_depth",),
+    title="fine-tuned",
 )
 
 
