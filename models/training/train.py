@@ -149,8 +149,7 @@ class GradientRun:
         random = np.random.default_rng([config.seed, epoch])
         order = self.train[random.permutation(len(self.train))]
         self.network.train()
-        # Of dropout, where there is any. `torch.manual_seed` would take longer than a small epoch, to tell all devices.
-        seed = int(random.integers(2**62))
+        seed = int(random.integers(2**62))  # of dropout, if any; `torch.manual_seed` is slow, for it tells all devices
         torch.cuda.manual_seed(seed) if self.device.type == "cuda" else torch.default_generator.manual_seed(seed)
         n_rows = config.rows_a_step(len(order))
         n_batches = math.ceil(len(order) / n_rows)
