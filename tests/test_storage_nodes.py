@@ -33,11 +33,12 @@ DRIVER = """\
 import os, sys, time
 import ray
 from data.machine.ray_session import connect
-from tune.cluster.storage_check import check_storage, could_grow
+from data.machine.ray_internals import has_autoscaler
+from tune.cluster.storage_check import check_storage
 
 connect(sys.argv[1])
 deadline = time.monotonic() + 60
-while time.monotonic() < deadline and not (could_grow() or len([n for n in ray.nodes() if n["Alive"]]) > 1):
+while time.monotonic() < deadline and not (has_autoscaler() or len([n for n in ray.nodes() if n["Alive"]]) > 1):
     time.sleep(0.2)
 for place in os.environ["PLACES"].split():
     try:

@@ -7,26 +7,29 @@ import os
 import resource
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private import ray_constants
-from ray._private.services import canonicalize_bootstrap_address, extract_ip_port
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.exceptions import RayError, RaySystemError
-from ray.job_config import JobConfig
 
 from data.machine.console import say
 from data.machine.import_path import ROOT, environment_of_workers
+from data.machine.ray_internals import (
+    AUTHENTICATION_LOGGER,
+    await_answer,
+    is_head,
+    job_without_folders,
+    listening_here_alone,
+    place_of,
+    sigterm_as_before,
+    temporary_folder,
+)
 from data.stores.faults import StorageError
 
 _ANSWER_S = 10.0  # in which a cluster's machine must answer
@@ -49,7 +52,7 @@ def connect(address: str | None = None) -> None:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep the GPUs' numbers as they are
     # Ray tells at every start that its own processes authenticate to one another; nothing for the user to do.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger(AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     runtime_env = {}
     if address:
         # Nodes of a cluster have the project installed, but perhaps not this version of it.
@@ -59,17 +62,15 @@ def connect(address: str | None = None) -> None:
         _refuse_limits()
         _have_a_token()
         _mind_no_proxy()
-    # Ray would have its workers look for modules in the working directory and in the script's folder first of all.
-    job = JobConfig()
-    job._py_driver_sys_path = _NoFolders()
-    # Told that there are no clusters, Ray listens on 127.0.0.1 alone. It has read that from the environment when it was
-    # imported, so that to set it there would be too late.
-    clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, address is not None
     try:
-        with _environment(environment_of_workers()), _end_as_before():
+        with (
+            _environment(environment_of_workers()),
+            sigterm_as_before(),
+            listening_here_alone(address is None),
+        ):
             ray.init(
                 address=address or "local",  # without an address Ray would join whatever cluster it finds here
-                job_config=job,
+                job_config=job_without_folders(),
                 runtime_env=runtime_env,
                 include_dashboard=False if address is None else None,
                 logging_level="warning",
@@ -82,8 +83,6 @@ def connect(address: str | None = None) -> None:
         if type(problem) is not Exception:  # which is what Ray raises when its processes take too long to begin
             raise
         raise RaySystemError(f"Ray did not start: {problem}. Where this machine is merely busy, try again") from problem
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def end(code: int) -> NoReturn:
@@ -92,8 +91,7 @@ def end(code: int) -> NoReturn:
     What it has started of Ray ends with it, and is not spoken to: the signal may have reached that as well, as those of
     batch systems do, and Ray would wait a minute for its answer, or complain with tracebacks that there is none.
     """
-    node = ray._private.worker._global_node
-    if node is None or not node.is_head():
+    if not is_head():
         sys.exit(code)
     with suppress(OSError):
         sys.stdout.flush()
@@ -105,8 +103,7 @@ def _refuse_silence(address: str) -> None:
     if "://" in address:  # which Ray itself asks for half a minute only
         return
     try:
-        place = canonicalize_bootstrap_address(address) or address
-        host, port = extract_ip_port(place)
+        place, host, port = place_of(address)
     except (ValueError, OSError) as problem:
         raise ConnectionError(f"--address {address}: {problem}") from problem
     given = os.environ.get("RAY_ADDRESS")
@@ -114,7 +111,7 @@ def _refuse_silence(address: str) -> None:
     remedy = f"Start the cluster, correct {'or unset RAY_ADDRESS' if by else 'the address'}, or leave out --address"
     try:
         socket.create_connection((host, port), timeout=_ANSWER_S).close()
-        GcsClient(address=place)  # waits for 40 s
+        await_answer(place)
     except (OSError, RayError) as problem:
         raise ConnectionError(
             f"--address {address}: no Ray cluster answers at {place}{by}: {problem}. {remedy} to run on this machine"
@@ -158,7 +155,7 @@ def _temporary_folder() -> str | None:
     Raises:
         StorageError: it cannot be written to, or has no room; or it is too long for sockets, and /tmp is not ours.
     """
-    folder = get_default_ray_temp_dir()
+    folder = temporary_folder()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -183,41 +180,6 @@ def _temporary_folder() -> str | None:
         )
     say(f"Ray's sockets cannot be in {folder}, whose path is too long: its logs and sockets go to /tmp/ray")
     return "/tmp/ray"
-
-
-@contextmanager
-def _end_as_before() -> Iterator[None]:
-    """Let SIGTERM do what it did before: Ray would end without a word while it starts, and later with a stack in C++.
-
-    The signal waits while Ray connects, which takes a moment and has threads begin that are never to receive it.
-    """
-    told_to_end = signal.getsignal(signal.SIGTERM)
-    if not callable(told_to_end) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    set_handler, connect_driver = ray._private.utils.set_sigterm_handler, ray._private.worker.connect
-
-    def connect_unheard(*arguments: Any, **options: Any) -> None:
-        waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        try:
-            connect_driver(*arguments, **options)
-        finally:
-            signal.signal(signal.SIGTERM, told_to_end)
-            signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
-
-    ray._private.utils.set_sigterm_handler = lambda _: None
-    ray._private.worker.connect = connect_unheard
-    try:
-        yield
-    finally:
-        ray._private.utils.set_sigterm_handler, ray._private.worker.connect = set_handler, connect_driver
-
-
-class _NoFolders(list[str]):
-    """A job's folders of modules, to which Ray can add none."""
-
-    def extend(self, folders: Iterable[str]) -> None:
-        """Leave the folders out."""
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import uuid
@@ -10,9 +9,9 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data.machine.ray_internals import has_autoscaler
 from data.stores.storage import StorageError, file_names, is_local, open_folder, read_whole, write_whole
 from tune.errors import SweepError
 
@@ -80,20 +79,10 @@ def _ask_nodes(address: str, file: str) -> None:
         except RayError as problem:
             raise SweepError(f"{name} was lost when it was asked ({type(problem).__name__}): try again") from problem
     filesystem, path = open_folder(address)
-    if is_local(filesystem) and not others and could_grow() and not on_network(path):
+    if is_local(filesystem) and not others and has_autoscaler() and not on_network(path):
         raise SweepError(
             f"it is on a disk of this machine, which nodes that the autoscaler starts do not see. {_ADVICE}"
         )
-
-
-def could_grow() -> bool:
-    """Whether the cluster has an autoscaler that may add nodes."""
-    if ray._private.state.state.get_cluster_config() is not None:  # autoscaler v2, KubeRay
-        return True
-    # Autoscaler v1 names the types of its YAML; Ray without an autoscaler names every node after itself.
-    report = json.loads(_internal_kv_get("__autoscaling_status") or "{}").get("autoscaler_report") or {}
-    types = report.get("node_type_mapping") or {}
-    return any(kind != f"node_{node}" for node, kind in types.items())
 
 
 def on_network(folder: str) -> bool:

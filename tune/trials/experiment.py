@@ -18,6 +18,7 @@ from ray.tune.error import TuneError
 from ray.tune.experiment import Trial
 
 from data.machine.console import say
+from data.machine.ray_internals import scheduler_of
 from data.stores.storage import StorageError, file_names, open_folder
 from tune.errors import SweepError
 from tune.trials.preemption import FILE as PAUSED
@@ -88,7 +89,7 @@ def run_experiment(
             resume_errored=retry,
         )
         if again:
-            tuner._local_tuner._tune_config.scheduler.again = again
+            scheduler_of(tuner).again = again
     else:
         tuner = ray.tune.Tuner(
             trainable,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import ray
 
+from data.machine.ray_internals import most_resources
+
 
 @dataclass(frozen=True)
 class Resources:
@@ -22,8 +24,7 @@ class Resources:
 
     def most_slots(self) -> int:
         """The same of the cluster with all nodes that its autoscaler may add."""
-        may_have = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-        return max(self.slots(), self._fitting(may_have))
+        return max(self.slots(), self._fitting(most_resources()))
 
     def _fitting(self, have: Mapping[str, float]) -> int:
         fit = have.get("CPU", 0) / self.cpus_per_trial
