@@ -41,7 +41,8 @@ PAGES = (
     "cluster.aws.yaml",
     "cluster.kuberay.yaml",
 )
-OF_THE_READER = ("neighbours.yaml", "wider.yaml", "my_crystals")  # files that are not ours
+OF_THE_READER = ("neighbours.yaml", "wider.yaml", "my_space.yaml", "my_crystals")  # files that are not ours
+README_LINES = 130  # more than a newcomer reads before the first sweep
 COMMANDS = {
     "tune/run_sweep.py": tune.run_sweep.app,
     "tune/run_queue.py": tune.run_queue.app,
@@ -76,6 +77,33 @@ def commands():
 def options_of(app):
     """Every option of a command."""
     return {name for option in typer.main.get_command(app).params for name in option.opts if name.startswith("--")}
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["python tune/run_sweep.py --space head_finetune", "ray up cluster.yaml", "tensorboard --logdir ray_results"],
+)
+def test_the_readme_starts_a_sweep_a_cluster_and_tensorboard(command):
+    assert command in (REPOSITORY / "README.md").read_text()
+
+
+def questions(index):
+    """The question of every page of docs/, as an index gives it."""
+    links = r"^\| \[[^]]*\]\((?:docs/)?(\w+\.md)\) \| ([^|]*\?) \|$"
+    return dict(re.findall(links, (REPOSITORY / index).read_text(), flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("index", ["README.md", "docs/README.md"])
+def test_every_page_begins_with_the_question_that_the_index_gives(index):
+    pages = {page.name: page for page in (REPOSITORY / "docs").glob("*.md") if page.name != "README.md"}
+    assert questions(index).keys() == pages.keys()
+    for name, question in questions(index).items():
+        _, first = pages[name].read_text().split("\n\n", 1)
+        assert first.startswith(f"**{question}** "), name
 
 
 @pytest.mark.parametrize("line", list(commands()))
@@ -132,8 +160,32 @@ def test_files_and_headings_that_a_page_names_exist(page):
 
 
 def test_every_space_and_queue_is_named():
-    readme = (REPOSITORY / "README.md").read_text()
-    assert [file.stem for file in (REPOSITORY / "search_spaces").glob("*.yaml") if f"`{file.stem}`" not in readme] == []
+    page = (REPOSITORY / "docs/spaces.md").read_text()
+    assert [file.stem for file in (REPOSITORY / "search_spaces").glob("*.yaml") if f"`{file.stem}`" not in page] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/spaces.md"])
+def test_spaces_and_queues_that_a_page_shows_are_read(page, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (REPOSITORY / page).read_text(), re.S)
+    assert blocks
+    for number, block in enumerate(blocks):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(block)
+        if "experiments:" in block:
+            assert load_queue(str(file)).experiments
+        else:
+            assert load_space(str(file)).searched
+
+
+def test_every_room_of_the_code_is_named():
+    page = (REPOSITORY / "docs/code.md").read_text()
+    rooms = {
+        f"{file.parent.relative_to(REPOSITORY).as_posix()}/"
+        for room in ("data", "models", "tune")
+        for file in (REPOSITORY / room).rglob("*.py")
+        if len(file.relative_to(REPOSITORY).parts) <= 4
+    }
+    assert sorted(room for room in rooms if f"| `{room}` |" not in page) == []
 
 
 @pytest.mark.parametrize("name", MODELS)
