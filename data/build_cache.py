@@ -32,7 +32,7 @@ def main(
     task: Annotated[
         str,
         typer.Option(
-            help="`demo`, an official Matbench name, or the path of your own file or folder (see the README)."
+            help="`demo`, an official Matbench name, or the path of your own file or folder (see docs/tasks.md)."
         ),
     ] = "demo",
     ids: Annotated[Path | None, typer.Option(help="Text file of ids, one a line: convert these rows only.")] = None,

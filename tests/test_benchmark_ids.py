@@ -1,4 +1,4 @@
-"""The ids that the figures of the README are measured on: official ones, as many as each list says."""
+"""The ids that the figures of docs/accuracy.md are measured on: official ones, as many as each list says."""
 
 import gzip
 import re

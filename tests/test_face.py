@@ -18,7 +18,7 @@ def python(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_it_gives_what_the_readme_imports(tmp_path):
+def test_it_gives_what_the_docs_import(tmp_path):
     program = "from matsweep import EnergyCalculator, load_model, load_sweep\n"
     program += "print(EnergyCalculator.__name__, load_model.__name__, load_sweep.__name__)"
     done = python(tmp_path, program)

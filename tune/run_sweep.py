@@ -59,7 +59,7 @@ def main(
         str,
         typer.Option(
             help="`demo` (embedded, no network), an official name such as `matbench_mp_e_form` (downloaded on first "
-            "use), or the path of a file or folder of your own in one of the layouts that the README lists.",
+            "use), or the path of a file or folder of your own in one of the layouts that docs/tasks.md lists.",
             rich_help_panel=SWEEP,
         ),
     ] = "demo",
