@@ -61,7 +61,7 @@ def main(
     with interruptible("the same command goes on from here"):
         own_downloads, folder = downloads_folder(downloads), cache or str(default_cache() / "graphs")
         from data.crystals.graph_cache import graphs_of
-        from data.crystals.notes import commonest_notes, rows_were
+        from data.notes import commonest_notes, rows_were
         from data.tasks import open_task
 
         opened, rows = open_task(task, target=target, ids_file=ids, download_dir=own_downloads)

@@ -17,9 +17,9 @@ import data.tasks
 from data.crystals.compositions import Compositions, read_compositions
 from data.crystals.convert import reduced_formula
 from data.crystals.crystal import Crystal
-from data.crystals.quality import bad_target_reasons
 from data.crystals.rows import Rows
 from data.folds import make_folds
+from data.targets import bad_target_reasons
 from data.tasks import Task, TaskError, official_ids, official_task, open_task
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -10,8 +10,8 @@ import pytest
 from pyarrow import fs
 from sklearn.metrics import roc_auc_score
 
-from data.crystals.rows import counted
 from data.folds import Fold, Split
+from data.row_numbers import counted
 from data.tasks import DEMO
 from models.metrics import over_folds
 from tune.dataset.dataset import Dataset

@@ -18,9 +18,11 @@ from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structu
 from data.crystals.layouts.folders import read_folder
 from data.crystals.layouts.matbench_files import read_matbench_file
 from data.crystals.layouts.readers import read_demo
-from data.crystals.quality import bad_target_reasons, check_crystal
-from data.crystals.rows import RawChunk, RowNumbers, counted, pack_crystal
+from data.crystals.quality import check_crystal
+from data.crystals.rows import RawChunk, pack_crystal
 from data.json_spans import child_spans, object_members
+from data.row_numbers import RowNumbers, counted
+from data.targets import bad_target_reasons
 from data.task_table import TaskError
 
 SUBSET = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"

@@ -11,8 +11,9 @@ from made_crystals import rock_salt
 
 import data.tasks
 from data.crystals.crystal import Crystal
-from data.crystals.quality import bad_target_reasons, check_crystal
+from data.crystals.quality import check_crystal
 from data.crystals.rows import Rows
+from data.targets import bad_target_reasons
 from data.task_table import OFFICIAL_NAMES, published_file
 from data.tasks import Task, TaskError, official_ids, official_task, open_task, task_names
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,31 +20,10 @@ from data.crystals.crystal import BadCrystalError, Crystal, ReadCrystal
 from data.crystals.formats.atoms_records import is_unusable, read_atoms_record
 from data.crystals.formats.structure_files import read_structure_file
 from data.crystals.formats.structure_json import read_structure_json
+from data.row_numbers import RowNumbers
 from data.task_table import TaskError
 
 Format = Literal["matbench_json", "atoms_json", "structure_file", "packed", "composition"]
-
-
-@dataclass(frozen=True, eq=False)
-class RowNumbers:
-    """Says where rows stand in the file that they are from, as a person who opens it counts.
-
-    Attributes:
-        unit: "line" of a text file, its line of column names counted too, else "row". Both begin at 1.
-        values: one a row; of a row of several lines its first.
-    """
-
-    unit: Literal["line", "row"]
-    values: Sequence[int]
-
-    def of(self, row: int) -> str:
-        """What messages call the row at this position, such as `line 7`."""
-        return f"{self.unit} {self.values[row]}"
-
-
-def counted(n_rows: int) -> RowNumbers:
-    """The numbers of rows that have no lines: 1 to `n_rows`."""
-    return RowNumbers("row", range(1, n_rows + 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +98,7 @@ class Rows:
     """All rows of a task in order, structures or formulas unparsed.
 
     Attributes:
-        ids: one a row; not necessarily unique (`data.crystals.quality.bad_target_reasons` finds repeats).
+        ids: one a row; not necessarily unique (`data.targets.bad_target_reasons` finds repeats).
         targets: float64, shape (n_rows,), in the task's unit; NaN where missing or not a number,
             booleans as 0 and 1.
         groups: one a row (rows of a group share a fold), or None.

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.crystals.notes import commonest_notes, rows_were
-from data.crystals.quality import bad_target_reasons
-from data.crystals.rows import RowNumbers, Rows
+from data.crystals.rows import Rows
 from data.folds import Fold, Split, make_folds, split_fold
 from data.machine.console import say
+from data.notes import commonest_notes, rows_were
+from data.row_numbers import RowNumbers
 from data.split_rule import DEFAULT_SPLIT, SplitRule
+from data.targets import bad_target_reasons
 from data.tasks import Task
 from models.family import FamilyRows
 from models.metrics import Kind

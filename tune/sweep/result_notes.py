@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.crystals.notes import commonest_notes, rows_were
+from data.notes import commonest_notes, rows_were
 from data.tasks import DEMO, Task
 from models.registry import open_family, open_model
 from tune.dataset.dataset import Dataset

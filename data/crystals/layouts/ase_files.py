@@ -14,7 +14,8 @@ from data.crystals.formats.extended_xyz import frame_facts
 from data.crystals.formats.text_files import count
 from data.crystals.layouts.source import Source, content_of, joined, with_progress
 from data.crystals.layouts.tables import id_column
-from data.crystals.rows import Format, RowNumbers
+from data.crystals.rows import Format
+from data.row_numbers import RowNumbers
 from data.task_table import TaskError
 
 _Cell = bool | int | float | str | None

@@ -13,7 +13,7 @@ from data.crystals.layouts.csv_files import MISSING, read_cells, typed_columns
 from data.crystals.layouts.source import GROUP_COLUMN, Source, content_of, joined, some_of
 from data.crystals.layouts.tables import id_column
 from data.crystals.layouts.vasp_runs import read_vasp_runs, vasp_runs
-from data.crystals.rows import RowNumbers
+from data.row_numbers import RowNumbers
 from data.task_table import TaskError
 
 CGCNN_TABLE = "id_prop.csv"

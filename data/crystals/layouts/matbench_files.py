@@ -21,8 +21,9 @@ from data.crystals.layouts.tables import (
     refuse_repeated,
     source_of,
 )
-from data.crystals.rows import Format, GzippedText, counted
+from data.crystals.rows import Format, GzippedText
 from data.json_spans import child_spans, decompressed, object_members, parse_json, table_spans
+from data.row_numbers import counted
 from data.task_table import TaskError
 
 MEMBERS = frozenset(("index", "columns", "data"))

@@ -25,8 +25,9 @@ from data.crystals.layouts.matbench_files import GZIP, MEMBERS, read_matbench_te
 from data.crystals.layouts.parquet_files import read_parquet_table
 from data.crystals.layouts.source import GROUP_COLUMN, Source, content_of, joined
 from data.crystals.layouts.tables import ID_COLUMNS, TEXT_COLUMNS, Table, id_column, source_of
-from data.crystals.rows import GzippedText, counted, pack_crystal
+from data.crystals.rows import GzippedText, pack_crystal
 from data.json_spans import decompressed, object_members
+from data.row_numbers import counted
 from data.task_table import LAYOUTS, TaskError
 
 _ZIP = b"PK\x03\x04"

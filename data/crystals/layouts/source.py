@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from data.crystals.rows import Format, GzippedText, RowNumbers, Rows
+from data.crystals.rows import Format, GzippedText, Rows
+from data.row_numbers import RowNumbers
 from data.task_table import Inputs, TaskError
 
 GROUP_COLUMN = "group"
