@@ -21,6 +21,7 @@ from data.machine.console import say
 from data.machine.ray_internals import scheduler_of
 from data.stores.storage import StorageError, file_names, open_folder
 from tune.errors import SweepError
+from tune.trials.fields import fields_of
 from tune.trials.preemption import FILE as PAUSED
 from tune.trials.terminal import Terminal
 from tune.trials.trial import STATE_FILE
@@ -210,7 +211,7 @@ def run_until_read(
     damaged: dict[str, str] = {}
     for _ in range(2):
         results = experiment(again=damaged)
-        found = [read(result, config.get("run", config)) for config, result in results]
+        found = [read(result, fields_of(config)) for config, result in results]
         damaged = {
             trial_id(result): f"{result.checkpoint.path}/{STATE_FILE}"
             for (_, result), one in zip(results, found, strict=True)

@@ -20,6 +20,7 @@ from rich.text import Text
 from data.machine.console import console, say
 from models.metrics import Metric
 from models.registry import planned_epochs
+from tune.trials.fields import fields_of
 from tune.trials.progress import progress_of
 
 MOST_ROWS = 12  # running trials that the table shows
@@ -77,7 +78,7 @@ class Terminal(Callback):
             if line := progress_of(f"{self.folder}/trial_{trial_id}"):
                 self.fitting[trial_id] = trial, began, line
                 if self.live is None:
-                    fold = trial.config.get("run", trial.config)["fold"]
+                    fold = fields_of(trial.config)["fold"]
                     say(f"  {self.title}: fold {fold} after {_clock(now - began)}: {line}")
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
@@ -87,7 +88,7 @@ class Terminal(Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Say how a trial went."""
-        result, fields = trial.last_result, trial.config.get("run", trial.config)
+        result, fields = trial.last_result, fields_of(trial.config)
         self._ended(trials, trial)
         if "failed" in result:
             say(f"  {self.title}: trial {trial.trial_id} failed: {result['failed']}", style="red")
@@ -136,7 +137,7 @@ class Terminal(Callback):
         columns = ("trial", "fold", "epoch", f"val {name}", "best", "lr")
         table = Table(*columns, box=SIMPLE_HEAD, padding=0)
         for trial, result in list(self.running.values())[:MOST_ROWS]:
-            fields = trial.config.get("run", trial.config)
+            fields = fields_of(trial.config)
             table.add_row(
                 trial.trial_id,
                 str(fields["fold"]),
@@ -147,7 +148,7 @@ class Terminal(Callback):
             )
         said = [(trial, began, line) for trial, began, line in list(self.fitting.values()) if line]
         for trial, began, line in said[: MOST_ROWS - len(self.running)]:
-            fold = trial.config.get("run", trial.config)["fold"]
+            fold = fields_of(trial.config)["fold"]
             table.add_row(trial.trial_id, str(fold), f"{line}, {_clock(time.monotonic() - began)}", "", "", "")
         if len(self.running) > MOST_ROWS:
             table.caption = f"and {len(self.running) - MOST_ROWS} more"

@@ -32,6 +32,7 @@ from data.stores.storage import StorageError
 from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.spaces.space import SearchSpace
+from tune.trials.fields import fields_of
 from tune.trials.trial import saved_state
 
 STUDIES = "optuna.db"
@@ -81,7 +82,7 @@ class Tracking(Callback):
         StorageError where they cannot be written.
         """
         best = trial.last_result[f"kept_val_{self.metric.name}"]
-        fields = trial.config.get("run", trial.config)
+        fields = fields_of(trial.config)
         hparams = {key: value for key, value in fields.items() if isinstance(value, int | float | str | bool)}
         state = _state(trial)
         with self._room():

@@ -27,6 +27,7 @@ from models.registry import open_family, open_model
 from models.training.train import NonFiniteLossError
 from tune.arguments import Copies, Untrusted
 from tune.dataset.trial_fold import TrialFold
+from tune.trials.fields import fields_of
 from tune.trials.preemption import load_paused, read_state, watched
 from tune.trials.progress import Progress
 
@@ -66,7 +67,7 @@ def run_trial(
     """Train one config on one fold, reporting every epoch with a checkpoint.
 
     Args:
-        config: `model`, `fold` and the fields of the model's config; or {"run": such a dict}.
+        config: whose `fields_of` are `model`, `fold` and the fields of the model's config.
         rows: shared by all trials.
         folds: `TrialFold`s in the object store; only the config's own is read.
         task: facts of the task.
@@ -75,7 +76,7 @@ def run_trial(
     keep_freed_memory()
     torch.set_num_threads(task.cpus_per_trial)
     device = device_of_share(task.gpus_per_trial)
-    fields = dict(config.get("run", config))
+    fields = fields_of(config)
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
     model = open_model(fields.pop("model"))
     own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
