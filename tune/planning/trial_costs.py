@@ -21,6 +21,7 @@ from tune.dataset.dataset import Dataset, untrained
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
 from tune.spaces.space import SearchSpace
+from tune.trials.fields import fields_of
 from tune.trials.resources import Resources
 from tune.trials.search import train_chosen
 
@@ -171,7 +172,7 @@ class _Watch(Callback):
         self.gpu_bytes = 0
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        now, run = time.perf_counter(), trial.config["run"]
+        now, run = time.perf_counter(), fields_of(trial.config)
         self.reports.append(_Report(now, result["pid"], trial.trial_id, run, result["epoch"], result["seconds"]))
         self.own_bytes = max(filter(None, (self.own_bytes, own_memory(result["pid"]))), default=None)
         if self.on_gpu:

@@ -23,6 +23,8 @@ from ray.tune.experiment import Trial
 from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
 
+from tune.trials.fields import fields_of, not_searched
+
 MOST_REPEATS = 100  # proposals in a row that were tried already, after which one is drawn that was not
 MOST_COUNTED = 100_000  # configs of a space that are looked through for it
 
@@ -52,7 +54,7 @@ class Generator(SearchGenerator):
 
 
 class Listed(Searcher):
-    """Configs that are given, in their order, each as `run` in a trial's config."""
+    """Configs that are given, in their order, each as `not_searched` has them."""
 
     def __init__(self, runs: Sequence[dict[str, Any]], max_concurrent: int | None) -> None:
         """Keep what is to be run, and how many at once (None: as many as fit)."""
@@ -61,11 +63,11 @@ class Listed(Searcher):
 
     def suggest(self, trial_id: str) -> dict | str | None:
         """The first one that no trial has; FINISHED where all have one."""
-        there = [trial.config["run"] for trial in self.trials.values()]
+        there = [fields_of(trial.config) for trial in self.trials.values()]
         left = [run for run in self.runs if run not in there]
         if not left:
             return Searcher.FINISHED
-        return {"run": left[0]} if self.trials.leave_room(self.max_concurrent) else None
+        return not_searched(left[0]) if self.trials.leave_room(self.max_concurrent) else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: the trials tell."""
