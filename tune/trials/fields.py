@@ -1,7 +1,7 @@
 """What a trial is given: the fields of its model's config, with `model` and `fold`.
 
-TensorBoard's HParams shows what stands at the top of a trial's config. So the fields of a search are there; those of what
-is trained to the end, which were chosen and not searched, stand one level deeper, under `run`.
+TensorBoard's HParams shows what stands at the top of a trial's config. So the fields of a search are there; those of
+what is trained to the end, which were chosen and not searched, stand one level deeper, under `run`.
 """
 
 from __future__ import annotations
