@@ -45,51 +45,33 @@ def collect(
     model, family = open_model(space.model), open_family(task.family)
     reference = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
-    by_seed: list[list[FoldScore]] = []
-    seed_entries = []
-    for position in range(n, len(trained), n):
-        seed = trained[position].config["seed"]
-        part, outcomes = scores[position : position + n], trained[position : position + n]
-        write_evaluation(folder, f"seed_{seed}", outcomes, part, metric.name)
-        epochs = [
-            {
-                "fold": outcome.fold,
-                "kept_epoch": outcome.kept_epoch,
-                f"kept_val_{metric.name}": outcome.kept_metric,
-                "trained_parameters": outcome.trained_parameters,
-                "n_trained": sum(outcome.trained_parameters.values()),
-                **({"tta": outcome.tta} if outcome.tta else {}),
-            }
-            for outcome in outcomes
-        ]
-        seed_entries.append({"seed": seed, **summary(part, task.kind), "training": epochs})
-        by_seed.append(part)
-
-    subset = task.n_official is not None and len(dataset.ids) < task.n_official
-    description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
-    notes = [task.labels]
-    notes += [note for note in (target_note(task, space), task.notes) if note]
-    notes += [dataset.split_note] if dataset.split_note else []
-    notes += [ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []
+    by_seed = [scores[position : position + n] for position in range(n, len(trained), n)]
+    seed_entries = [
+        _seed_entry(folder, trained[n * k : n * (k + 1)], part, task.kind) for k, part in enumerate(by_seed, start=1)
+    ]
     overlap = family.seen(model, space.parameters) if task.pretraining_overlap else ""
-    notes += [overlap] if overlap else []
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
     inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
-    borrowed = bool(space.searched) and not set(options.folds) <= set(options.search_folds)
+    subset = task.n_official is not None and len(dataset.ids) < task.n_official
+    description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
     flags = {
         "subset": subset,
         dataset.split_rule: bool(dataset.split_note),
         "labels of a model": task.name == DEMO.name,
         "pretraining overlap": bool(overlap),
-        "search saw other folds": borrowed,
+        "search saw other folds": bool(space.searched) and not set(options.folds) <= set(options.search_folds),
         "inert": bool(inert),
         "baseline where not trusted": options.untrusted == "baseline",
     }
     n_fallback = sum(score.n_fallback for score in scores[:n])
-    notes += row_notes(dataset, n_fallback)
-    notes += untrained_notes(trained[n:])
-    if task.kind == "classification":
-        notes += one_class_notes(scores[:n])
+    notes = [
+        *(note for note in (task.labels, target_note(task, space), task.notes, dataset.split_note) if note),
+        *([ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []),
+        *([overlap] if overlap else []),
+        *row_notes(dataset, n_fallback),
+        *untrained_notes(trained[n:]),
+        *(one_class_notes(scores[:n]) if task.kind == "classification" else []),
+    ]
     results: dict[str, Any] = {
         "sweep": options.name,
         "options": {
@@ -133,6 +115,24 @@ def collect(
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
         notes += same_seeds_notes(members)
     return results
+
+
+def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], kind: Kind) -> dict[str, Any]:
+    """Write what one seed has left on every fold; its scores, and how it was trained."""
+    seed, metric = outcomes[0].config["seed"], metric_of(kind)
+    write_evaluation(folder, f"seed_{seed}", outcomes, scores, metric.name)
+    training = [
+        {
+            "fold": outcome.fold,
+            "kept_epoch": outcome.kept_epoch,
+            f"kept_val_{metric.name}": outcome.kept_metric,
+            "trained_parameters": outcome.trained_parameters,
+            "n_trained": sum(outcome.trained_parameters.values()),
+            **({"tta": outcome.tta} if outcome.tta else {}),
+        }
+        for outcome in outcomes
+    ]
+    return {"seed": seed, **summary(scores, kind), "training": training}
 
 
 def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
