@@ -5,7 +5,7 @@ A family is a folder in `data/` and one in `models/`; its `Family` entry is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,10 @@ class Family:
         small: rows of an embedded task for some needs, to try a lever on where a task has few: (needs, kind, quantity).
         fit_trust: what marks predictions, with `judge` and `content` as `models/crystals/trust.py` has them: (config,
             rows, part, what gives the predictions of rows at some positions).
-        averaged: the mean prediction of moved copies: (fitted, rows, positions, copies).
+        load_trust: that of what its `content` was.
+        new_rows: new examples as a trained model reads them: (model, its facts, its trust, examples, device).
+        averaged: the mean prediction of moved copies: (fitted, rows, positions, copies); of what cannot be moved, the
+            prediction.
         judge_copies: what averaging gains on validation rows.
         about: facts of a config to keep in a model's file.
     """
@@ -113,6 +116,8 @@ class Family:
     rows_per_pass: int
     small: Callable[[Any, Kind, Quantity], tuple[TrainingRows, TrainingPart]]
     fit_trust: Callable[[ModelConfig, Any, TrainingPart, Callable[[np.ndarray], np.ndarray]], Any]
+    load_trust: Callable[[dict[str, Any]], Any]
+    new_rows: Callable[[Model, Mapping[str, str], Any, Sequence[Any], str], Any]
     averaged: Callable[[Fitted, Any, np.ndarray, int], Prediction]
     judge_copies: Callable[..., Any]
     about: Callable[[ModelConfig], dict[str, str]]

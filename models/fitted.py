@@ -1,4 +1,4 @@
-"""A trained model as a user has it: one file that predicts crystals, or a sweep's seeds together.
+"""A trained model as a user has it: one file that predicts new examples, or a sweep's seeds together.
 
 from models.fitted import load_model
 load_model("ray_results/NAME", fold=0).predict(structures)
@@ -12,28 +12,17 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from pyarrow import fs
 
-from data.crystals.compositions import parse_formulas
-from data.crystals.convert import cell_formula
-from data.crystals.crystal import BadCrystalError, Crystal, crystal_from_structure
-from data.crystals.graphs import convert, element_fractions, stack
-from data.crystals.quality import check_crystal
 from data.errors import UserError
 from data.stores.storage import file_names, open_folder, read_whole
-from models.crystals.chgnet.network import cutoffs
-from models.crystals.rows import CrystalRows
-from models.crystals.trust import Trust, described, load_trust
-from models.crystals.tta import averaged
+from models.family import Family
 from models.model import Fitted, Model, Prediction
-from models.registry import ModelError, open_model
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+from models.registry import ModelError, open_family, open_model
 
 FILE_FORMAT = 4
 _WITHOUT_TRUST = 3  # an earlier format, which is read as well
@@ -52,63 +41,61 @@ class FittedModel:
         fitted: what training left.
         about: task, target, unit, where its labels come from and other facts for the reader.
         trust: judges its predictions; None of a file that an earlier version wrote.
-        device: to describe crystals on.
+        device: to describe examples on.
     """
 
     model: Model
     fitted: Fitted
     about: dict[str, str]
-    trust: Trust | None = None
+    trust: Any = None
     device: str = "cpu"
 
-    def predict(self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None) -> np.ndarray:
-        """Predictions for new crystals, float64, shape (n,), in the unit `about["unit"]`.
+    @property
+    def family(self) -> Family:
+        """That the model is of."""
+        return open_family(self.model.family)
+
+    def predict(self, examples: Sequence[Any], *, copies: int | None = None) -> np.ndarray:
+        """Predictions for new examples, float64, shape (n,), in the unit `about["unit"]`.
 
         Args:
-            crystals: pymatgen structures, or what `structure_files` reads; for a model that reads compositions
-                also formulas such as "Fe2O3".
-            copies: test-time augmentation: the mean over so many copies of each crystal, each moved a little; 0: none.
+            examples: of the model's family. Crystals are pymatgen structures, or what `structure_files` reads; for a
+                model that reads compositions also formulas such as "Fe2O3".
+            copies: test-time augmentation: the mean over so many copies of each example, each moved a little; 0: none.
                 By default as many as the predictions that the model was scored by.
 
         Raises:
-            BadCrystalError: one that cannot be predicted; the message names its position.
+            UserError: one that cannot be predicted, such as `BadCrystalError`; the message names its position.
         """
-        return self.predict_with_std(crystals, copies=copies).values
+        return self.predict_with_std(examples, copies=copies).values
 
-    def predict_with_std(
-        self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None
-    ) -> Prediction:
+    def predict_with_std(self, examples: Sequence[Any], *, copies: int | None = None) -> Prediction:
         """The same with the model's own uncertainty, where it has one, and with the trust of each.
 
         Of a sweep with `--untrusted baseline` the values below a trust of 0.5 are the baseline's.
 
         Raises:
-            BadCrystalError: one that cannot be predicted; the message names its position.
+            UserError: one that cannot be predicted, such as `BadCrystalError`; the message names its position.
         """
-        return self.predict_rows(self.rows_of(crystals), copies=copies)
+        return self.predict_rows(self.rows_of(examples), copies=copies)
 
-    def rows_of(self, crystals: Sequence[Structure | Crystal | str]) -> CrystalRows:
-        """New crystals as the model reads them, with what its trust is judged by.
+    def rows_of(self, examples: Sequence[Any]) -> Any:
+        """New examples as the model reads them, with what its trust is judged by.
 
         Raises:
-            BadCrystalError: one that cannot be predicted; the message names its position.
+            UserError: one that cannot be predicted, such as `BadCrystalError`; the message names its position.
         """
-        if not crystals:
-            return CrystalRows(np.empty((0, 94), np.float32), np.empty(0, np.int32))
-        if self.model.reads == "compositions":
-            return _rows_of_compositions(crystals)
-        rows = _rows_of_structures(crystals, cutoffs(self.about.get("weights", "0.3.0"))[0])
-        return rows if self.trust is None else described(rows, self.trust.weights, self.device)
+        return self.family.new_rows(self.model, self.about, self.trust, examples, self.device)
 
-    def predict_rows(self, rows: CrystalRows, *, copies: int | None = None) -> Prediction:
+    def predict_rows(self, rows: Any, *, copies: int | None = None) -> Prediction:
         """Predictions of all of some rows, which `rows_of` has made."""
-        which = np.arange(len(rows.n_atoms))
+        which = np.arange(len(self.family.sizes(rows)))
         if not len(which):
             return Prediction(np.empty(0))
         if copies is None:
             copies = int(self.about.get("copies", "0"))
-        if copies and self.model.reads != "compositions":
-            prediction = averaged(self.fitted, rows, which, copies)
+        if copies:
+            prediction = self.family.averaged(self.fitted, rows, which, copies)
         else:
             prediction = self.fitted.predict_rows(rows, which)
         if self.trust is None:
@@ -144,15 +131,13 @@ class SeedEnsemble:
         """Task, target, unit and other facts, the same for all members."""
         return self.members[0].about
 
-    def predict(self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None) -> np.ndarray:
+    def predict(self, examples: Sequence[Any], *, copies: int | None = None) -> np.ndarray:
         """As `FittedModel.predict`."""
-        return self.predict_with_std(crystals, copies=copies).values
+        return self.predict_with_std(examples, copies=copies).values
 
-    def predict_with_std(
-        self, crystals: Sequence[Structure | Crystal | str], *, copies: int | None = None
-    ) -> Prediction:
+    def predict_with_std(self, examples: Sequence[Any], *, copies: int | None = None) -> Prediction:
         """The mean over the members, its std (ddof 1) between them, and the least of their trusts."""
-        rows = self.members[0].rows_of(crystals)  # of one model and one training part: the same for all
+        rows = self.members[0].rows_of(examples)  # of one model and one training part: the same for all
         predictions = [member.predict_rows(rows, copies=copies) for member in self.members]
         together = np.stack([prediction.values for prediction in predictions])
         trusts = [prediction.trust for prediction in predictions if prediction.trust is not None]
@@ -224,38 +209,9 @@ def _load_file(path: str, device: str, model: str | None) -> FittedModel:
         if name.endswith(".py") and model is None:
             raise ModelFileError(f"{path} was trained with a model of {name}: give that file as `model`")
         entry = open_model(model or name)
-        trust = load_trust(content["trust"]) if "trust" in content else None
+        trust = open_family(entry.family).load_trust(content["trust"]) if "trust" in content else None
         return FittedModel(entry, entry.load(content["content"], device), content["about"], trust, device)
     except (KeyError, ValueError, RuntimeError, TypeError) as problem:  # RuntimeError: weights missing or misshapen
         if isinstance(problem, ModelFileError) or (isinstance(problem, ModelError) and model):
             raise
         raise ModelFileError(f"{path} is damaged, its content is not a whole model: {problem!r}") from problem
-
-
-def _rows_of_structures(crystals: Sequence[Structure | Crystal | str], cutoff: float) -> CrystalRows:
-    graphs = []
-    for position, structure in enumerate(crystals):
-        if isinstance(structure, str):
-            raise BadCrystalError(f"structure {position}: {structure!r} is a formula; this model reads structures")
-        try:
-            crystal = structure if isinstance(structure, Crystal) else crystal_from_structure(structure)
-            check_crystal(crystal)
-            graphs.append(convert(crystal, cutoff))
-        except BadCrystalError as problem:
-            raise BadCrystalError(f"structure {position}: {problem}") from None
-    together = stack(graphs)
-    return CrystalRows(element_fractions(together), together.atoms_per_graph, together)
-
-
-def _formula(crystal: Structure | Crystal | str) -> str:
-    if isinstance(crystal, Crystal):
-        return cell_formula(crystal)
-    return crystal if isinstance(crystal, str) else crystal.composition.formula.replace(" ", "")
-
-
-def _rows_of_compositions(crystals: Sequence[Structure | Crystal | str]) -> CrystalRows:
-    compositions = parse_formulas([_formula(crystal) for crystal in crystals])
-    for position, reason in enumerate(compositions.reasons):
-        if reason is not None:
-            raise BadCrystalError(f"composition {position}: {reason}")
-    return CrystalRows(compositions.fractions, compositions.n_atoms)

@@ -23,12 +23,13 @@ from models.crystals.chgnet.features import GRAPHS_PER_PASS
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.demo_rows import demo_rows
+from models.crystals.new_rows import new_rows
 from models.crystals.rows import CrystalRows
-from models.crystals.trust import Trust, calibration_rows, fit_trust
+from models.crystals.trust import Trust, calibration_rows, fit_trust, load_trust
 from models.crystals.tta import averaged, judge
 from models.family import CachedArrays, Family, FamilyRows
 from models.metrics import Kind
-from models.model import Model, TrainingPart
+from models.model import Fitted, Model, Prediction, TrainingPart
 
 SEEN = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
@@ -204,6 +205,11 @@ def trust_of(
     )
 
 
+def mean_of_copies(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) -> Prediction:
+    """See `Family`: compositions cannot be moved."""
+    return fitted.predict_rows(rows, which) if rows.graphs is None else averaged(fitted, rows, which, copies)
+
+
 def about(config: ModelConfig) -> dict[str, str]:
     """See `Family`."""
     weights = getattr(config, "weights", None)
@@ -225,7 +231,9 @@ CRYSTALS = Family(
     rows_per_pass=GRAPHS_PER_PASS,
     small=lambda wanted, kind, quantity: demo_rows(wanted.weights, kind, quantity),
     fit_trust=trust_of,
-    averaged=averaged,
+    load_trust=load_trust,
+    new_rows=new_rows,
+    averaged=mean_of_copies,
     judge_copies=judge,
     about=about,
 )
