@@ -1,6 +1,7 @@
 """The layout that the code keeps to: who may import whom, how long a file may be, what it may be called."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -129,3 +130,22 @@ def test_a_sweep_names_no_model_and_no_family():
         if any(NAMES_OF_A_FAMILY.search(word) for word in modules | texts | {name.lower() for name in names}):
             knowing.add(path)
     assert knowing == KNOW_CRYSTALS
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """`docs/imports.py`, which draws who imports whom."""
+    spec = importlib.util.spec_from_file_location("drawn_imports", ROOT / "docs/imports.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_room_imports_itself_through_others(drawn):
+    graph = drawn.imports()
+    assert {"data/crystals", "models/training", "tune/trials", "models/model.py"} <= graph.keys()
+    assert [room for room in graph if room in drawn.reachable(graph, room)] == []
+
+
+def test_the_picture_of_imports_is_that_of_the_code(drawn):
+    assert drawn.BEGIN + drawn.picture(drawn.imports()) + drawn.END in drawn.PAGE.read_text()
