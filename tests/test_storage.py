@@ -35,6 +35,7 @@ from models.predict import app
 from tune.cluster import storage_check
 from tune.cluster.storage_check import check_storage, on_network
 from tune.errors import SweepError
+from tune.trials.progress import Progress, progress_of
 
 # Ray leaves sockets and log files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -422,6 +423,16 @@ def test_killed_and_resumed_in_googles_store_that_fails_now_and_then(folder, who
         assert google.failed.value > 5
         with capsys.disabled():
             print(f"\n  {google.failed.value} of {google.requests.value} requests refused, beside uploads")
+
+
+def test_a_sweep_does_not_wait_for_the_line_that_the_terminal_shows(server):
+    folder = "s3://bucket/results/search_fold_0/trial_a"
+    Progress(folder)("step 3 of 60")
+    assert progress_of(folder) == "step 3 of 60"
+    faults = server.fail("503", lambda method, path, count: path.endswith("progress.txt"))
+    assert progress_of(folder) == ""
+    Progress(folder)("step 4 of 60")
+    assert 2 <= sum(faults.done.values()) <= 4
 
 
 @pytest.mark.faults

@@ -8,7 +8,9 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,8 +52,21 @@ _REASONS = {
 }
 
 
+_once = ContextVar("asked once", default=False)
+
+
 class StorageError(OSError):
     """A folder that cannot be opened, read or written; the message says which and what to do."""
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Ask stores once only in the body, for what is worth no wait."""
+    token = _once.set(True)
+    try:
+        yield
+    finally:
+        _once.reset(token)
 
 
 def patiently(failure: str, operation: Callable[[], T]) -> T:
@@ -66,6 +81,7 @@ def patiently(failure: str, operation: Callable[[], T]) -> T:
         OSError: any other reason, such as FileNotFoundError.
     """
     began, wait, told = time.monotonic(), _FIRST_WAIT_S, False
+    patience = 0.0 if _once.get() else PATIENCE_S
     while True:
         try:
             return operation()
@@ -74,11 +90,11 @@ def patiently(failure: str, operation: Callable[[], T]) -> T:
         except OSError as problem:
             spent = time.monotonic() - began
             passing = problem.errno in _AWAY or (problem.errno is None and _PASSING.search(str(problem)))
-            if not passing or spent + wait > PATIENCE_S:
+            if not passing or spent + wait > patience:
                 raise _plain(failure, problem, spent) from problem
             if spent > _TELL_AFTER_S and not told:
                 told = True
-                logging.getLogger(__name__).warning("%s yet; trying for another %.0f s", failure, PATIENCE_S - spent)
+                logging.getLogger(__name__).warning("%s yet; trying for another %.0f s", failure, patience - spent)
             time.sleep(wait * random.uniform(0.5, 1))  # not all trials at once
             wait = min(2 * wait, _LONGEST_WAIT_S)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
+from data.stores.faults import asked_once
 from data.stores.storage import StorageError, open_folder, read_whole, write_whole
 
 FILE = "progress.txt"  # in a trial's folder
@@ -25,7 +26,7 @@ class Progress:
         """Write a line, unless the one before it is too young; a line that cannot be written is of no importance."""
         if time.monotonic() - self.last < EVERY_S:
             return
-        with suppress(OSError, StorageError):
+        with suppress(OSError, StorageError), asked_once():
             filesystem, path = open_folder(self.folder)
             write_whole(filesystem, f"{path}/{FILE}", line.encode())
         self.last = time.monotonic()
@@ -33,8 +34,7 @@ class Progress:
 
 def progress_of(folder: str) -> str:
     """The last line of the trial with that folder; empty where it has said nothing."""
-    try:
+    with suppress(OSError, StorageError), asked_once():  # a sweep does not wait for what the terminal shows
         filesystem, path = open_folder(folder)
         return read_whole(filesystem, f"{path}/{FILE}").decode()
-    except (OSError, StorageError):
-        return ""
+    return ""
