@@ -50,7 +50,7 @@ def open_task(
 
     Args:
         spec: "demo"; an official name, downloaded on first use; or the path of a file or folder in one of the
-            layouts of `layouts.readers.read_path`. A name beats a path that is called the same: `./demo` is the path.
+            layouts that `read_path` reads. A name beats a path that is called the same: `./demo` is the path.
         target: column of the targets, needed where a file of one's own has several.
         quantity: what the target of one's own data is, see `Task`; "other" unless given.
         ids_file: keeps only the ids in this text file, one a line, `#` begins a comment.

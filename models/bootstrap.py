@@ -13,6 +13,7 @@ import pandas as pd
 
 from models.metrics import Metric
 
+MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
 RESAMPLES = 10_000
 _AT_ONCE = 4_000_000  # weights in memory
 _NO_FORMULA = ("", "unknown")  # what rows without a graph have for a composition

@@ -1,25 +1,26 @@
 """What a sweep asks of a family: what an example is, and so how its rows are read, split, moved and trusted.
 
-A family is a folder in `data/` and one in `models/`; its `Family` entry is the one thing that `tune/` knows of it.
+A family is a folder in `data/` and one in `models/`. The latter has a module `family.py` with the functions that
+`Family` lists; a line in `models/registry.py` names it. `tune/` knows no more of a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from data.errors import UserError
 from data.folds import Fold
-from data.task_table import Quantity
+from data.task_table import Quantity, Task
 from models.config import ModelConfig
-from models.metrics import Kind
-from models.model import Fitted, Model, Prediction, TrainingPart, TrainingRows
+from models.metrics import Kind, Metric
+from models.model import Fitted, Model, Prediction, TrainingPart
 
-# Arrays of runs of rows, each with the positions of its rows, in order.
-Parts = Any
+# Runs of rows, in order: the positions of each run's rows, and its arrays by name.
+Parts = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 class UnsuitedError(UserError, ValueError):
@@ -31,10 +32,11 @@ class CachedArrays:
     """Arrays with something for every row, computed once in parallel processes and kept in the cache.
 
     Attributes:
-        what: is computed, for the progress bar.
-        prefix: how the names of their files begin: all that their content depends on, beside the rows.
-        compute: the arrays by name of the rows at some positions, on a device.
-        join: of all rows and the computed parts, the fields of the rows to set.
+        what: words for the progress bar.
+        prefix: how the names of their files begin; it holds all that their content depends on, beside the rows.
+        compute: makes the arrays, by name, of the rows at some positions (int64) on a device.
+        join: makes fields of the rows, by name, of all rows and the computed parts. Parts that are damaged are left
+            out, and what is made of the others is thrown away.
         on_gpu: whether a GPU is of use.
     """
 
@@ -50,19 +52,20 @@ class FamilyRows:
     """The rows of a task, read.
 
     Attributes:
-        rows: as the family's models read them, without the cached arrays.
-        groups: what the splits and the bootstrap keep together, by row; None for a rejected row.
+        rows: a frozen dataclass, the rows as the family's models read them, without the cached arrays.
+        clusters: name of what a row has in common with others, such as its composition: the splits and the bootstrap
+            keep rows of one name together. None for a rejected row.
         reasons: why a row was rejected, or None.
         notes: what the reader noted of each row.
-        remarks: sentences on the whole, for the terminal.
-        facts: on the whole, by name, for the results.
+        remarks: sentences for the terminal on all rows together.
+        facts: numbers for the results on all rows together, by name.
         cache_key: name of the rows' folder in the cache.
-        folds: that a split rule makes; None: those of the task.
-        split_note: what a reader must know of other folds than the task's.
+        folds: those that a split rule makes; None: those of the task.
+        split_note: what a reader must know of other folds than the task's, or "".
     """
 
     rows: Any
-    groups: list[str | None]
+    clusters: list[str | None]
     reasons: list[str | None]
     notes: list[tuple[str, ...]]
     remarks: list[str]
@@ -72,52 +75,132 @@ class FamilyRows:
     split_note: str = ""
 
 
-@dataclass(frozen=True)
-class Family:
-    """An entry of the registry of families.
+class Family(Protocol):
+    """The functions of a family's module.
 
-    Parameters are those of a search space: values or ranges of the fields of a model's config.
-
-    Attributes:
-        name: as a task calls it.
-        refusal: why a model, a task, a split rule and test-time augmentation do not go together, or None.
-        needs: what a model's trials read of a task, from the parameters; spaces of equal needs share their rows.
-        read: the rows of a task for some needs: (task, rows, needs, cache folder, split rule, collapse, at once).
-        arrays: what is to be cached of rows for some needs; (needs, collapse).
-        baseline: what training has to beat, as `model` and its config; (model, parameters, kind).
-        baseline_title: its name in tables; (model name, its config, quantity of the task).
-        seen: the sentence on what pretraining may have seen of test rows from a source of its data; "" if none has.
-        target_note: how a model takes a target of the user's own; "" where that is no question.
-        sizes: of each row, by which small ones are chosen, shape (n_rows,).
-        work: that a network has with each row, in any unit, shape (n_rows,).
-        rows_per_pass: most rows that a network judges at once.
-        small: rows of an embedded task for some needs, to try a lever on where a task has few: (needs, kind, quantity).
-        fit_trust: what marks predictions, with `judge` and `content` as `models/crystals/trust.py` has them: (config,
-            rows, part, what gives the predictions of rows at some positions).
-        load_trust: that of what its `content` was.
-        new_rows: new examples as a trained model reads them: (model, its facts, its trust, examples, device).
-        averaged: the mean prediction of moved copies: (fitted, rows, positions, copies); of what cannot be moved, the
-            prediction.
-        judge_copies: what averaging gains on validation rows.
-        about: facts of a config to keep in a model's file.
+    `parameters` are those of a search space: values, or ranges as dictionaries, of the fields of a model's config.
+    `rows` are the family's own, and `need` is whatever `needs` returns.
     """
 
-    name: str
-    refusal: Callable[..., str | None]
-    needs: Callable[[Model, Mapping[str, Any]], Any]
-    read: Callable[..., FamilyRows]
-    arrays: Callable[[Any, bool], list[CachedArrays]]
-    baseline: Callable[[Model, Mapping[str, Any], Kind], dict[str, Any]]
-    baseline_title: Callable[[str, Mapping[str, Any], Quantity], str]
-    seen: Callable[[Model, Mapping[str, Any]], str]
-    target_note: Callable[[Model, Quantity], str]
-    sizes: Callable[[Any], np.ndarray]
-    work: Callable[[Any], np.ndarray]
-    rows_per_pass: int
-    small: Callable[[Any, Kind, Quantity], tuple[TrainingRows, TrainingPart]]
-    fit_trust: Callable[[ModelConfig, Any, TrainingPart, Callable[[np.ndarray], np.ndarray]], Any]
-    load_trust: Callable[[dict[str, Any]], Any]
-    new_rows: Callable[[Model, Mapping[str, str], Any, Sequence[Any], str], Any]
-    averaged: Callable[[Fitted, Any, np.ndarray, int], Prediction]
-    judge_copies: Callable[..., Any]
-    about: Callable[[ModelConfig], dict[str, str]]
+    @property
+    def ROWS_PER_PASS(self) -> int:  # noqa: N802 - a constant of a module
+        """The most rows that a network judges at once."""
+        ...
+
+    def refusal(self, model: Model, task: Task, split_rule: str, tta: str) -> str | None:
+        """Why a model, a task, the value of `--split` and that of `--tta` do not go together; None: they do."""
+        ...
+
+    def needs(self, model: Model, parameters: Mapping[str, Any]) -> Any:
+        """What a model's trials read of a task; spaces whose needs are equal share their rows."""
+        ...
+
+    def read(
+        self,
+        task: Task,
+        rows: Any,
+        need: Any,
+        cache_folder: str,
+        split_rule: str,
+        *,
+        collapse: bool,
+        at_once: int | None,
+    ) -> FamilyRows:
+        """Reads the rows of a task.
+
+        Args:
+            task: of the rows.
+            rows: all rows of the task, as `data.tasks.open_task` returns them.
+            need: what trials read.
+            cache_folder: path or URI that holds the caches.
+            split_rule: the value of `--split`.
+            collapse: whether what is equivalent by symmetry is computed once.
+            at_once: processes that compute; None: as many as fit.
+        """
+        ...
+
+    def arrays(self, need: Any, *, collapse: bool) -> list[CachedArrays]:
+        """The arrays that trials read beside the rows."""
+        ...
+
+    def baseline(self, model: Model, parameters: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+        """What training has to beat: the name of a model as `model`, and the fields of its config."""
+        ...
+
+    def baseline_title(self, model: str, config: Mapping[str, Any], quantity: Quantity) -> str:
+        """What tables call a baseline, given its model's name and config."""
+        ...
+
+    def pretraining_note(self, model: Model, parameters: Mapping[str, Any]) -> str:
+        """A sentence for tasks whose source pretraining may have seen; "" where nothing was pretrained."""
+        ...
+
+    def target_note(self, model: Model, quantity: Quantity) -> str:
+        """How a model takes a target of the user's own; "" where there is only one way."""
+        ...
+
+    def sizes(self, rows: Any) -> np.ndarray:
+        """The size of each row, by which small rows are chosen, shape (n_rows,)."""
+        ...
+
+    def work(self, rows: Any) -> np.ndarray:
+        """How much a network computes for each row, in any unit, shape (n_rows,)."""
+        ...
+
+    def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart]:
+        """Rows of an embedded task, on which a lever is tried that a task of few rows cannot show."""
+        ...
+
+    def fit_trust(
+        self, config: ModelConfig, rows: Any, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
+    ) -> Any:
+        """What marks predictions: an object with `judge` and `content`, as `models/crystals/trust.py` has them.
+
+        Args:
+            config: of the trained model.
+            rows: all rows of the task.
+            part: what training has seen of the fold.
+            predicted: gives the model's predictions for the rows at some positions.
+        """
+        ...
+
+    def load_trust(self, content: dict[str, Any]) -> Any:
+        """Makes the object that `fit_trust` made anew, from its `content`."""
+        ...
+
+    def new_rows(self, model: Model, about: Mapping[str, str], trust: Any, examples: Sequence[Any], device: str) -> Any:
+        """New examples as a trained model reads them.
+
+        Args:
+            model: of the registry.
+            about: facts that are kept with the trained model.
+            trust: what `fit_trust` made, or None.
+            examples: such as structures or formulas.
+            device: to compute on.
+
+        Raises:
+            UserError: an example that cannot be predicted; the message names its position.
+        """
+        ...
+
+    def averaged(self, fitted: Fitted, rows: Any, which: np.ndarray, copies: int) -> Prediction:
+        """The mean prediction of moved copies of the rows at `which`; the plain one of what cannot be moved."""
+        ...
+
+    def judge_copies(
+        self,
+        fitted: Fitted,
+        rows: Any,
+        val: np.ndarray,
+        val_targets: np.ndarray,
+        metric: Metric,
+        copies: int,
+        *,
+        only_if_better: bool,
+    ) -> Any:
+        """Measures on the rows at `val` what averaging over copies gains; a dataclass with `used` and `copies`."""
+        ...
+
+    def about(self, config: ModelConfig) -> dict[str, str]:
+        """The facts of a config that are kept with a trained model."""
+        ...

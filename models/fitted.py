@@ -52,7 +52,7 @@ class FittedModel:
 
     @property
     def family(self) -> Family:
-        """That the model is of."""
+        """The family that the model belongs to."""
         return open_family(self.model.family)
 
     def predict(self, examples: Sequence[Any], *, copies: int | None = None) -> np.ndarray:

@@ -108,7 +108,7 @@ class Fitted(Protocol):
     """What training leaves: it predicts rows, and can be written to a file."""
 
     def predict_rows(self, rows: Any, which: np.ndarray) -> Prediction:
-        """Predictions of the rows at the positions `which`; `features` and `outputs` of the rows may be None."""
+        """Predictions of the rows at the positions `which`; what is cached of rows may be missing in them."""
         ...
 
     def content(self) -> dict[str, Any]:
@@ -160,8 +160,8 @@ class Model:
     Attributes:
         name: as a search space calls it.
         config: its fields are what a space may set and search.
-        reads: `structures` needs graphs; `features` also the pretrained backbone's output of each crystal (its
-            config has a field `weights`); `compositions` runs on any task.
+        reads: what it reads, in its family's words. Of crystals: `structures` needs graphs; `features` also the
+            pretrained backbone's output (its config has a field `weights`); `compositions` runs on any task.
         start: begin a run on a device, from what a trial sees.
         load: make what `Fitted.content` describes, on a device.
         unsuited: why a config does not go with a kind of task and a quantity, or None; asked before anything is

@@ -33,7 +33,8 @@ MODELS = {
 }
 
 
-FAMILIES = {"crystals": ("models.crystals.family", "CRYSTALS")}
+# By name the module.
+FAMILIES = {"crystals": "models.crystals.family"}
 
 
 class ModelError(UserError, ValueError):
@@ -78,9 +79,14 @@ def open_model(name: str) -> Model:
 
 
 def open_family(name: str) -> Family:
-    """A family by its name."""
-    module, constant = FAMILIES[name]
-    return getattr(importlib.import_module(module), constant)
+    """A family by its name.
+
+    Raises:
+        ModelError: no such family.
+    """
+    if name not in FAMILIES:
+        raise ModelError(f"no family {name!r}: choose one of {', '.join(FAMILIES)}")
+    return importlib.import_module(FAMILIES[name])
 
 
 def planned_epochs(fields: dict[str, Any]) -> int:

@@ -219,7 +219,7 @@ def test_a_trial_that_its_model_has_ended_is_started_only_once_more(ray_session,
 LINGERING = """\
 import time
 from dataclasses import replace
-from models.composition_model import COMPOSITION_NETWORK
+from models.crystals.composition.model import COMPOSITION_NETWORK
 
 class Lingering:
     def __init__(self, run):

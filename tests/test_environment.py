@@ -159,10 +159,10 @@ def test_a_read_only_installation_without_a_home_has_its_networks_all_the_same(t
     """Nowhere can machine code be kept: beside the source a disk lies that is read-only."""
     if os.geteuid():
         pytest.skip("mounting a disk is not permitted here")
-    beside = [str(REPOSITORY / folder / "__pycache__") for folder in ("data", "models")]
-    mounts = "".join(f"mkdir -p {folder} && mount -t tmpfs -o ro tmpfs {folder} && " for folder in beside)
+    beside = REPOSITORY / "data/machine/__pycache__"
+    mount = f"mkdir -p {beside} && mount -t tmpfs -o ro tmpfs {beside} && "
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", f"{mounts} exec {sys.executable} -c 'import models.training.train'"],
+        ["unshare", "--mount", "sh", "-c", f"{mount} exec {sys.executable} -c 'import models.crystals.chgnet.model'"],
         cwd=REPOSITORY,
         env={**os.environ, "HOME": NOWHERE, "MATSWEEP_CACHE": "", "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": str(tmp_path)},
         stdout=subprocess.PIPE,

@@ -90,7 +90,7 @@ def test_a_fault_is_found(path, text, fault):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("tune/trials/trial.py", "import ray.tune\nfrom data.rows import Rows\nfrom models import chgnet"),
+        ("tune/trials/trial.py", "import ray.tune\nfrom data.crystals.rows import Rows\nfrom models import chgnet"),
         (
             "models/crystals/chgnet/network.py",
             "import data\nimport raytracer\nfrom . import a\nfrom .a import tune",

@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGES = ("data", "models", "tune")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOAD_ALL = """
-import tune.spaces.queue_file, tune.spaces.space, tune.report, sys
+import tune.spaces.queue_file, tune.spaces.space, tune.pages.report_page, sys
 from data.tasks import open_task
 from data.stores.places import downloads_folder
 from models.crystals.chgnet.anchors import load_anchors
@@ -31,7 +31,8 @@ for name in names:
     (tune.spaces.queue_file.load_queue if queue else tune.spaces.space.load_space)(name)
 assert load_anchors("0.3.0").shape == (94,)
 assert len(open_task("demo", download_dir=downloads_folder(None))[1]) > 900
-assert (Path(tune.report.__file__).parent / "report.html").is_file()
+assert (Path(tune.pages.report_page.__file__).parent / "report.html").is_file()
+from matsweep import load_model, load_sweep
 print(*names)
 """
 
@@ -78,7 +79,7 @@ def unpacked(tmp_path_factory) -> Path:
     """A folder with what a wheel of the code would put beside the installed packages."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    for package in (*PACKAGES, "search_spaces"):
+    for package in (*PACKAGES, "search_spaces", "matsweep"):
         shutil.copytree(REPOSITORY / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, source)
@@ -106,7 +107,8 @@ def test_a_wheel_has_every_space_and_queue_and_all_else_that_is_read(unpacked, t
 
 
 def test_a_wheel_has_every_module_and_no_other(unpacked):
-    ours = {str(file.relative_to(REPOSITORY)) for name in PACKAGES for file in (REPOSITORY / name).rglob("*.py")}
+    packages = (*PACKAGES, "matsweep")
+    ours = {str(file.relative_to(REPOSITORY)) for name in packages for file in (REPOSITORY / name).rglob("*.py")}
     assert {str(file.relative_to(unpacked)) for file in unpacked.rglob("*.py")} == ours
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from data.folds import make_folds
 from data.tasks import official_ids, official_task
-from models.crystals.family import SEEN
+from models.crystals.family import PRETRAINED_ON
 from models.metrics import metric_of
 from tune.analysis.matbench_record import quiet_matbench, read_record
 from tune.analysis.submission import MISSING
@@ -92,7 +92,7 @@ def test_a_whole_task_is_recorded_scored_and_validated_by_matbench(here, small):
     rows = small.assign(std=0.5)
     rows.loc[3, "std"] = 0.0  # members that agree
     members = {"seed_0": y + 0.5, "seed_1": y - 1.5, "ensemble": y + np.where(rows["fold"] == 2, 2.0, -1.0)}
-    notes, flags = ["Labels are made.", SEEN], ["pretraining overlap"]
+    notes, flags = ["Labels are made.", PRETRAINED_ON], ["pretraining overlap"]
     official_run(here / "mine", SMALL, rows, members, notes=notes, flags=flags)
     done = submit("mine", "--authors", "A. Author", "--algorithm", "My CHGNet")
     assert done.exit_code == 0, done.output
@@ -128,7 +128,7 @@ def test_a_whole_task_is_recorded_scored_and_validated_by_matbench(here, small):
     info = json.loads((folder / "info.json").read_text())
     assert sorted(info) == ["algorithm", "algorithm_long", "authors", "bibtex_refs", "notes", "requirements"]
     assert (info["authors"], info["algorithm"]) == ("A. Author", "My CHGNet")
-    for told in (SEEN, "Flags: pretraining overlap.", "no search", "over the 2 members of the ensemble"):
+    for told in (PRETRAINED_ON, "Flags: pretraining overlap.", "no search", "over the 2 members of the ensemble"):
         assert told in info["notes"]
         assert told in done.output
     assert "deng2023chgnet" in info["bibtex_refs"][0]

@@ -1,4 +1,4 @@
-"""What may be wrong with a sweep, or with a finished run of one; who reads neither imports nothing else for it."""
+"""Errors of sweeps and of finished runs, apart from what raises them, so that commands can catch them at no cost."""
 
 from data.errors import UserError
 

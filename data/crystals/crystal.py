@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.crystals.elements import MAX_ATOMIC_NUMBER, SYMBOL_NUMBERS, SymbolError, read_symbol
+from data.errors import UserError
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
-class BadCrystalError(ValueError):
+class BadCrystalError(UserError, ValueError):
     """A row that cannot be used; its message is the reason shown in the quarantine table."""
 
 

@@ -1,6 +1,6 @@
 """Makes the demo task, crystals labelled by another CHGNet, so that sweeps run without a download.
 
-Read by `layouts.readers.read_demo`. Needs the anchors of CHGNet. About 3 minutes on one core:
+Read by `read_demo` in `data/crystals/layouts/readers.py`. Needs the anchors of CHGNet. About 3 minutes on one core:
 
     python data/demo/make_demo.py
 """

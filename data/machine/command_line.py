@@ -23,7 +23,7 @@ def command(main: Callable[..., None]) -> typer.Typer:
 
     @app.command()
     @wraps(main)
-    def told_in_a_sentence(*arguments: Any, **options: Any) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
         try:
             main(*arguments, **options)
         except errors_of_users() as problem:

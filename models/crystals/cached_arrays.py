@@ -68,7 +68,7 @@ def _joined_output(weights: str, rows: CrystalRows, parts: Parts) -> dict[str, A
     n_atoms = int(graphs.atom_start[-1])
     values = np.empty((n_atoms, 64), dtype=np.float32)
     atom_count = np.empty(n_atoms, dtype=np.float32)
-    rows_per_graph = np.empty(len(graphs), dtype=np.int32)
+    rows_per_graph = np.zeros(len(graphs), dtype=np.int32)
     done = 0
     for of_part, arrays in parts:
         stop = done + len(arrays["atom_count"])
@@ -77,7 +77,7 @@ def _joined_output(weights: str, rows: CrystalRows, parts: Parts) -> dict[str, A
         done = stop
     features = AtomFeatures(values[:done], atom_count[:done], rows_per_graph)
     inputs = FeatureInputs(features, graphs.atoms_per_graph, torch.device("cpu"))
-    good = np.flatnonzero(graphs.atoms_per_graph > 0)
+    good = np.flatnonzero(rows_per_graph)  # a rejected crystal has no rows
     outputs = np.full(len(graphs), np.nan)
     outputs[good] = predict(CHGNetwork(weights), inputs, good)
     return {"features": features, "outputs": outputs}

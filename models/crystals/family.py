@@ -1,4 +1,4 @@
-"""Crystals, and compositions: the family of tasks whose rows are structures or formulas."""
+"""The family of crystals: of tasks whose rows are structures or formulas. What each function is for: `Family`."""
 
 from __future__ import annotations
 
@@ -18,25 +18,30 @@ from data.folds import Fold
 from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
 from data.task_table import Quantity, Task
 from models.config import ModelConfig
+from models.crystals import trust as trusts
 from models.crystals.cached_arrays import backbone_output, energy_corrections
 from models.crystals.chgnet.features import GRAPHS_PER_PASS
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.demo_rows import demo_rows
-from models.crystals.new_rows import new_rows
+from models.crystals.new_rows import new_rows as new_rows
 from models.crystals.rows import CrystalRows
-from models.crystals.trust import Trust, calibration_rows, fit_trust, load_trust
-from models.crystals.tta import averaged, judge
-from models.family import CachedArrays, Family, FamilyRows
+from models.crystals.trust import Trust, calibration_rows
+from models.crystals.trust import load_trust as load_trust
+from models.crystals.tta import averaged as mean_of_copies
+from models.crystals.tta import judge
+from models.family import CachedArrays, FamilyRows
 from models.metrics import Kind
 from models.model import Fitted, Model, Prediction, TrainingPart
 
-SEEN = (
+PRETRAINED_ON = (
     "CHGNet was pretrained on Materials Project data, which this task comes from: its test crystals, or close "
     "relatives, may have been seen in pretraining. Do not rank "
     "it against models trained from scratch without saying so."
 )
 _COMPOSITIONS_ONLY = "compositions"
+ROWS_PER_PASS = GRAPHS_PER_PASS
+judge_copies = judge
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,10 @@ def refusal(model: Model, task: Task, split_rule: SplitRule, tta: str) -> str | 
 def read(
     task: Task,
     rows: Rows,
-    wanted: CrystalNeeds,
+    need: CrystalNeeds,
     cache_folder: str,
     split_rule: SplitRule,
+    *,
     collapse: bool,
     at_once: int | None,
 ) -> FamilyRows:
@@ -95,7 +101,7 @@ def read(
     Args:
         task: of the rows.
         rows: all rows of the task.
-        wanted: what trials read.
+        need: what trials read.
         cache_folder: path or URI that holds the caches.
         split_rule: how folds are made.
         collapse: whether equivalent atoms of a crystal are computed once.
@@ -106,7 +112,7 @@ def read(
         folds, note = _folds(rows.ids, compositions.fractions, None, split_rule)
         return FamilyRows(
             rows=CrystalRows(compositions.fractions, compositions.n_atoms),
-            groups=compositions.formulas,
+            clusters=compositions.formulas,
             reasons=compositions.reasons,
             notes=compositions.notes,
             remarks=[],
@@ -117,14 +123,14 @@ def read(
         )
     from data.crystals.graph_cache import graphs_of  # brings Ray, which models are trained without
 
-    stored, key = graphs_of(rows, cutoffs(wanted.weights), cache_folder, at_once=at_once)
+    stored, key = graphs_of(rows, cutoffs(need.weights), cache_folder, at_once=at_once)
     fractions, n_atoms = element_fractions(stored.graphs), stored.graphs.atoms_per_graph.astype(np.int32)
     is_molecular = molecular(stored.graphs) if split_rule == LEAVE_MOLECULES_OUT else None
     folds, note = _folds(rows.ids, fractions, is_molecular, split_rule)
     n_raised = stored.n_raised_cutoff
     return FamilyRows(
-        rows=CrystalRows(fractions, n_atoms, stored.graphs if wanted.structures else None, collapse=collapse),
-        groups=stored.formulas,
+        rows=CrystalRows(fractions, n_atoms, stored.graphs if need.structures else None, collapse=collapse),
+        clusters=stored.formulas,
         reasons=stored.reasons,
         notes=stored.notes,
         remarks=[f"{n_raised} crystals have isolated atoms; their cutoff was raised"] if n_raised else [],
@@ -135,12 +141,12 @@ def read(
     )
 
 
-def arrays(wanted: CrystalNeeds, collapse: bool) -> list[CachedArrays]:
+def arrays(need: CrystalNeeds, *, collapse: bool) -> list[CachedArrays]:
     """See `Family`."""
-    if not wanted.structures:
+    if not need.structures:
         return []
-    output = [backbone_output(wanted.weights, collapse)] if wanted.weights != "random" else []
-    return output + ([energy_corrections()] if wanted.corrections else [])
+    output = [backbone_output(need.weights, collapse)] if need.weights != "random" else []
+    return output + ([energy_corrections()] if need.corrections else [])
 
 
 def baseline(model: Model, parameters: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
@@ -165,10 +171,10 @@ def baseline_title(model: str, config: Mapping[str, Any], quantity: Quantity) ->
     return title + (", corrections of 2020 undone" if config.get("undo_mp2020") else "")
 
 
-def seen(model: Model, parameters: Mapping[str, Any]) -> str:
+def pretraining_note(model: Model, parameters: Mapping[str, Any]) -> str:
     """See `Family`."""
     has_weights = model.reads != _COMPOSITIONS_ONLY and "weights" in model.config.model_fields
-    return SEEN if has_weights and needs(model, parameters).weights != "random" else ""
+    return PRETRAINED_ON if has_weights and needs(model, parameters).weights != "random" else ""
 
 
 def target_note(model: Model, quantity: Quantity) -> str:
@@ -190,12 +196,17 @@ def work(rows: CrystalRows) -> np.ndarray:
     return rows.n_atoms if rows.graphs is None else np.diff(rows.graphs.bond_start)
 
 
-def trust_of(
+def small_task(need: CrystalNeeds, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
+    """The smallest crystals of the demo."""
+    return demo_rows(need.weights, kind, quantity)
+
+
+def fit_trust(
     config: ModelConfig, rows: CrystalRows, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
 ) -> Trust:
     """See `Family`."""
     weights = getattr(config, "weights", "") if rows.features is not None else ""
-    return fit_trust(
+    return trusts.fit_trust(
         rows,
         part,
         predicted(calibration_rows(part)),
@@ -205,38 +216,15 @@ def trust_of(
     )
 
 
-def mean_of_copies(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) -> Prediction:
+def averaged(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) -> Prediction:
     """See `Family`: compositions cannot be moved."""
-    return fitted.predict_rows(rows, which) if rows.graphs is None else averaged(fitted, rows, which, copies)
+    return fitted.predict_rows(rows, which) if rows.graphs is None else mean_of_copies(fitted, rows, which, copies)
 
 
 def about(config: ModelConfig) -> dict[str, str]:
     """See `Family`."""
     weights = getattr(config, "weights", None)
     return {} if weights is None else {"weights": weights}
-
-
-CRYSTALS = Family(
-    name="crystals",
-    refusal=refusal,
-    needs=needs,
-    read=read,
-    arrays=arrays,
-    baseline=baseline,
-    baseline_title=baseline_title,
-    seen=seen,
-    target_note=target_note,
-    sizes=sizes,
-    work=work,
-    rows_per_pass=GRAPHS_PER_PASS,
-    small=lambda wanted, kind, quantity: demo_rows(wanted.weights, kind, quantity),
-    fit_trust=trust_of,
-    load_trust=load_trust,
-    new_rows=new_rows,
-    averaged=mean_of_copies,
-    judge_copies=judge,
-    about=about,
-)
 
 
 def _folds(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from models.bootstrap import interval, resampled_scores
+from models.bootstrap import MIN_COMPOSITIONS, interval, resampled_scores
 from models.crystals.augment import copy_of
 from models.crystals.rows import CrystalRows
 from models.metrics import Metric
@@ -75,30 +75,37 @@ def judge(
 ) -> AugmentationResult:
     """Measure on validation rows what averaging gives.
 
-    With `only_if_better` it is left out unless the interval of its gain leaves out 0.
+    With `only_if_better` it is left out unless the interval of its gain leaves out 0, and where validation has fewer
+    compositions than an interval needs.
     """
     afresh = replace(rows, features=None, outputs=None)  # what is known of these rows is not known of new ones
     without, seconds_without = _timed(lambda: fitted.predict_rows(afresh, val).values)
     mean, seconds_with = _timed(lambda: averaged(fitted, rows, val, copies).values)
     before, after = metric.value(val_targets, without), metric.value(val_targets, mean)
-    low, high = _gain(rows.fractions[val], val_targets, without, mean, metric)
-    used = low > 0 or not only_if_better
+    compositions = _compositions(rows.fractions[val])
+    low, high = _gain(compositions, val_targets, without, mean, metric)
+    is_better = low > 0 and len(set(compositions)) >= MIN_COMPOSITIONS
+    used = is_better or not only_if_better
     return AugmentationResult(copies, used, before, after, low, high, seconds_without, seconds_with)
 
 
+def _compositions(fractions: np.ndarray) -> list[str]:
+    """A name for the composition of each row, of element fractions of shape (n, 94)."""
+    _, numbers = np.unique(fractions.round(6), axis=0, return_inverse=True)
+    return numbers.ravel().astype(str).tolist()
+
+
 def _gain(
-    fractions: np.ndarray, targets: np.ndarray, without: np.ndarray, averaged: np.ndarray, metric: Metric
+    compositions: list[str], targets: np.ndarray, without: np.ndarray, averaged: np.ndarray, metric: Metric
 ) -> tuple[float, float]:
     """95 % interval of the gain over resamples of compositions.
 
     Args:
-        fractions: element fractions of each row, shape (n, 94): rows with the same ones are one composition.
+        compositions: a name of each row's.
         targets, without, averaged: labels and both predictions, shape (n,).
         metric: that the gain is one of.
     """
-    _, composition = np.unique(fractions.round(6), axis=0, return_inverse=True)
-    names = composition.ravel().astype(str)
-    rows = pd.DataFrame({"fold": 0, "id": names, "composition": names, "y_true": targets})
+    rows = pd.DataFrame({"fold": 0, "id": compositions, "composition": compositions, "y_true": targets})
     resampled = resampled_scores(rows, [without[None], averaged[None]], metric, RESAMPLES)
     sign = 1 if metric.mode == "max" else -1
     return interval(sign * (resampled[:, 1] - resampled[:, 0]))

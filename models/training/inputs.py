@@ -63,14 +63,15 @@ class Mix:
 
 
 def predict(network: nn.Module, inputs: Inputs, which: np.ndarray) -> np.ndarray:
-    """The network's output for the rows at `which`, float64, shape (n,), in evaluation mode."""
+    """The network's output for the rows at `which`, float64, shape (n, ...), in evaluation mode."""
     network.eval()
 
     def compute(run: np.ndarray) -> np.ndarray:
         return network(inputs.batch(run)).double().cpu().numpy()
 
     with torch.inference_mode():
-        return np.concatenate([np.empty(0), *by_pass(compute, inputs.passes(which))])
+        outputs = by_pass(compute, inputs.passes(which))
+    return np.concatenate(outputs) if outputs else np.empty(0)
 
 
 def by_pass(compute: Callable[[np.ndarray], T], passes: Sequence[np.ndarray]) -> list[T]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.bootstrap import clusters, interval, resampled_scores
+from models.bootstrap import MIN_COMPOSITIONS, clusters, interval, resampled_scores
 from tune.analysis.entries import OVERLAP_FLAG, Entry
-from tune.analysis.paired import MIN_COMPOSITIONS, fold_scores, pair_up
+from tune.analysis.paired import fold_scores, pair_up
 from tune.analysis.ranking import Section, resamples_for
 from tune.analysis.seen import Seen, SeenError, seen_ids
 from tune.runs import weights_of

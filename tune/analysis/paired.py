@@ -17,8 +17,6 @@ from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
 from models.metrics import Metric
 from tune.errors import RunError
 
-MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
-
 
 @dataclass(frozen=True, eq=False)
 class Pair:

@@ -14,10 +14,10 @@ import pandas as pd
 from scipy.stats import t
 
 from data.split_rule import DEFAULT_SPLIT
-from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
+from models.bootstrap import MIN_COMPOSITIONS, RESAMPLES, clusters, interval, resampled_scores
 from models.metrics import Kind, Metric, all_scores
 from tune.analysis.entries import Entry, run_entries
-from tune.analysis.paired import MIN_COMPOSITIONS, Difference, fold_scores, pair_up
+from tune.analysis.paired import Difference, fold_scores, pair_up
 from tune.analysis.peers import peer_tables
 from tune.errors import RunError
 from tune.runs import SweepRun, split_of

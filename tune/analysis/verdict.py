@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
+from models.bootstrap import MIN_COMPOSITIONS
 from models.metrics import Metric
-from tune.analysis.paired import MIN_COMPOSITIONS, Difference, Pair
+from tune.analysis.paired import Difference, Pair
 
 
 @dataclass(frozen=True)

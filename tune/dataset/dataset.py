@@ -43,7 +43,7 @@ class Dataset:
         task: its facts.
         ids: one a row.
         row_numbers: where the rows stand in the user's file.
-        formulas: reduced formula, None where there is no graph.
+        clusters: name of what a row has in common with others, such as its reduced formula; None of a rejected row.
         labels: all targets, the test parts' included; float64, NaN where there is none.
         quarantine: reason by row, for rows that take part in nothing.
         notes: what the reader of a row noted, by row; such rows take part.
@@ -62,7 +62,7 @@ class Dataset:
     task: Task
     ids: list[str]
     row_numbers: RowNumbers
-    formulas: list[str | None]
+    clusters: list[str | None]
     labels: np.ndarray
     quarantine: dict[int, str]
     notes: dict[int, tuple[str, ...]]
@@ -133,13 +133,13 @@ def load_dataset(
         )
 
     folds = make_folds(task, rows.ids, rows.groups) if inputs.folds is None else inputs.folds
-    compositions = [group or "" for group in inputs.groups]
+    clusters = [cluster or "" for cluster in inputs.clusters]
     splits = {
         fold.index: split_fold(
             fold,
             rows.ids,
             usable,
-            compositions,
+            clusters,
             groups=rows.groups,
             val_fraction=VALIDATION_FRACTION,
             seed=seed,
@@ -159,7 +159,7 @@ def load_dataset(
         task=task,
         ids=rows.ids,
         row_numbers=rows.row_numbers,
-        formulas=inputs.groups,
+        clusters=inputs.clusters,
         labels=rows.targets,
         quarantine=quarantine,
         notes=notes,
@@ -190,13 +190,13 @@ def _read(
     model, family = open_model(space.model), open_family(task.family)
     if problem := family.refusal(model, task, split_rule, "none"):
         raise SweepError(problem)
-    wanted = family.needs(model, space.parameters)
-    inputs = family.read(task, rows, wanted, cache_folder, split_rule, collapse, at_once)
+    need = family.needs(model, space.parameters)
+    inputs = family.read(task, rows, need, cache_folder, split_rule, collapse=collapse, at_once=at_once)
     # Read from now on where the trials will read it: the driver keeps no copy of its own.
     rows_ref = ray.put(inputs.rows)
     inputs = replace(inputs, rows=ray.get(rows_ref))
     fields: dict[str, Any] = {}
-    for arrays in family.arrays(wanted, collapse):
+    for arrays in family.arrays(need, collapse=collapse):
         cache = f"{cache_folder.rstrip('/')}/{inputs.cache_key}"
         fields |= cached_fields(arrays, rows_ref, len(rows), cache, gpus_per_task, at_once)
     if fields:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,13 +25,12 @@ from data.machine.allocator import keep_freed_memory
 from data.machine.console import console, say
 from data.stores.storage import StorageError, file_names, open_folder, read_whole, write_whole
 from models.device import device_of_share
-from models.family import CachedArrays
+from models.family import CachedArrays, Parts
 
 ROWS_PER_PART = 256  # small enough that two cores share a data set of a thousand crystals
 _REPAIRS = 3  # computations of damaged parts before giving up: a disk that damages what it stores
 
 T = TypeVar("T")
-Parts = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 def cached_fields(

@@ -124,8 +124,10 @@ def measure(
         feature_row = 0.0
         if space.needs.weights != "random":
             output = backbone_output(space.needs.weights, collapse)
-            alone = ray.put(CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, collapse=collapse))
-            _, seconds = _timed(lambda: cached_fields(output, alone, n, f"{place}/{key}", gpus))
+            rows_ref = ray.put(
+                CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, collapse=collapse)
+            )
+            _, seconds = _timed(lambda: cached_fields(output, rows_ref, n, f"{place}/{key}", gpus))
             rounds = math.ceil(n_parts(n) / n_tasks)
             feature_row = seconds / (rounds * min(n / n_parts(n), ROWS_PER_PART))
         dataset = load_dataset(

@@ -64,7 +64,7 @@ def code_sha256(model: str = "") -> str:
     """
     files = []
     # Models and families are imported when they are asked for, by names that no import statement tells.
-    by_name = {module for module, _ in (*MODELS.values(), *FAMILIES.values())}
+    by_name = {*(module for module, _ in MODELS.values()), *FAMILIES.values()}
     for module in module_files([TRIALS, *by_name], leave_out=TELLING):
         source = module.read_bytes()
         beside = (file for file in module.parent.iterdir() if file.suffix != ".py" and file.is_file())

@@ -118,7 +118,7 @@ def _table(dataset: Dataset, rows: np.ndarray, y_pred: np.ndarray) -> pd.DataFra
     return pd.DataFrame(
         {
             "id": [dataset.ids[row] for row in rows],
-            "composition": [dataset.formulas[row] or "unknown" for row in rows],
+            "composition": [dataset.clusters[row] or "unknown" for row in rows],
             "y_true": y_true,
             "y_pred": y_pred,
             "abs_error": np.abs(y_true - y_pred),

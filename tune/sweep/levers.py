@@ -140,7 +140,7 @@ def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any]
         if n_train >= FEW:
             raise
     family = open_family(tries.model.family)
-    elsewhere = Tries(tries.model, *family.small(space.needs, tries.part.kind, tries.part.quantity))
+    elsewhere = Tries(tries.model, *family.small_task(space.needs, tries.part.kind, tries.part.quantity))
     try:
         elsewhere.compare(lever, first, second)
     finally:

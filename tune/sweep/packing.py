@@ -84,7 +84,8 @@ def most_demanding(space: SearchSpace) -> dict[tuple[str, ...], dict[str, Any]]:
 
 def _costly(space: SearchSpace, config: dict[str, Any]) -> tuple[str, ...]:
     """Values of the fields by which the model's trials differ in cost."""
-    return tuple(str(config.get(field)) for field in open_model(space.model).costly)
+    fields = space.config.model_fields
+    return tuple(str(config.get(field, fields[field].default)) for field in open_model(space.model).costly)
 
 
 def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda") -> list[Probe]:
@@ -115,9 +116,8 @@ def _probe(
         config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
     n_rows = 2 * getattr(config, "batch_size", 1)
     family = open_family(model.family)
-    n_judged = max(
-        n_rows, family.rows_per_pass
-    )  # passes are as large as a trial's: with small batches these take the most
+    # Passes are as large as a trial's: with small batches these take the most.
+    n_judged = max(n_rows, family.ROWS_PER_PASS)
     largest = fold.train[np.argsort(-family.work(rows)[fold.train], kind="stable")]
     part = TrainingPart(fold.targets, largest[:n_rows], largest[:n_judged], kind, quantity)
     run = model.start(config, rows, part, device)

@@ -49,7 +49,7 @@ def collect(
     seed_entries = [
         _seed_entry(folder, trained[n * k : n * (k + 1)], part, task.kind) for k, part in enumerate(by_seed, start=1)
     ]
-    overlap = family.seen(model, space.parameters) if task.pretraining_overlap else ""
+    overlap = family.pretraining_note(model, space.parameters) if task.pretraining_overlap else ""
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
     inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
     subset = task.n_official is not None and len(dataset.ids) < task.n_official

@@ -75,8 +75,10 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
         StorageError: a folder that cannot be used.
     """
     for space in spaces:
-        family = open_family(task.family)
-        if problem := family.refusal(open_model(space.model), task, options.split, options.tta):
+        model, family = open_model(space.model), open_family(task.family)
+        if model.family != task.family:
+            raise SweepError(f"model {space.model} is of {model.family}, and {task.name} of {task.family}")
+        if problem := family.refusal(model, task, options.split, options.tta):
             raise SweepError(problem)
     connect(address)
     places = {"--storage": options.storage}

@@ -171,8 +171,8 @@ def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, de
         return GraphInputs(noisy, network.bond_graph_cutoff, torch.device(device), collapse=False)
 
     def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
-        made = _fitted(networks, transform.reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
-        return replace(made, reach=transform.reach)
+        model = _fitted(networks, transform.reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
+        return replace(model, reach=transform.reach)
 
     transform = reference_transform(
         config,

@@ -85,8 +85,8 @@ def start_composition(
         reference = fit(rows.fractions[part.train].astype(np.float64), targets)
 
     def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
-        made = _fitted(networks, transform.reference, part.kind, part.quantity, arguments, device)
-        return replace(made, reach=transform.reach)
+        model = _fitted(networks, transform.reference, part.kind, part.quantity, arguments, device)
+        return replace(model, reach=transform.reach)
 
     transform = reference_transform(config, reference, rows, part, network.rescale)
     return GradientRun(config, network, transform, part, inputs=_inputs(rows, device), fitted=fitted)
