@@ -29,7 +29,7 @@ from tune.dataset.trial_fold import TrialFold
 from tune.records.folder import Folder
 from tune.runs import load_sweep
 from tune.spaces.space import SearchSpace
-from tune.sweep.packing import Probe, probe, share, share_of_gpu
+from tune.sweep.packing import Probe, most_demanding, probe, share, share_of_gpu
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -165,6 +165,11 @@ def test_as_many_trials_as_memory_holds(used, trials):
     given = share([Probe({}, int(used * GB), 24 * GB)])
     assert int(1 / given) == trials
     assert given * 1000 == pytest.approx(round(given * 1000))
+
+
+def test_trials_are_told_apart_by_what_they_cost_also_where_that_is_the_default():
+    searched = SearchSpace(name="x", parameters={"batch_size": {"choice": [4, 16]}, "epochs": 30})
+    assert most_demanding(searched) == {("readout",): {"batch_size": 16, "epochs": 30}}
 
 
 def test_the_most_demanding_depth_decides():

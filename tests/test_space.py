@@ -169,6 +169,11 @@ def test_the_space_without_mistakes_loads(load):
     assert load(GOOD).parameters["epochs"] == {"int": [3, 6]}
 
 
+def test_a_network_that_trains_no_epoch_is_refused(load):
+    with pytest.raises(SpaceError, match=r"line 3: epochs can be 0, which trains nothing"):
+        load("model: composition_network\nparameters:\n  epochs: {choice: [0, 10]}\n")
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_with_file_and_line(load, mistake, tmp_path):
     number, line, says = MISTAKES[mistake]

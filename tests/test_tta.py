@@ -136,6 +136,17 @@ def test_a_gain_is_no_surer_where_each_crystal_is_there_many_times(trained):
     )
 
 
+def test_a_gain_on_few_compositions_is_none(trained):
+    """All crystals of one composition err alike: an interval of them has no width, and says nothing."""
+    fitted, data = trained
+    few = VAL[:1].repeat(8)
+    with one_thread():
+        labels = averaged(fitted, data.rows, few, COPIES).values
+        found = judge(fitted, data.rows, few, labels, metric_of("regression"), COPIES, only_if_better=True)
+    assert found.val_with < found.val_without
+    assert not found.used
+
+
 def test_an_uncertainty_that_a_model_knows_stays_with_the_average(trained):
     _, data = trained
     part = TrainingPart(data.targets, TRAIN, VAL, "regression", "energy_per_atom")
