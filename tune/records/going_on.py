@@ -7,14 +7,10 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.machine.interruption import ways_on
 from data.stores.storage import open_folder, read_whole
 from tune.arguments import STORAGE
-
-if TYPE_CHECKING:
-    from tune.records.options import Options
 
 
 def command_to_go_on(storage: str, name: str, address: str | None = None) -> str:
@@ -46,15 +42,16 @@ def how_to_go_on(folder: str) -> str:
 
 
 @contextmanager
-def noted(options: Options, address: str | None, but_for: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def noted(storage: str, name: str, address: str | None, but_for: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Note on whatever ends the body how the sweep goes on.
 
     Args:
-        options: of the sweep.
+        storage: path or URI that the sweep's folder is in.
+        name: of the sweep.
         address: of its cluster.
         but_for: errors after which it does not.
     """
-    way = f"go on with `{command_to_go_on(options.storage, options.name, address)}`"
+    way = f"go on with `{command_to_go_on(storage, name, address)}`"
     ways_on.append(way)
     try:
         yield

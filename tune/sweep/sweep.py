@@ -62,7 +62,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
         else:
             write_record(folder, options, rows.sha256)
         dataset, batches, levers = _prepare(options, batches, task, rows, folder, resumed, address)
-        with noted(options, address):
+        with noted(options.storage, options.name, address):
             return _run(options, batches, dataset, levers, folder, began)
 
 
@@ -99,7 +99,7 @@ def _prepare(
         if note:
             say(f"  {note}")
     try:
-        with noted(options, address, but_for=refusals):
+        with noted(options.storage, options.name, address, but_for=refusals):
             dataset = open_dataset(options, space, task, rows)
             write_quarantine(folder, dataset)
             batches, merged = merge_values(options, batches, dataset)
