@@ -23,14 +23,14 @@ from tune.run_sweep import app
 
 DEMO_FILE = Path(__file__).parent.parent / "data/demo/demo.parquet"
 COPIES = 3
-TRAIN, VAL, TEST = thirds(36)
+TRAIN, VAL, TEST = thirds(72)
 SPACE = "parameters: {freeze_depth: readout, lr: 0.003, epochs: 3, batch_size: 8}\n"
 
 
 @pytest.fixture(scope="module")
 def trained(at_hand):
     """A model fine-tuned on real crystals, and the crystals."""
-    data = sample(36, file=at_hand, small=True)
+    data = sample(72, file=at_hand, small=True)
     return finished(fine_tuning(data, freeze_depth="last_conv", epochs=2)).fitted(), data
 
 
