@@ -39,8 +39,8 @@ LONGEST_S = 600.0  # that a sweep may take to its first epoch
 
 
 @dataclass(frozen=True)
-class Waited:
-    """What was waited for.
+class Wait:
+    """How long a user waits for something.
 
     Attributes:
         what: the command and how far it came.
@@ -53,39 +53,39 @@ class Waited:
     core_seconds: float | None
 
 
-def timed(what: str, *arguments: str, environment: dict[str, str], repeats: int) -> Waited:
+def timed(what: str, *arguments: str, environment: dict[str, str], repeats: int) -> Wait:
     """Run a command to its end several times; the fastest of them."""
-    waited = []
+    costs = []
     for _ in range(repeats):
         before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-        took, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(arguments)} failed: {done.stderr}")
-        waited.append((took, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    seconds, on_a_core = min(waited)
-    return Waited(what, seconds, on_a_core)
+        process = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+        seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(arguments)} failed: {process.stderr}")
+        costs.append((seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+    seconds, on_a_core = min(costs)
+    return Wait(what, seconds, on_a_core)
 
 
-def first_trial(how: str, folder: Path, environment: dict[str, str]) -> list[Waited]:
+def first_trial(how: str, folder: Path, environment: dict[str, str]) -> list[Wait]:
     """Begin `make sweep`, and end it when a trial has trained for an epoch."""
     results, began = folder / f"results {how}", time.monotonic()
     command = [sys.executable, "tune/run_sweep.py", f"--storage={results}", "--name=first", "--quiet"]
     sweep = subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    waited = []
+    waits = []
     for what, pattern in (("the first trial begins", "trial_*"), ("its first epoch is there", "trial_*/checkpoint_*")):
         while not any((results / "first/search_fold_0").glob(pattern)):
             if sweep.poll() is not None or time.monotonic() - began > LONGEST_S:
                 sweep.terminate()
                 raise SystemExit(f"the sweep ended before {what}")
             time.sleep(0.05)
-        waited.append(Waited(f"sweep, {how}: {what}", time.monotonic() - began, None))
+        waits.append(Wait(f"sweep, {how}: {what}", time.monotonic() - began, None))
     sweep.terminate()
     sweep.wait()
-    return waited
+    return waits
 
 
 def crystal_files(folder: Path) -> list[str]:
@@ -109,7 +109,7 @@ def a_model(folder: Path, environment: dict[str, str]) -> str:
 def table(results: dict[str, Any]) -> str:
     """A markdown table."""
     lines = ["| wait | seconds | of a core |", "|---|---|---|"]
-    for row in results["waited"]:
+    for row in results["waits"]:
         on_a_core = "" if row["core_seconds"] is None else f"{row['core_seconds']:.2f}"
         lines.append(f"| {row['what']} | {row['seconds']:.2f} | {on_a_core} |")
     return "\n".join(lines)
@@ -124,20 +124,20 @@ def main(
     with tempfile.TemporaryDirectory(prefix="commands-", ignore_cleanup_errors=True) as place:
         folder = Path(place)
         own = {**os.environ, "MATSWEEP_CACHE": f"{place}/cache", "NUMBA_CACHE_DIR": f"{place}/kernels"}
-        waited = [timed(f"{name} --help", name, "--help", environment=own, repeats=repeats) for name in COMMANDS]
-        waited += first_trial("without caches", folder, own)
-        waited += first_trial("with caches", folder, own)
+        waits = [timed(f"{name} --help", name, "--help", environment=own, repeats=repeats) for name in COMMANDS]
+        waits += first_trial("without caches", folder, own)
+        waits += first_trial("with caches", folder, own)
         model, files = a_model(folder, own), crystal_files(folder)
         what = f"models/predict.py of {CRYSTALS} CIFs"
-        waited.append(timed(what, "models/predict.py", model, *files, environment=own, repeats=repeats))
+        waits.append(timed(what, "models/predict.py", model, *files, environment=own, repeats=repeats))
     about = {
         **run_record(),
         "cores": len(os.sched_getaffinity(0)),
         "load_average": {"before": load, "after": os.getloadavg()[0]},
     }
-    found = {"about": about, "waited": [asdict(one) for one in waited]}
-    write_whole(fs.LocalFileSystem(), str(results.resolve()), json.dumps(found, indent=1).encode())
-    print(table(found))
+    content = {"about": about, "waits": [asdict(wait) for wait in waits]}
+    write_whole(fs.LocalFileSystem(), str(results.resolve()), json.dumps(content, indent=1).encode())
+    print(table(content))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def resampled_scores(
         by_fold = []
         for part in parts:
             of_rows = weights[:, cluster[part]]
-            aucs = [[weighted_auc(true[part], one[part], of_rows) for one in of_model] for of_model in predicted]
+            aucs = [[weighted_auc(true[part], scores[part], of_rows) for scores in of_model] for of_model in predicted]
             by_fold.append([np.mean(of_model, axis=0) for of_model in aucs])
         resampled.append(np.mean(by_fold, axis=0).T)
     return np.concatenate(resampled)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from data.split_rule import N_FOLDS
-from data.stores.places import expanded
+from data.stores.places import default_cache, downloads_folder, expanded
 from data.task_table import task_names
 from tune.errors import SweepError
 
@@ -27,6 +27,35 @@ class Copies:
 
     number: int
     only_if_better: bool
+
+
+def shared_options(
+    *,
+    ids: Path | None,
+    folds: str,
+    storage: str,
+    cache: str | None,
+    downloads: str | None,
+    gpus_per_trial: str,
+    tta: str,
+    **as_they_are: Any,
+) -> dict[str, Any]:
+    """Fields of `Options` from what the command lines of sweeps and of queues have in common.
+
+    Raises:
+        SweepError: a value that an option cannot have.
+    """
+    return {
+        **as_they_are,
+        "ids": str(expanded(ids).resolve()) if ids else None,
+        "folds": parse_folds(folds, "--folds"),
+        "storage": anywhere(storage),
+        "cache": anywhere(cache or str(default_cache() / "graphs")),
+        "downloads": anywhere(str(downloads_folder(downloads))),
+        "gpus_per_trial": gpu_share(gpus_per_trial),
+        "pack_gpus": gpus_per_trial == "auto",
+        "tta": copies(tta),
+    }
 
 
 def parse_folds(text: str, option: str) -> list[int]:

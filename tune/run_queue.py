@@ -19,14 +19,13 @@ if __name__ == "__main__":  # before anything of the user's could be imported by
     own_first()
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from data.machine.command_line import command
 from data.machine.interruption import interruptible
-from data.stores.places import default_cache, downloads_folder, expanded
-from tune.arguments import STORAGE, absolute_spec, anywhere, copies, gpu_share, own_name, parse_folds
+from tune.arguments import STORAGE, absolute_spec, own_name, shared_options
 
 
 def main(
@@ -55,26 +54,25 @@ def main(
     every_atom: Annotated[bool, typer.Option("--every-atom", help="Compute every atom of a crystal.")] = False,
 ) -> None:
     """Run a queue of one-variable experiments and rank them by verdict; run again to go on with a killed one."""
-    fields: dict[str, Any] = {
-        "task": absolute_spec(task),
-        "target": target,
-        "quantity": quantity,
-        "ids": str(expanded(ids).resolve()) if ids else None,
-        "search_folds": [],
-        "folds": parse_folds(folds, "--folds"),
-        "num_samples": 1,
-        "seed": seed,
-        "seeds": 1,
-        "storage": anywhere(storage),
-        "cache": anywhere(cache or str(default_cache() / "graphs")),
-        "downloads": anywhere(str(downloads_folder(downloads))),
-        "cpus_per_trial": cpus_per_trial,
-        "gpus_per_trial": gpu_share(gpus_per_trial),
-        "pack_gpus": gpus_per_trial == "auto",
-        "max_concurrent": max_concurrent,
-        "every_atom": every_atom,
-        "tta": copies(tta),
-    }
+    fields = shared_options(
+        task=absolute_spec(task),
+        target=target,
+        quantity=quantity,
+        ids=ids,
+        search_folds=[],
+        folds=folds,
+        num_samples=1,
+        seed=seed,
+        seeds=1,
+        storage=storage,
+        cache=cache,
+        downloads=downloads,
+        cpus_per_trial=cpus_per_trial,
+        gpus_per_trial=gpus_per_trial,
+        max_concurrent=max_concurrent,
+        every_atom=every_atom,
+        tta=tta,
+    )
     with interruptible("the same command goes on"):
         from tune.spaces.queue_file import load_queue
 

@@ -29,18 +29,7 @@ from data.machine.command_line import command
 from data.machine.console import lines_only
 from data.machine.interruption import interruptible
 from data.split_rule import DEFAULT_SPLIT, split_rule
-from data.stores.places import default_cache, downloads_folder, expanded
-from tune.arguments import (
-    STORAGE,
-    Tracker,
-    Untrusted,
-    absolute_spec,
-    anywhere,
-    copies,
-    gpu_share,
-    own_name,
-    parse_folds,
-)
+from tune.arguments import STORAGE, Tracker, Untrusted, absolute_spec, anywhere, own_name, parse_folds, shared_options
 from tune.errors import SweepError
 
 if TYPE_CHECKING:
@@ -243,26 +232,25 @@ def main(
                 only_failed=only_failed,
             )
         else:
-            fields: dict[str, Any] = {
-                "target": target,
-                "quantity": quantity,
-                "ids": str(expanded(ids).resolve()) if ids else None,
-                "search_folds": parse_folds(search_folds, "--search-folds"),
-                "folds": parse_folds(folds, "--folds"),
-                "seed": seed,
-                "storage": place,
-                "cache": anywhere(cache or str(default_cache() / "graphs")),
-                "downloads": anywhere(str(downloads_folder(downloads))),
-                "cpus_per_trial": cpus_per_trial,
-                "gpus_per_trial": gpu_share(gpus_per_trial),
-                "pack_gpus": gpus_per_trial == "auto",
-                "max_concurrent": max_concurrent,
-                "every_atom": every_atom,
-                "tta": copies(tta),
-                "untrusted": untrusted,
-                "track": track,
-                "split": split_rule(split),
-            }
+            fields = shared_options(
+                target=target,
+                quantity=quantity,
+                ids=ids,
+                search_folds=parse_folds(search_folds, "--search-folds"),
+                folds=folds,
+                seed=seed,
+                storage=storage,
+                cache=cache,
+                downloads=downloads,
+                cpus_per_trial=cpus_per_trial,
+                gpus_per_trial=gpus_per_trial,
+                max_concurrent=max_concurrent,
+                every_atom=every_atom,
+                tta=tta,
+                untrusted=untrusted,
+                track=track,
+                split=split_rule(split),
+            )
             options = _new_options(space, task, name, num_samples, seeds, fields)
         if plan_only:
             from tune.planning.plan import plan
@@ -279,9 +267,12 @@ def _new_options(
     space: str, task: str, name: str | None, num_samples: int | None, seeds: int | None, fields: dict[str, Any]
 ) -> Options:
     """Options of a sweep that is begun; `fields` are those that do not depend on the space."""
-    own_task = absolute_spec(task)
+    from tune.records.folder import refuse_taken
+    from tune.records.options import Options
     from tune.spaces.space import load_space
+    from tune.trials.trackers import trackers
 
+    own_task = absolute_spec(task)
     loaded = load_space(space)
     seeds = seeds or loaded.seeds
     if seeds > 1 and not loaded.trains:
@@ -289,10 +280,6 @@ def _new_options(
     if name is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{own_name(task)}-{own_name(loaded.name)}-{stamp}"
-    from tune.records.folder import refuse_taken
-    from tune.records.options import Options
-    from tune.trials.trackers import trackers
-
     trackers(fields["track"], name)  # refuses what is not installed before anything is done
     refuse_taken("--name", name, fields["storage"])
     num_samples = num_samples or loaded.num_samples

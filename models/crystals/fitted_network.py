@@ -77,6 +77,24 @@ class FittedNetwork:
         }
 
 
+def loaded_networks(
+    content: dict[str, Any], make: Callable[[dict[str, Any]], nn.Module], device: str
+) -> list[nn.Module]:
+    """The networks of `FittedNetwork.content` on a device, each made by `make` of the arguments in it.
+
+    Raises:
+        ValueError: there is none in it.
+    """
+    networks = []
+    for state in content["state_dicts"]:
+        network = make(content["arguments"])
+        network.load_state_dict(state)
+        networks.append(network.to(device).eval())
+    if not networks:
+        raise ValueError("no network in it")
+    return networks
+
+
 def loaded_reach(content: dict[str, Any]) -> Reach | None:
     """That of `FittedNetwork.content`; None also of a file that an earlier version wrote."""
     return Reach.of(content["reach"]) if content.get("reach") else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -18,8 +17,8 @@ from models.crystals.augment import moved
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs
 from models.crystals.chgnet.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
-from models.crystals.fitted_network import FittedNetwork, loaded_reach, no_correction
-from models.crystals.reach import Start, zero
+from models.crystals.fitted_network import FittedNetwork, loaded_networks, loaded_reach, no_correction
+from models.crystals.reach import Reach, Start, zero
 from models.crystals.reference import (
     NO_REFERENCE,
     Reference,
@@ -171,8 +170,8 @@ def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, de
         return GraphInputs(noisy, network.bond_graph_cutoff, torch.device(device), collapse=False)
 
     def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
-        model = _fitted(networks, transform.reference, part.kind, part.quantity, config.model_dump(include=_KEPT))
-        return replace(model, reach=transform.reach)
+        arguments = config.model_dump(include=_KEPT)
+        return _fitted(networks, transform.reference, part.kind, part.quantity, arguments, transform.reach)
 
     transform = reference_transform(
         config,
@@ -199,17 +198,9 @@ def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, de
 
 def load_chgnet(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
     """What `FittedNetwork.content` describes, on a device."""
-    networks = []
-    for state in content["state_dicts"]:
-        network = CHGNetwork(content["arguments"]["weights"])
-        network.load_state_dict(state)
-        networks.append(network.to(device).eval())
-    if not networks:
-        raise ValueError("no network in it")
-    fitted = _fitted(
-        networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"]
-    )
-    return replace(fitted, reach=loaded_reach(content))
+    networks = loaded_networks(content, lambda arguments: CHGNetwork(arguments["weights"]), device)
+    reference, reach = Reference.of(content["reference"]), loaded_reach(content)
+    return _fitted(networks, reference, content["kind"], content["quantity"], content["arguments"], reach)
 
 
 CHGNET = Model(
@@ -227,7 +218,12 @@ CHGNET = Model(
 
 
 def _fitted(
-    networks: Sequence[nn.Module], reference: Reference, kind: Kind, quantity: Quantity, arguments: dict[str, Any]
+    networks: Sequence[nn.Module],
+    reference: Reference,
+    kind: Kind,
+    quantity: Quantity,
+    arguments: dict[str, Any],
+    reach: Reach | None,
 ) -> FittedNetwork:
     return FittedNetwork(
         networks=networks,
@@ -237,6 +233,7 @@ def _fitted(
         inputs=lambda rows: _inputs(networks[0], arguments["freeze_depth"], rows),
         correction=_corrections if arguments["undo_mp2020"] else no_correction,
         arguments=arguments,
+        reach=reach,
         start=_start(arguments["weights"], kind, quantity, str(next(networks[0].parameters()).device)),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from data.task_table import Quantity
 from models.config import GradientConfig
 from models.crystals.composition.network import CompositionNetwork
-from models.crystals.fitted_network import FittedNetwork, loaded_reach, no_correction
+from models.crystals.fitted_network import FittedNetwork, loaded_networks, loaded_reach, no_correction
+from models.crystals.reach import Reach
 from models.crystals.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.crystals.reference_transform import ReferenceTransform, reference_transform
 from models.crystals.rows import CrystalRows
@@ -85,8 +86,7 @@ def start_composition(
         reference = fit(rows.fractions[part.train].astype(np.float64), targets)
 
     def fitted(networks: Sequence[nn.Module], transform: ReferenceTransform) -> FittedNetwork:
-        model = _fitted(networks, transform.reference, part.kind, part.quantity, arguments, device)
-        return replace(model, reach=transform.reach)
+        return _fitted(networks, transform.reference, part.kind, part.quantity, arguments, transform.reach)
 
     transform = reference_transform(config, reference, rows, part, network.rescale)
     return GradientRun(config, network, transform, part, inputs=_inputs(rows, device), fitted=fitted)
@@ -94,15 +94,9 @@ def start_composition(
 
 def load_composition(content: dict[str, Any], device: str = "cpu") -> FittedNetwork:
     """What `FittedNetwork.content` describes, on a device."""
-    networks = []
-    for state in content["state_dicts"]:
-        network = CompositionNetwork(**content["arguments"])
-        network.load_state_dict(state)
-        networks.append(network.to(device).eval())
-    fitted = _fitted(
-        networks, Reference.of(content["reference"]), content["kind"], content["quantity"], content["arguments"], device
-    )
-    return replace(fitted, reach=loaded_reach(content))
+    networks = loaded_networks(content, lambda arguments: CompositionNetwork(**arguments), device)
+    reference, reach = Reference.of(content["reference"]), loaded_reach(content)
+    return _fitted(networks, reference, content["kind"], content["quantity"], content["arguments"], reach)
 
 
 COMPOSITION_NETWORK = Model(
@@ -124,8 +118,9 @@ def _fitted(
     kind: Kind,
     quantity: Quantity,
     arguments: dict[str, Any],
-    device: str,
+    reach: Reach | None,
 ) -> FittedNetwork:
+    device = str(next(networks[0].parameters()).device)
     return FittedNetwork(
         networks=networks,
         reference=reference,
@@ -134,4 +129,5 @@ def _fitted(
         inputs=lambda rows: _inputs(rows, device),
         correction=no_correction,
         arguments=arguments,
+        reach=reach,
     )
