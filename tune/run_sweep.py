@@ -267,10 +267,7 @@ def _new_options(
     space: str, task: str, name: str | None, num_samples: int | None, seeds: int | None, fields: dict[str, Any]
 ) -> Options:
     """Options of a sweep that is begun; `fields` are those that do not depend on the space."""
-    from tune.records.folder import refuse_taken
-    from tune.records.options import Options
     from tune.spaces.space import load_space
-    from tune.trials.trackers import trackers
 
     own_task = absolute_spec(task)
     loaded = load_space(space)
@@ -280,6 +277,11 @@ def _new_options(
     if name is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{own_name(task)}-{own_name(loaded.name)}-{stamp}"
+    # Only now, for these take seconds, which a mistake in the space need not wait for.
+    from tune.records.folder import refuse_taken
+    from tune.records.options import Options
+    from tune.trials.trackers import trackers
+
     trackers(fields["track"], name)  # refuses what is not installed before anything is done
     refuse_taken("--name", name, fields["storage"])
     num_samples = num_samples or loaded.num_samples
