@@ -1,6 +1,6 @@
 """All that is used of Ray beside what it publishes: an upgrade that takes one of these away fails a test of its own.
 
-Written for Ray 2.60. `tests/test_ray_internals.py` has a test for each.
+Written for Ray 2.60. `tests/machine/test_ray_internals.py` has a test for each.
 """
 
 from __future__ import annotations
