@@ -20,7 +20,8 @@ from pymatgen.core import Structure
 from benchmarks.stock import faster_converter
 from data.crystals.crystal import Crystal, crystal_from_structure
 from data.crystals.graphs import Graphs, convert, stack
-from data.tasks import DEMO, open_task
+from data.crystals.task_table import DEMO
+from data.tasks import open_task
 from models.crystals.chgnet.network import cutoffs
 
 SHARED_FILE = Path(__file__).parents[2] / "shared" / "data" / "mp_e_form_subset.json.gz"

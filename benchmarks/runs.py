@@ -30,10 +30,11 @@ from ray.cluster_utils import Cluster
 from benchmarks.cases import ATOM_CUTOFF, BOND_CUTOFF, BenchmarkError, Sides, StructureSet
 from data.crystals.graph_cache import graphs_of
 from data.crystals.rows import Rows
+from data.crystals.task_table import DEMO
 from data.machine.console import console
 from data.machine.ray_session import connect
 from data.row_numbers import counted
-from data.tasks import DEMO, open_task
+from data.tasks import open_task
 from tune.dataset.dataset import load_dataset
 from tune.records.options import Batch
 from tune.spaces.space import SearchSpace

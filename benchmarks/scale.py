@@ -34,10 +34,12 @@ from data.crystals.crystal import Crystal
 from data.crystals.graph_cache import graphs_of
 from data.crystals.graphs import Graphs
 from data.crystals.rows import Rows
+from data.crystals.task_table import DEMO
 from data.machine.console import say
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder, write_whole
-from data.tasks import DEMO, Task, open_task
+from data.task import Task
+from data.tasks import open_task
 from models.crystals.cached_arrays import backbone_output
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.rows import AtomFeatures

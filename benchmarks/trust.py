@@ -24,7 +24,8 @@ from data.crystals.convert import convert_chunk
 from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import convert, element_fractions, stack
 from data.crystals.left_out import leave_elements_out
-from data.folds import Fold, make_folds, split_fold
+from data.fold import Fold
+from data.folds import make_folds, split_fold
 from data.tasks import open_task
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.rows import CrystalRows

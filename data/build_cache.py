@@ -61,10 +61,14 @@ def main(
     with interruptible("the same command goes on from here"):
         own_downloads, folder = downloads_folder(downloads), cache or str(default_cache() / "graphs")
         from data.crystals.graph_cache import graphs_of
+        from data.crystals.rows import Rows
         from data.notes import commonest_notes, rows_were
+        from data.task import TaskError
         from data.tasks import open_task
 
-        opened, rows = open_task(task, target=target, ids_file=ids, download_dir=own_downloads)
+        opened, rows = open_task(task, family="crystals", target=target, ids_file=ids, download_dir=own_downloads)
+        if not isinstance(rows, Rows):
+            raise TaskError(f"{task} is a task of {opened.family}: only crystals become graphs")
         if opened.notes:
             say(opened.notes)
         if address:  # else Ray starts if, and only if, there is something to build

@@ -6,28 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import orjson
 
-from data.json_spans import object_members
-from data.split_rule import N_FOLDS, SplitError
-from data.task_table import Task, package_folder
-
-FOLD_SEED = 18012019  # Matbench's own
-
-
-@dataclass(frozen=True)
-class Fold:
-    """One of the five outer folds.
-
-    Attributes:
-        index: 0 to 4.
-        train_ids: ids to train and validate on.
-        test_ids: ids to test on.
-    """
-
-    index: int
-    train_ids: list[str]
-    test_ids: list[str]
+from data.families import data_family
+from data.fold import FOLD_SEED, N_FOLDS, Fold, SplitError
+from data.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +34,8 @@ class Split:
 def make_folds(task: Task, ids: list[str], groups: list[str] | None) -> list[Fold]:
     """The five folds of a task.
 
-    Matbench's official folds, restricted to the ids present, where they apply; otherwise Matbench's
-    recipe, a shuffled 5-fold, with whole groups in one fold where there are groups.
+    The published folds of an official task, restricted to the ids present; otherwise Matbench's recipe, a
+    shuffled 5-fold, with whole groups in one fold where there are groups.
 
     Args:
         task: the task.
@@ -64,7 +46,7 @@ def make_folds(task: Task, ids: list[str], groups: list[str] | None) -> list[Fol
         SplitError: an id is not in the official folds, or there are fewer than five ids or groups.
     """
     if task.official is not None:
-        return _official_folds(task.official, ids)
+        return data_family(task.family).official_folds(task, ids)
     first_row: dict[str, int] = {}
     for row, one in enumerate(ids):
         first_row.setdefault(one, row)
@@ -138,25 +120,6 @@ def split_fold(
     chosen = order[_subset_nearest(sizes[order].tolist(), max(least, round(val_fraction * len(training))))]
     is_val = np.isin(cluster_of_row, chosen)
     return Split(fold.index, train=training[~is_val], val=training[is_val], test=test, by_row=by_row and groups is None)
-
-
-def _official_folds(task_name: str, ids: list[str]) -> list[Fold]:
-    text = (package_folder("matbench") / "matbench_v0.1_validation.json").read_bytes()
-    start = 0
-    for key in ("splits", task_name):
-        start, end = object_members(text, start)[key]
-    stored = orjson.loads(text[start:end])
-    present = set(ids)
-    folds = [
-        Fold(k, *([one for one in stored[f"fold_{k}"][part] if one in present] for part in ("train", "test")))
-        for k in range(N_FOLDS)
-    ]
-    if unknown := sorted(present - set(folds[0].train_ids) - set(folds[0].test_ids)):
-        raise SplitError(
-            f"{len(unknown)} ids are not in the official folds of {task_name}: {', '.join(unknown[:5])}; "
-            "expected Matbench's ids"
-        )
-    return folds
 
 
 def _clusters(labels: Sequence[Sequence[str | int]]) -> np.ndarray:

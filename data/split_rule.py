@@ -1,30 +1,19 @@
-"""How the folds of a task are made: its own, or folds that leave groups out, as `--split` says."""
+"""Reads `--split`, which says how the folds of a task are made: its own, or a family's that leave groups out."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-from data.errors import UserError
-
-N_FOLDS = 5
-SplitRule = Literal["task", "leave-group-out:element", "leave-group-out:molecular"]
-DEFAULT_SPLIT: SplitRule = "task"
-LEAVE_ELEMENTS_OUT: SplitRule = "leave-group-out:element"
-LEAVE_MOLECULES_OUT: SplitRule = "leave-group-out:molecular"
+from data.families import FAMILIES, data_family
+from data.fold import DEFAULT_SPLIT, SplitError
 
 
-class SplitError(UserError, ValueError):
-    """The rows at hand cannot be split as asked."""
-
-
-def split_rule(text: str) -> SplitRule:
-    """Reads the value of `--split`; `leave-group-out` alone is by element.
+def split_rule(text: str) -> str:
+    """Reads the value of `--split`; of rules `X:a` and `X:b` the first may be called `X`.
 
     Raises:
         SplitError: no such rule.
     """
-    full = LEAVE_ELEMENTS_OUT if text == "leave-group-out" else text
-    for rule in get_args(SplitRule):
-        if full == rule:
+    rules = [DEFAULT_SPLIT, *(rule for name in FAMILIES for rule in data_family(name).SPLIT_RULES)]
+    for rule in rules:
+        if text in (rule, rule.partition(":")[0]):
             return rule
-    raise SplitError(f"--split {text!r}: expected one of {', '.join(get_args(SplitRule))}")
+    raise SplitError(f"--split {text!r}: expected one of {', '.join(rules)}")

@@ -18,7 +18,7 @@ def bad_target_reasons(ids: list[str], targets: np.ndarray, row_numbers: RowNumb
 
     Args:
         ids: one a row.
-        targets: float64, shape (n_rows,).
+        targets: float64, shape (n_rows, ...).
         row_numbers: where the rows stand in the user's file.
 
     Returns:
@@ -26,9 +26,10 @@ def bad_target_reasons(ids: list[str], targets: np.ndarray, row_numbers: RowNumb
         earlier row (which stays).
     """
     reasons = {}
-    marks = missing_marks(targets)
+    marks = missing_marks(targets) if targets.ndim == 1 else set()
+    numbers = targets if targets.ndim == 1 else _worst(targets)
     first_row: dict[str, int] = {}
-    for row, (row_id, target) in enumerate(zip(ids, targets.tolist(), strict=True)):
+    for row, (row_id, target) in enumerate(zip(ids, numbers.tolist(), strict=True)):
         first = first_row.setdefault(row_id, row)
         if first != row:
             reasons[row] = f"duplicate id: {row_numbers.of(first)} has it already"
@@ -42,6 +43,13 @@ def bad_target_reasons(ids: list[str], targets: np.ndarray, row_numbers: RowNumb
                 "the cell empty if it is one"
             )
     return reasons
+
+
+def _worst(targets: np.ndarray) -> np.ndarray:
+    """A number for each array of targets, shape (n_rows,): one of it that is not finite where there is one, else 0."""
+    flat = targets.reshape(len(targets), -1)
+    is_bad = ~np.isfinite(flat)
+    return np.where(is_bad.any(axis=1), flat[np.arange(len(flat)), is_bad.argmax(axis=1)], 0.0)
 
 
 def missing_marks(targets: np.ndarray) -> set[float]:

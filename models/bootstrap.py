@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from models.metrics import Metric
+from data.metrics import Metric
 
 MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
 RESAMPLES = 10_000
@@ -90,7 +90,7 @@ def interval(resampled: np.ndarray) -> tuple[float, float]:
 
 
 def weighted_auc(y_true: np.ndarray, y_pred: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """ROC-AUC of weighted rows, ties counted half; of a single class it counts as 0.5, as in `models.metrics`.
+    """ROC-AUC of weighted rows, ties counted half; of a single class it counts as 0.5, as in `data.metrics`.
 
     Args:
         y_true: bool, shape (n,).

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.errors import UserError
-from data.folds import Fold
-from data.task_table import Quantity, Task
+from data.fold import Fold
+from data.metrics import Metric
+from data.task import Kind, Quantity, Task
 from models.config import ModelConfig
-from models.metrics import Kind, Metric
 from models.model import Fitted, Model, Prediction, TrainingPart
 
 # Runs of rows, in order: the positions of each run's rows, and its arrays by name.
@@ -135,8 +135,8 @@ class Family(Protocol):
         """A sentence for tasks whose source pretraining may have seen; "" where nothing was pretrained."""
         ...
 
-    def target_note(self, model: Model, quantity: Quantity) -> str:
-        """How a model takes a target of the user's own; "" where there is only one way."""
+    def target_note(self, model: Model, task: Task) -> str:
+        """How a model takes the target of a task of the user's own; "" where there is only one way."""
         ...
 
     def sizes(self, rows: Any) -> np.ndarray:

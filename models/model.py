@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from data.task_table import Quantity
+from data.metrics import METRICS, TRUSTED, Metric
+from data.task import USUAL_METRIC, Kind, Quantity
 from models.config import ModelConfig
-from models.metrics import TRUSTED, Kind, Metric, metric_of
 
 
 class TrainingRows(Protocol):
@@ -34,11 +34,13 @@ class TrainingPart:
     """What a model may see of a fold: no label of its test part is in it.
 
     Attributes:
-        targets: in the task's unit, float64, shape (n_rows,), NaN for every row but those of `train` and `val`.
+        targets: in the task's unit, float64, shape (n_rows, ...), NaN for every row but those of `train` and `val`.
         train, val: row positions, int64. What is fitted is fitted on `train`; `val` is for choices.
-        kind: regression or classification; the targets of the latter are 0 and 1.
+        kind: regression or classification; the targets of the latter are 0, 1 and, with `n_classes`, more.
         quantity: what the target is to an energy model.
         tell: takes a line that says how far a fit has come, for who waits for it.
+        metric_name: of what validation is judged by; "" for that of Matbench.
+        n_classes: of a classification with more than two.
     """
 
     targets: np.ndarray
@@ -47,19 +49,26 @@ class TrainingPart:
     kind: Kind
     quantity: Quantity
     tell: Callable[[str], None] = lambda _line: None
+    metric_name: str = ""
+    n_classes: int | None = None
 
     @property
     def metric(self) -> Metric:
         """What validation is judged by."""
-        return metric_of(self.kind)
+        return METRICS[self.metric_name or USUAL_METRIC[self.kind]].for_training(self.targets[self.train])
+
+    @property
+    def prediction_shape(self) -> tuple[int, ...]:
+        """Of the prediction for one row."""
+        return (*self.targets.shape[1:], *([self.n_classes] if self.n_classes else []))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Values in the task's unit (probabilities for a classification), finite, float64, shape (n,).
+    """Values in the task's unit (probabilities for a classification), finite, float64, shape (n, ...).
 
     `std` is the model's own uncertainty of each, same unit and shape, or None where it has none. `trust`, up to 1,
-    says how near each row is to what was trained on (`crystals/trust.py`), or is None where nothing is known of it.
+    shape (n,), says how near each row is to what was trained on, or is None where nothing is known of it.
     """
 
     values: np.ndarray
@@ -129,7 +138,7 @@ class Run(Protocol):
 
     @property
     def val_predictions(self) -> np.ndarray:
-        """Of the kept epoch, float64, shape (n_val,)."""
+        """Of the kept epoch, float64, shape (n_val, ...)."""
         ...
 
     def epochs(self) -> Iterator[EpochResult]:
@@ -195,18 +204,23 @@ def never(_config: ModelConfig, _rows: TrainingRows, _train: np.ndarray) -> bool
 
 
 class BadPredictionsError(ValueError):
-    """A model predicted something else than one finite number a row."""
+    """A model predicted something else than what a row's prediction is, such as one finite number."""
 
 
-def checked_predictions(fitted: Fitted, rows: TrainingRows, which: np.ndarray) -> np.ndarray:
-    """What a model predicts for the rows at the positions `which`, float64, shape (n,).
+def checked_predictions(
+    fitted: Fitted, rows: TrainingRows, which: np.ndarray, of_a_row: tuple[int, ...] = ()
+) -> np.ndarray:
+    """What a model predicts for the rows at the positions `which`, float64, shape (n, *of_a_row).
 
     Raises:
-        BadPredictionsError: it is not one finite number a row, or the uncertainty that goes with it is not; numpy
-            would go on with many another shape, and a NaN is like no other.
+        BadPredictionsError: it has another shape or is not finite, or the uncertainty that goes with it; numpy would go
+            on with many another shape, and a NaN is like no other.
     """
     prediction, told = fitted.predict_rows(rows, which), f"{type(fitted).__name__}.predict_rows returned"
-    expected = f"expected shape ({len(which)},): one finite number a row"
+    shape = (len(which), *of_a_row)
+    expected = (
+        f"expected shape {shape}: one finite number a row" if not of_a_row else f"expected finite ones of shape {shape}"
+    )
     if not isinstance(prediction, Prediction):
         raise BadPredictionsError(f"{told} a {type(prediction).__name__}, expected a Prediction")
     for name, found in (("values", prediction.values), ("std", prediction.std)):
@@ -216,7 +230,7 @@ def checked_predictions(fitted: Fitted, rows: TrainingRows, which: np.ndarray) -
             numbers = np.asarray(found, dtype=np.float64)
         except (TypeError, ValueError, RuntimeError):  # the last of a tensor that has a gradient
             raise BadPredictionsError(f"{told} {name} that are no numbers, {expected}") from None
-        if numbers.shape != which.shape:
+        if numbers.shape != shape:
             raise BadPredictionsError(f"{told} {name} of shape {numbers.shape}, {expected}")
         if n_bad := int((~np.isfinite(numbers)).sum()):
             raise BadPredictionsError(f"{told} {name} of which {n_bad} of {len(which)} are not finite, {expected}")
@@ -252,7 +266,7 @@ class OneFit:
         """Fit, if that is not done.
 
         Raises:
-            BadPredictionsError: what was fitted does not predict one finite number a row.
+            BadPredictionsError: what was fitted does not predict what a row's prediction is.
         """
         if self.history:
             return
@@ -260,8 +274,10 @@ class OneFit:
         self._fitted = self.fit(self.config, self.rows, self.part)
         metric = self.part.metric
         train, val = self.part.train, self.part.val
-        self.val_predictions = checked_predictions(self._fitted, self.rows, val)
-        on_train = metric.value(self.part.targets[train], checked_predictions(self._fitted, self.rows, train))
+        of_a_row = self.part.prediction_shape
+        self.val_predictions = checked_predictions(self._fitted, self.rows, val, of_a_row)
+        predicted = checked_predictions(self._fitted, self.rows, train, of_a_row)
+        on_train = metric.value(self.part.targets[train], predicted)
         on_val = metric.value(self.part.targets[val], self.val_predictions)
         took = time.perf_counter() - began
         told = fingerprint(self.val_predictions)

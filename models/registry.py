@@ -78,6 +78,17 @@ def open_model(name: str) -> Model:
     return replace(model, name=str(path))  # where its code is, for the model file and the workers
 
 
+def family_of(model: str) -> str:
+    """The family that a model is of; of one whose folder says it, without the seconds that its import takes.
+
+    Raises:
+        ModelError: as `open_model`.
+    """
+    folder = MODELS.get(model, ("", ""))[0]
+    families = (name for name, module in FAMILIES.items() if folder.startswith(module.rpartition(".")[0] + "."))
+    return next(families, None) or open_model(model).family
+
+
 def open_family(name: str) -> Family:
     """A family by its name.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from data.split_rule import N_FOLDS
+from data.families import task_names
+from data.fold import N_FOLDS
 from data.stores.places import default_cache, downloads_folder, expanded
-from data.task_table import task_names
 from tune.errors import SweepError
 
 STORAGE = "ray_results"  # where names are looked up

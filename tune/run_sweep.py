@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data.fold import DEFAULT_SPLIT
 from data.machine.command_line import command
 from data.machine.console import lines_only
 from data.machine.interruption import interruptible
-from data.split_rule import DEFAULT_SPLIT, split_rule
+from data.split_rule import split_rule
 from tune.arguments import STORAGE, Tracker, Untrusted, absolute_spec, anywhere, own_name, parse_folds, shared_options
 from tune.errors import SweepError
 

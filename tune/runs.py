@@ -20,8 +20,8 @@ from typing import Any
 import pandas as pd
 from pyarrow import fs
 
+from data.metrics import METRICS, Metric
 from data.stores.storage import file_names, open_folder, read_whole
-from models.metrics import Metric, metric_of
 from tune.arguments import STORAGE, On
 from tune.errors import RunError
 from tune.records.going_on import how_to_go_on
@@ -127,7 +127,7 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         names = ["reference", *(f"seed_{entry['seed']}" for entry in results["seeds"])]
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
-        metric = metric_of(task["kind"])
+        metric = METRICS[results["metric"]]
         needed = _NEEDED | ({"weights", "chose_by_validation"} if "members" in results else {"model"})
         if lacking := sorted(needed - results.keys()):
             raise KeyError(", ".join(lacking))

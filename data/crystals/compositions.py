@@ -16,7 +16,7 @@ from pymatgen.core.composition import Composition, reduce_formula
 from data.crystals.elements import ATOMIC_NUMBERS, MAX_ATOMIC_NUMBER
 from data.crystals.formulas import FormulaError, element_amounts
 from data.crystals.rows import Rows
-from data.task_table import TaskError
+from data.task import TaskError
 
 _STEP = 1e-8  # amounts are told apart to this, pymatgen's own tolerance
 _MAX_ATOMS = 1e6  # no formula means more

@@ -30,7 +30,7 @@ from data.machine.console import console, say
 from data.machine.ray_session import connect
 from data.stores.places import expanded
 from data.stores.storage import StorageError, file_names, open_folder
-from data.task_table import TaskError
+from data.task import TaskError
 
 _REPAIRS = 3  # rebuilds of damaged shards before giving up: a disk that damages what it stores
 

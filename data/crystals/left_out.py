@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.folds import FOLD_SEED, Fold
-from data.split_rule import LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, N_FOLDS, SplitError
+from data.crystals.left_out_rules import LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT
+from data.fold import FOLD_SEED, N_FOLDS, Fold, SplitError
 
 
 def leave_elements_out(ids: list[str], fractions: np.ndarray) -> tuple[list[Fold], list[list[int]]]:

@@ -21,7 +21,7 @@ from data.crystals.formats.atoms_records import is_unusable, read_atoms_record
 from data.crystals.formats.structure_files import read_structure_file
 from data.crystals.formats.structure_json import read_structure_json
 from data.row_numbers import RowNumbers
-from data.task_table import TaskError
+from data.task import TaskError
 
 Format = Literal["matbench_json", "atoms_json", "structure_file", "packed", "composition"]
 

@@ -11,8 +11,8 @@ from ase.calculators.calculator import Calculator, all_changes
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from data.crystals.crystal import BadCrystalError
+from data.metrics import TRUSTED
 from models.fitted import FittedModel, SeedEnsemble
-from models.metrics import TRUSTED
 
 
 class EnergyCalculator(Calculator):

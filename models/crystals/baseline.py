@@ -8,13 +8,12 @@ import numpy as np
 from scipy.special import logit
 
 from data.crystals.corrections import mp2020_minus_legacy
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.network import CHGNetwork
 from models.crystals.fitted_network import combine
 from models.crystals.reference import Reference, fit_class_reference, fit_energy_reference, fit_property_reference
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import TrainingPart
 
 _SMALLEST_PROBABILITY = 1e-3  # beyond it a class is certain

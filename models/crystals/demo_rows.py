@@ -15,12 +15,12 @@ import torch
 
 from data.crystals.convert import convert_chunk
 from data.crystals.graphs import Graph, element_fractions, stack
-from data.task_table import DEMO, Quantity
-from data.tasks import open_task
+from data.crystals.task_table import DEMO
+from data.crystals.tasks import open_named
+from data.task import Kind, Quantity
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
 from models.crystals.chgnet.network import CHGNetwork, Weights, cutoffs
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import TrainingPart
 from models.training.inputs import predict
 
@@ -37,7 +37,7 @@ def demo_rows(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[Crystal
         quantity: what the targets are said to be.
     """
     n = N_TRAIN + N_VAL
-    _, rows = open_task(DEMO.name, download_dir=Path())
+    _, rows = open_named(DEMO.name, Path())
     rows = rows.select(np.argsort(np.diff(rows.spans).ravel(), kind="stable")[:n].tolist(), "")
     _, converted, _ = convert_chunk(rows.chunk(0, n), cutoffs(weights)[0])
     graphs = stack([graph for graph in converted if isinstance(graph, Graph)])

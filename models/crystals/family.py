@@ -12,11 +12,12 @@ from data.crystals.compositions import read_compositions
 from data.crystals.elements import ATOMIC_NUMBERS
 from data.crystals.graphs import element_fractions
 from data.crystals.left_out import leave_elements_out, leave_molecules_out
+from data.crystals.left_out_rules import LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT
 from data.crystals.molecules import molecular
 from data.crystals.rows import Rows
-from data.folds import Fold
-from data.split_rule import DEFAULT_SPLIT, LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT, SplitRule
-from data.task_table import Quantity, Task
+from data.crystals.task_table import DEMO
+from data.fold import DEFAULT_SPLIT, Fold
+from data.task import Kind, Quantity, Task
 from models.config import ModelConfig
 from models.crystals import trust as trusts
 from models.crystals.cached_arrays import backbone_output, energy_corrections
@@ -31,7 +32,6 @@ from models.crystals.trust import load_trust as load_trust
 from models.crystals.tta import averaged as mean_of_copies
 from models.crystals.tta import judge
 from models.family import CachedArrays, FamilyRows
-from models.metrics import Kind
 from models.model import Fitted, Model, Prediction, TrainingPart
 
 PRETRAINED_ON = (
@@ -67,7 +67,7 @@ def needs(model: Model, parameters: Mapping[str, Any]) -> CrystalNeeds:
     return CrystalNeeds(structures, weights, "true" in str(parameters.get("undo_mp2020", "")).lower())
 
 
-def refusal(model: Model, task: Task, split_rule: SplitRule, tta: str) -> str | None:
+def refusal(model: Model, task: Task, split_rule: str, tta: str) -> str | None:
     """See `Family`."""
     if tta != "none" and _COMPOSITIONS_ONLY in (task.inputs, model.reads):
         return f"--tta {tta}: model {model.name} reads compositions, which moving atoms does not change"
@@ -91,7 +91,7 @@ def read(
     rows: Rows,
     need: CrystalNeeds,
     cache_folder: str,
-    split_rule: SplitRule,
+    split_rule: str,
     *,
     collapse: bool,
     at_once: int | None,
@@ -177,12 +177,12 @@ def pretraining_note(model: Model, parameters: Mapping[str, Any]) -> str:
     return PRETRAINED_ON if has_weights and needs(model, parameters).weights != "random" else ""
 
 
-def target_note(model: Model, quantity: Quantity) -> str:
-    """See `Family`."""
-    if model.reads == _COMPOSITIONS_ONLY:
+def target_note(model: Model, task: Task) -> str:
+    """See `Family`: asked of regressions of the user's own."""
+    if task.official or task.name == DEMO.name or task.kind != "regression" or model.reads == _COMPOSITIONS_ONLY:
         return ""
-    if quantity != "other":
-        return f"The target is taken for CHGNet's energy, as declared (--quantity {quantity})."
+    if task.quantity != "other":
+        return f"The target is taken for CHGNet's energy, as declared (--quantity {task.quantity})."
     return "The target is not taken for an energy (no --quantity says so): CHGNet's own energy does not predict it."
 
 
@@ -228,7 +228,7 @@ def about(config: ModelConfig) -> dict[str, str]:
 
 
 def _folds(
-    ids: list[str], fractions: np.ndarray, is_molecular: np.ndarray | None, split_rule: SplitRule
+    ids: list[str], fractions: np.ndarray, is_molecular: np.ndarray | None, split_rule: str
 ) -> tuple[list[Fold] | None, str]:
     """The folds that a rule makes, and what a reader must know of them; None of the task's own."""
     if split_rule == DEFAULT_SPLIT:

@@ -10,11 +10,10 @@ import numpy as np
 from scipy.special import expit
 from torch import nn
 
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.crystals.reach import Reach, Start, zero
 from models.crystals.reference import Reference
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import Prediction
 from models.training.inputs import Inputs, predict
 

@@ -13,11 +13,10 @@ import torch
 from pydantic import Field
 from scipy.special import expit
 
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.config import ModelConfig
 from models.crystals.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, fitted_once, never
 
 

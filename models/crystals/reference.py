@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.task import Kind
 from models.family import UnsuitedError
-from models.metrics import Kind
 
 # An element leaves its prior where its fractions, summed over the crystals that ask for it, exceed this.
 # Chosen, with the width, by cross-validation inside the training part of a fold (mp_e_form and perovskites,

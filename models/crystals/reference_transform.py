@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.config import GradientConfig
 from models.crystals.fitted_network import combine
 from models.crystals.reach import Reach, fit_reach
 from models.crystals.reference import Reference
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import TrainingPart
 
 # Makes a reference anew of outputs for the training rows, shape (n_train,), and the present one.

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.metrics import TRUSTED
 from models.crystals.baseline import Baseline, fit_baseline
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
 from models.crystals.chgnet.network import pretrained
 from models.crystals.reference import Reference
 from models.crystals.rows import AtomFeatures, CrystalRows
-from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart
 from models.training.inputs import predict
 

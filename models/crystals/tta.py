@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from data.metrics import Metric
 from models.bootstrap import MIN_COMPOSITIONS, interval, resampled_scores
 from models.crystals.augment import copy_of
 from models.crystals.rows import CrystalRows
-from models.metrics import Metric
 from models.model import Fitted, Prediction
 
 JITTER = 0.01  # Angstrom, standard deviation of each coordinate

@@ -13,6 +13,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def loss_function(name: str, delta: float) -> Loss:
     """The loss of each element of outputs against what is wanted, both float32 of one shape, which is the loss's too.
 
+    With several classes outputs have one axis more, the last, of a logit each.
+
     Args:
         name: a value of `GradientConfig.loss`.
         delta: error where `huber` turns from quadratic to linear (Huber, Ann. Math. Stat. 35, 73 (1964)), and the scale
@@ -24,11 +26,16 @@ def loss_function(name: str, delta: float) -> Loss:
         "mse": lambda outputs, wanted: functional.mse_loss(outputs, wanted, reduction="none"),
         "huber": lambda outputs, wanted: functional.huber_loss(outputs, wanted, reduction="none", delta=delta),
         "log_cosh": lambda outputs, wanted: _log_cosh((outputs - wanted) / delta) * delta**2,
-        "cross_entropy": lambda outputs, wanted: functional.binary_cross_entropy_with_logits(
-            outputs, wanted, reduction="none"
-        ),
+        "cross_entropy": _cross_entropy,
     }
     return losses[name]
+
+
+def _cross_entropy(outputs: Tensor, wanted: Tensor) -> Tensor:
+    """Of logits of 1 against 0 or 1, or of logits of several classes, on the last axis, against numbers of classes."""
+    if outputs.ndim == wanted.ndim:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
+    return nn.functional.cross_entropy(outputs.movedim(-1, 1), wanted.long(), reduction="none", ignore_index=-1)
 
 
 def _log_cosh(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class TargetTransform(Protocol):
         ...
 
     def offset(self) -> np.ndarray:
-        """What is added to an output before it is judged, in the shape of `wanted`."""
+        """What is added to an output before it is judged, in the shape of outputs."""
         ...
 
     def predictions(self, outputs: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -63,6 +63,7 @@ class Objective:
         if (config.loss == "cross_entropy") != (part.kind == "classification"):
             raise ValueError(f"loss {config.loss!r} for a {part.kind}: cross_entropy goes with classification alone")
         self.device = device
+        self.n_classes = part.n_classes
         self.per_element = loss_function(config.loss, config.loss_delta)
         self.take(transform)
 
@@ -77,7 +78,7 @@ class Objective:
         self.take(self.transform.refitted(outputs))
 
     def mean_loss(self, outputs: Tensor, wanted: Tensor, offset: Tensor) -> Tensor:
-        """The mean over all elements of outputs; all three have one shape, a row first."""
+        """The mean over all elements; a row first, and classes last in `outputs` where there are several."""
         return self.per_element(outputs + offset, wanted).mean()
 
     def loss(
@@ -94,6 +95,9 @@ class Objective:
         wanted, offset = self.expected(which)
         if partners is not None:
             wanted_of_partner, offset_of_partner = self.expected(partners)
+            if self.n_classes:  # numbers of classes have no mean; their losses do
+                of_partner = self.mean_loss(outputs, wanted_of_partner, offset_of_partner)
+                return share * self.mean_loss(outputs, wanted, offset) + (1 - share) * of_partner
             wanted = torch.lerp(wanted_of_partner, wanted, share)
             offset = torch.lerp(offset_of_partner, offset, share)
         return self.mean_loss(outputs, wanted, offset)

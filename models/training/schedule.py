@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from data.metrics import Metric
 from models.config import GradientConfig
-from models.metrics import Metric
 
 # One-cycle: Smith & Topin, arXiv 1708.07120, with the shares that torch's own has.
 _RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 250_000

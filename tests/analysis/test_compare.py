@@ -15,8 +15,8 @@ from scipy.stats import t, ttest_ind
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
+from data.metrics import METRICS
 from models.bootstrap import weighted_auc
-from models.metrics import metric_of
 from tune.analysis.comparison import compare, differences
 from tune.analysis.paired import Pair, difference, fold_scores
 from tune.analysis.verdict import judge, seed_noise
@@ -28,7 +28,7 @@ from tune.runs import SweepRun, finished_runs, judged, load_sweep
 from tune.spaces.space import load_space
 
 REPOSITORY = Path(__file__).parents[2]
-MAE, ROCAUC = metric_of("regression"), metric_of("classification")
+MAE, ROCAUC = METRICS["mae"], METRICS["rocauc"]
 
 
 def make_rows(n_folds: int = 5, n: int = 40, *, of_each: int = 1, prefix: str = "c", seed: int = 0) -> pd.DataFrame:

@@ -16,9 +16,9 @@ import tune.ensemble
 import tune.leaderboard
 import tune.report
 import tune.submit
+from data.crystals.task_table import official_task
 from data.folds import make_folds
-from data.task_table import official_task
-from models.metrics import metric_of
+from data.metrics import METRICS
 from tune.analysis.comparison import compare
 from tune.analysis.matbench_record import refuse_incomplete
 from tune.analysis.peers import peer_tables, read_peers
@@ -142,9 +142,9 @@ def test_peers_have_the_errors_that_they_published(tmp_path):
         found = peer_tables(read_peers(file), rows, str(file))
         assert list(found) == [name]
         assert len(found[name]) == 132_752
-        assert mean_scores(found[name], "regression")["mae"] == pytest.approx(expected, abs=6e-5)
+        assert mean_scores(found[name], METRICS["mae"])["mae"] == pytest.approx(expected, abs=6e-5)
     of_table = peer_tables(read_peers(PREDICTIONS), rows, str(PREDICTIONS))
-    assert {name: mean_scores(of_table[name], "regression")["mae"] for name in published} == pytest.approx(
+    assert {name: mean_scores(of_table[name], METRICS["mae"])["mae"] for name in published} == pytest.approx(
         published, abs=6e-5
     )
 
@@ -324,7 +324,7 @@ def test_a_classification_is_ranked_by_its_roc_auc(tmp_path):
     bad = made(tmp_path, "bad", rows, {"seed_0": rows["y_true"] + 3.0 * noise[1]}, task=task)
     (section,) = sections([bad, good], {})
     assert names(section) == ["good", "bad", ZERO_SHOT]
-    assert section.metric == metric_of("classification")
+    assert section.metric == METRICS["rocauc"]
     place = section.places[1]
     assert sorted(place.scores) == ["accuracy", "rocauc"]
     found = compare(good, bad).difference

@@ -13,10 +13,10 @@ from click.testing import Result
 from test_compare import REPOSITORY, write_run
 from typer.testing import CliRunner
 
+from data.crystals.task_table import official_ids, official_task
 from data.folds import make_folds
-from data.tasks import official_ids, official_task
+from data.metrics import METRICS
 from models.crystals.family import PRETRAINED_ON
-from models.metrics import metric_of
 from tune.analysis.matbench_record import quiet_matbench, read_record
 from tune.analysis.submission import MISSING
 from tune.ensemble import app as average
@@ -214,7 +214,7 @@ def test_probabilities_are_recorded_and_what_matbench_makes_of_them_is_said(here
     assert done.exit_code == 0, done.output
     task = read_record(here / "out" / "results.json.gz").tasks_map[SMALL_CLASSES]
     assert task.results.fold_0.data[rows["id"][0]] == pytest.approx(predicted[0])
-    value = metric_of("classification").value
+    value = METRICS["rocauc"].value
     by_fold = [
         [value(part["y_true"].to_numpy(), p) for p in (predicted[part.index], predicted[part.index] > 0.5)]
         for _, part in rows.groupby("fold")

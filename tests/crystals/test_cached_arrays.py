@@ -8,7 +8,7 @@ import numpy as np
 import ray
 from model_cases import sample
 
-from data.task_table import DEMO
+from data.crystals.task_table import DEMO
 from models.crystals.cached_arrays import backbone_output
 from models.crystals.rows import CrystalRows
 from tune.dataset.parts import ROWS_PER_PART, cached_fields, prefix_of

@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
+from data.metrics import METRICS
+from data.task import USUAL_METRIC
 from models.crystals.linear import DUMMY, RIDGE, DummyConfig, RidgeConfig, fit_dummy, fit_ridge
 from models.crystals.rows import CrystalRows
-from models.metrics import metric_of
 from models.model import TrainingPart
 
 N_ROWS, TRAIN, VAL, NEW = 60, np.arange(40), np.arange(40, 50), np.arange(50, 60)
@@ -49,7 +50,7 @@ def test_of_a_class_the_dummy_says_how_often_it_is(rows):
     targets = (np.arange(N_ROWS) % 4 == 0).astype(float)
     found = fit_dummy(DummyConfig(), rows, a_part(targets, "classification")).predict_rows(rows, NEW)
     np.testing.assert_allclose(found.values, 0.25, atol=0.03)
-    assert metric_of("classification").value(np.tile([0.0, 1.0], 5), found.values) == 0.5
+    assert METRICS["rocauc"].value(np.tile([0.0, 1.0], 5), found.values) == 0.5
 
 
 @pytest.mark.parametrize("quantity", ["other", "energy_per_atom", "energy_per_cell"])
@@ -87,7 +88,7 @@ def test_runs_and_loads_as_any_model_of_a_sweep_does(rows, linear, model, kind, 
     targets = linear if kind == "regression" else (linear > 1).astype(float)
     run = model.start(model.config(), rows, a_part(targets, kind), "cpu")
     (epoch,) = run.epochs()
-    assert epoch.val_metric == metric_of(kind).value(targets[VAL], run.val_predictions)
+    assert epoch.val_metric == METRICS[USUAL_METRIC[kind]].value(targets[VAL], run.val_predictions)
     torch.save(run.fitted().content(), tmp_path / "model.pth")
     loaded = model.load(torch.load(tmp_path / "model.pth", weights_only=True), "cpu")
     np.testing.assert_array_equal(loaded.predict_rows(rows, NEW).values, run.fitted().predict_rows(rows, NEW).values)

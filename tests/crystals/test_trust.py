@@ -12,13 +12,13 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
-from data.tasks import DEMO
+from data.crystals.task_table import DEMO
+from data.metrics import METRICS, TRUSTED
 from models.crystals.ase_calculator import EnergyCalculator
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.linear import RIDGE, RidgeConfig, fit_ridge
 from models.crystals.trust import Trust, calibration_rows, fit_trust, measures
 from models.fitted import FittedModel, SeedEnsemble, load_model
-from models.metrics import TRUSTED
 from models.model import Prediction, TrainingPart
 from models.predict import app
 from tune.analysis.trusted import trust_facts, trust_sentence
@@ -302,7 +302,7 @@ def test_counts_and_scores_with_and_without():
             "trusted": [True, False, True, True],
         }
     )
-    facts = trust_facts([(2, table)], "regression")
+    facts = trust_facts([(2, table)], METRICS["mae"])
     assert (facts["n"], facts["n_untrusted"]) == (4, 1)
     assert [row["id"] for row in facts["worst"]] == ["b"]
     assert facts["mean_of_trusted"]["mae"] == pytest.approx(0.1)
@@ -311,4 +311,4 @@ def test_counts_and_scores_with_and_without():
     assert "PCl3 (b, fold 2) 15 for -1" in sentence
     assert "MAE 4.0750 with them, 0.1000 without" in sentence
     assert "the baseline's" in trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae", "baseline")
-    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], "regression") == {}
+    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], METRICS["mae"]) == {}

@@ -12,12 +12,12 @@ from model_cases import fine_tuning, finished, one_thread, sample, thirds
 from pymatgen.core import Structure
 from typer.testing import CliRunner
 
+from data.metrics import METRICS
 from models.crystals.augment import copy_of
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.gaussian_process.model import GaussianProcessConfig, fit_gaussian_process
 from models.crystals.tta import JITTER, STRAIN, averaged, judge
 from models.fitted import FittedModel, load_model
-from models.metrics import metric_of
 from models.model import TrainingPart
 from tune.run_sweep import app
 
@@ -78,7 +78,7 @@ def test_copies_are_the_same_every_time_and_moved_a_little(trained):
 
 def test_it_is_used_where_validation_gains_by_it(trained):
     fitted, data = trained
-    mae = metric_of("regression")
+    mae = METRICS["mae"]
     with one_thread():
         plain = fitted.predict_rows(data.rows, VAL).values
         mean = averaged(fitted, data.rows, VAL, COPIES).values
@@ -106,7 +106,7 @@ def test_a_gain_that_few_crystals_show_by_chance_is_none(trained):
         by_distance = np.argsort(np.abs(mean - plain))
         labels = plain.copy()
         labels[by_distance[1::2]] = mean[by_distance[1::2]]  # of each two the one that is farther: a small gain
-        found = judge(fitted, data.rows, VAL, labels, metric_of("regression"), COPIES, only_if_better=True)
+        found = judge(fitted, data.rows, VAL, labels, METRICS["mae"], COPIES, only_if_better=True)
     assert found.val_with < found.val_without
     assert found.gain_low < 0 < found.gain_high
     assert not found.used
@@ -124,7 +124,7 @@ def test_a_gain_is_no_surer_where_each_crystal_is_there_many_times(trained):
                 data.rows.select(np.repeat(VAL, times)),
                 np.arange(times * len(VAL)),
                 np.repeat(labels, times),
-                metric_of("regression"),
+                METRICS["mae"],
                 COPIES,
                 only_if_better=True,
             )
@@ -142,7 +142,7 @@ def test_a_gain_on_few_compositions_is_none(trained):
     few = VAL[:1].repeat(8)
     with one_thread():
         labels = averaged(fitted, data.rows, few, COPIES).values
-        found = judge(fitted, data.rows, few, labels, metric_of("regression"), COPIES, only_if_better=True)
+        found = judge(fitted, data.rows, few, labels, METRICS["mae"], COPIES, only_if_better=True)
     assert found.val_with < found.val_without
     assert not found.used
 

@@ -45,7 +45,8 @@ from data.crystals.shards import (
 )
 from data.stores.download import DownloadError
 from data.stores.storage import StorageError, open_folder
-from data.tasks import TaskError, open_task
+from data.task import TaskError
+from data.tasks import open_task
 
 SECONDS, BYTES = 10, 2 * 10**9  # that one file may take
 OURS: tuple[type[Exception], ...] = (
@@ -406,7 +407,6 @@ class Checkpoint(Kind):
     text = False
 
     def write_originals(self) -> list[tuple[str, bytes]]:
-        from data.task_table import DEMO  # noqa: F401 - its package must be there
         from models.crystals.rows import CrystalRows
         from models.fitted import FittedModel
         from models.model import TrainingPart

@@ -16,13 +16,13 @@ from pymatgen.core import Structure
 from data.crystals.convert import convert_chunk
 from data.crystals.graphs import Graphs, element_fractions, stack
 from data.crystals.rows import Rows
-from data.task_table import Quantity
-from data.tasks import DEMO, Task, open_task
+from data.crystals.task_table import DEMO
+from data.task import Kind, Quantity, Task
+from data.tasks import open_task
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
 from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
 from models.crystals.chgnet.network import CHGNetwork, cutoffs
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import TrainingPart
 from models.training.inputs import predict
 from models.training.train import GradientRun

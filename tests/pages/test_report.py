@@ -14,8 +14,8 @@ from test_compare import make_rows, predict, write_options, write_run
 from typer.testing import CliRunner
 
 from data.crystals.convert import reduced_formula
+from data.metrics import TRUSTED
 from data.tasks import open_task
-from models.metrics import TRUSTED
 from tune.analysis.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
 from tune.pages.report_page import write_report
 from tune.report import app

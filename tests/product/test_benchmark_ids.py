@@ -7,8 +7,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from data.crystals.task_table import official_task
 from data.folds import make_folds
-from data.task_table import official_task
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "data"

@@ -144,7 +144,7 @@ def test_a_dataset_of_another_family_is_read_split_and_fitted(added, opened, ray
     split = dataset.splits[0]
     pairs = np.array(dataset.clusters)
     assert not set(pairs[split.train]) & set(pairs[split.val])  # what belongs together stays together
-    part = ray.get(dataset.trial_folds[0]).part(task.kind, task.quantity)
+    part = ray.get(dataset.trial_folds[0]).part(task)
     vectors = ray.get(dataset.rows_ref)
     run = open_model("least_squares").start(LeastSquaresConfig(), vectors, part, "cpu")
     assert [result.epoch for result in run.epochs()] == [1]
@@ -156,7 +156,7 @@ def test_levers_of_its_models_are_tried(added, opened, ray_session, tmp_path):
     task, rows = opened
     dataset = load_dataset(task, rows, space(), str(tmp_path), used_folds={0}, seed=0, gpus_per_task=0)
     fold: TrialFold = ray.get(dataset.trial_folds[0])
-    tries = Tries(MODEL, ray.get(dataset.rows_ref), fold.part(task.kind, task.quantity))
+    tries = Tries(MODEL, ray.get(dataset.rows_ref), fold.part(task))
     assert tries.compare("ridge", {"ridge": 1e-6}, {"ridge": 100.0}).difference > 0.1
     with pytest.raises(InertError, match="unused does nothing"):
         tries.compare("unused", {"unused": 0.0}, {"unused": 1.0})

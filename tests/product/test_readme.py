@@ -23,7 +23,9 @@ import tune.report
 import tune.run_queue
 import tune.run_sweep
 import tune.submit
-from data.tasks import TaskError, open_task, task_names
+from data.families import task_names
+from data.task import TaskError
+from data.tasks import open_task
 from models.crystals.rows import CrystalRows
 from models.fitted import FittedModel, ModelFileError, load_model
 from models.model import TrainingPart

@@ -16,7 +16,8 @@ from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from data.stores.storage import StorageError, open_folder
-from data.tasks import TaskError, open_task
+from data.task import TaskError
+from data.tasks import open_task
 from tune.run_sweep import app
 from tune.spaces.space import SpaceError, load_space
 

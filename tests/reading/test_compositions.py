@@ -18,9 +18,11 @@ from data.crystals.compositions import Compositions, read_compositions
 from data.crystals.convert import reduced_formula
 from data.crystals.crystal import Crystal
 from data.crystals.rows import Rows
+from data.crystals.task_table import official_ids, official_task
 from data.folds import make_folds
 from data.targets import bad_target_reasons
-from data.tasks import Task, TaskError, official_ids, official_task, open_task
+from data.task import Task, TaskError
+from data.tasks import open_task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 SALT = rock_salt("Na", "Cl", 5.69)

@@ -18,7 +18,9 @@ from pymatgen.core import Structure
 
 from data.crystals.crystal import BadCrystalError, Crystal
 from data.crystals.rows import Rows
-from data.tasks import Task, TaskError, official_task, open_task
+from data.crystals.task_table import official_task
+from data.task import Task, TaskError
+from data.tasks import open_task
 from tune.arguments import absolute_spec
 
 VASP = Path(ase.__file__).parent / "test" / "testdata" / "vasp"

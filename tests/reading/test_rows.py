@@ -23,7 +23,7 @@ from data.crystals.rows import RawChunk, pack_crystal
 from data.json_spans import child_spans, object_members
 from data.row_numbers import RowNumbers, counted
 from data.targets import bad_target_reasons
-from data.task_table import TaskError
+from data.task import TaskError
 
 SUBSET = Path(__file__).parents[3] / "shared" / "data" / "mp_e_form_subset.json.gz"
 NACL = rock_salt("Na", "Cl", 5.69)

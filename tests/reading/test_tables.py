@@ -14,7 +14,8 @@ import pytest
 from made_crystals import face_centred
 
 from data.crystals.rows import Rows
-from data.tasks import Task, TaskError, open_task
+from data.task import Task, TaskError
+from data.tasks import open_task
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "tables"
 needs_cases = pytest.mark.skipif(not CASES.exists(), reason="the shared cases are not here")

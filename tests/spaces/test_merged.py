@@ -9,7 +9,7 @@ import pytest
 import ray
 from model_cases import fine_tuning, finished, sample
 
-from data.tasks import DEMO
+from data.crystals.task_table import DEMO
 from models.crystals.composition.model import COMPOSITION_NETWORK
 from models.crystals.gaussian_process.model import GAUSSIAN_PROCESS
 from models.crystals.rows import CrystalRows

@@ -10,10 +10,11 @@ import pytest
 from pyarrow import fs
 from sklearn.metrics import roc_auc_score
 
-from data.folds import Fold, Split
+from data.crystals.task_table import DEMO
+from data.fold import Fold
+from data.folds import Split
+from data.metrics import over_folds
 from data.row_numbers import counted
-from data.tasks import DEMO
-from models.metrics import over_folds
 from tune.dataset.dataset import Dataset
 from tune.sweep.evaluate import FoldScore, PredictionError, ensemble, model_file, score_fold
 from tune.trials.search import Outcome
@@ -192,7 +193,7 @@ def test_test_rows_other_than_the_test_ids_are_refused(an_outcome, test):
 
 def test_classes_are_scored_by_roc_auc_and_fall_back_to_the_frequency(an_outcome):
     labels = (LABELS > 0).astype(np.float64)
-    dataset = a_dataset(labels, task=replace(DEMO, kind="classification"))
+    dataset = a_dataset(labels, task=replace(DEMO, kind="classification", metric="rocauc"))
     score = score_fold(dataset, an_outcome([0.8, 0.3, 0.6, 0.4]))
     assert by_id(score)["row-9"]["y_pred"] == 0.4  # two of five
     assert score.scores["rocauc"] == roc_auc_score([1, 0, 0, 1, 1], [0.8, 0.3, 0.6, 0.4, 0.4])

@@ -15,7 +15,7 @@ from pymatgen.core import Composition
 from sweeps import run
 from typer.testing import CliRunner
 
-from data.tasks import DEMO
+from data.crystals.task_table import DEMO
 from models.crystals.rows import CrystalRows
 from models.fitted import ModelFileError, load_model
 from models.model import BadPredictionsError, Prediction, TrainingPart, checked_predictions

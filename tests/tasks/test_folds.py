@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.model_selection import KFold
 
-from data.folds import Fold, Split, make_folds, split_fold
-from data.split_rule import SplitError
-from data.task_table import DEMO, OFFICIAL_NAMES, official_ids, official_task
+from data.crystals.task_table import DEMO, OFFICIAL_NAMES, official_ids, official_task
+from data.fold import Fold, SplitError
+from data.folds import Split, make_folds, split_fold
 
 REPOSITORY = Path(__file__).parents[2]
 SUBSET = REPOSITORY.parent / "shared" / "data" / "mp_e_form_subset.json.gz"

@@ -13,7 +13,8 @@ from data.crystals.crystal import crystal_from_structure
 from data.crystals.graphs import convert, element_fractions, stack
 from data.crystals.left_out import leave_elements_out, leave_molecules_out
 from data.crystals.molecules import molecular
-from data.split_rule import SplitError, split_rule
+from data.fold import SplitError
+from data.split_rule import split_rule
 from data.tasks import open_task
 
 CUTOFF = 6.0

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from made_crystals import rock_salt
 
+import data.crystals.tasks
 import data.tasks
 from data.crystals.crystal import Crystal
 from data.crystals.quality import check_crystal
 from data.crystals.rows import Rows
+from data.crystals.task_table import OFFICIAL_NAMES, official_ids, official_task, published_file
+from data.families import task_names
 from data.targets import bad_target_reasons
-from data.task_table import OFFICIAL_NAMES, published_file
-from data.tasks import Task, TaskError, official_ids, official_task, open_task, task_names
+from data.task import Task, TaskError
+from data.tasks import open_task
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 DEMO_FILE = Path(data.tasks.__file__).parent / "demo" / "demo.parquet"
@@ -82,7 +85,7 @@ def test_an_official_file_already_downloaded_is_used_and_a_wrong_size_refused(tm
         columns = {"exfoliation_en": list(range(n_rows))}
         content = write(tmp_path / "matbench_jdft2d.json.gz", list(range(n_rows)), columns).read_bytes()
         published = ("http://nowhere.invalid/", hashlib.sha256(content).hexdigest())
-        monkeypatch.setattr(data.tasks, "published_file", lambda name: published)
+        monkeypatch.setattr(data.crystals.tasks, "published_file", lambda name: published)
 
     hold(636)
     task, rows = open_task("matbench_jdft2d", download_dir=tmp_path)

@@ -122,7 +122,7 @@ def whole(ray_session, tmp_path_factory) -> tuple[list[dict], np.ndarray]:
     fold, rows, task = deepcopy(ray.get(dataset.trial_folds[FOLD])), ray.get(dataset.rows_ref), dataset.task
     model = open_model(SPACE.model)
     with one_thread():
-        run = model.start(model.config(**CONFIG), rows, fold.part(task.kind, task.quantity), "cpu")
+        run = model.start(model.config(**CONFIG), rows, fold.part(task), "cpu")
         for _ in run.epochs():
             pass
         predicted = run.fitted().predict_rows(rows, fold.test).values

@@ -9,7 +9,7 @@ from rich.console import Console
 
 import tune.trials.progress
 import tune.trials.terminal
-from models.metrics import metric_of
+from data.metrics import METRICS
 from tune.trials.progress import Progress, progress_of
 from tune.trials.terminal import Terminal
 
@@ -18,7 +18,7 @@ from tune.trials.terminal import Terminal
 def waiting(tmp_path, monkeypatch):
     """A terminal that asks at every step, and one trial of fold 3 that has begun."""
     monkeypatch.setattr(tune.trials.terminal, "ASK_LINES_S", 0.0)
-    terminal = Terminal("training the chosen", 5, metric_of("regression"), str(tmp_path))
+    terminal = Terminal("training the chosen", 5, METRICS["mae"], str(tmp_path))
     terminal.setup()
     trial = SimpleNamespace(trial_id="one", config={"run": {"fold": 3, "model": "gaussian_process"}})
     terminal.on_trial_start(0, [trial], trial)

@@ -19,8 +19,8 @@ from ray.tune.search import Searcher
 from sqlalchemy import URL
 from sweeps import new, outcome, prepare, run_here
 
+from data.metrics import METRICS
 from data.stores.storage import StorageError, open_folder
-from models.metrics import metric_of
 from tune.arguments import gpu_share, own_name
 from tune.errors import SweepError
 from tune.records.folder import refuse_name
@@ -46,7 +46,7 @@ def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_pat
         ray.tune.report({"epoch": 1, "kept_epoch": 1, **losses, **metrics})
 
     def run():
-        metric = metric_of("regression")
+        metric = METRICS["mae"]
         return run_experiment(
             ray.tune.with_parameters(trial, folder=str(tmp_path)),
             {"x": ray.tune.grid_search([0, 1])},
@@ -137,7 +137,7 @@ def test_a_disk_without_room_for_the_events_of_a_sweep_in_a_bucket_ends_it_in_a_
     disk = disk_of("2m")
     (disk / "ballast").write_bytes(bytes((2 << 20) - 8192))
     monkeypatch.chdir(disk)
-    tracking = Tracking(metric_of("regression"), "s3://bucket/results/full/search", {})
+    tracking = Tracking(METRICS["mae"], "s3://bucket/results/full/search", {})
     with pytest.raises(StorageError, match=rf"^cannot write {disk}/ray_results/full/search, .*No space left.*space"):
         watched_by(tracking, tmp_path)
     assert "Traceback" not in capfd.readouterr().err
@@ -147,7 +147,7 @@ def test_a_folder_for_events_that_cannot_be_made_is_told_in_a_sentence(tmp_path)
     (tmp_path / "search").write_text("mine")
     trial = trial_of("a", {})
     with pytest.raises(StorageError, match=rf"^cannot write {tmp_path}/search, .*: File exists\. Make"):
-        Tracking(metric_of("regression"), f"{tmp_path}/search", {}).on_trial_result(1, [trial], trial, {})
+        Tracking(METRICS["mae"], f"{tmp_path}/search", {}).on_trial_result(1, [trial], trial, {})
 
 
 def searcher(space):
@@ -339,7 +339,7 @@ def test_a_rung_holds_what_was_kept_by_then():
 def tracked(folder, *names):
     """What tracks a search, once trials of it have ended."""
     space = SearchSpace(name="x", parameters={"freeze_depth": "readout", "lr": {"choice": [0.1, 0.2]}})
-    tracking = Tracking(metric_of("regression"), f"{folder}/search", {}, space)
+    tracking = Tracking(METRICS["mae"], f"{folder}/search", {}, space)
     ended = [trial_of(name, {"lr": 0.1, "epochs": 3}, {"kept_val_mae": 1.0, "failed": "so"}) for name in names]
     tracking.on_experiment_end(ended)
     return tracking

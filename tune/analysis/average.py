@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models.metrics import Kind, all_scores, over_folds
+from data.metrics import Metric, all_scores, over_folds
 from tune.analysis.paired import pair_up
 from tune.analysis.trusted import trust_facts, trust_sentence
 from tune.arguments import On, Weights
@@ -163,17 +163,17 @@ def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {fold: table[table["fold"] == fold].drop(columns="fold") for fold in sorted(set(table["fold"]))}
 
 
-def scores(part: Part, predicted: np.ndarray, kind: Kind) -> dict[str, Any]:
+def scores(part: Part, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
     """Scores by fold, their mean and their standard deviation over folds, as in a sweep's results.json."""
     y_true, fold = part.rows["y_true"].to_numpy(), part.rows["fold"].to_numpy()
     parts = [(int(one), np.flatnonzero(fold == one)) for one in np.unique(fold)]
-    return over_folds([(one, len(here), all_scores(kind, y_true[here], predicted[here])) for one, here in parts])
+    return over_folds([(one, len(here), all_scores(metric, y_true[here], predicted[here])) for one, here in parts])
 
 
 def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -> dict[str, Any]:
     """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
     first = runs[0]
-    kind = first.task["kind"]
+    metric = first.metric
     members = []
     for position, (run, label) in enumerate(zip(runs, found.labels, strict=True)):
         member = {"member": label, "address": run.address, "notes": run.results["notes"]}
@@ -181,7 +181,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
         for on, part in (("test", found.test), ("validation", found.validation)):
             if part is not None:
-                member[on] = scores(part, part.members[position], kind)["mean"]
+                member[on] = scores(part, part.members[position], metric)["mean"]
         members.append(member)
     notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
     if found.validation is None:
@@ -193,7 +193,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
             "was not: the weights flatter it."
         )
     title = f"mean of {len(runs)} runs"
-    trust = trust_facts(list(tables(found.test).items()), kind)
+    trust = trust_facts(list(tables(found.test).items()), metric)
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
@@ -220,7 +220,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "inert": [],
         "ensemble": {
             "title": title,
-            **scores(found.test, found.test.mean, kind),
+            **scores(found.test, found.test.mean, metric),
             **({"trust": trust} if trust else {}),
         },
         "members": members,
@@ -229,7 +229,7 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "weights": ", ".join(sorted({one for run in runs for one in weights_of(run).split(", ") if one})),
     }
     if found.validation is not None:
-        results["validation"] = scores(found.validation, found.validation.mean, kind)["mean"]
+        results["validation"] = scores(found.validation, found.validation.mean, metric)["mean"]
     return results
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.crystals.task_table import official_ids, official_task
+from data.fold import DEFAULT_SPLIT
 from data.folds import make_folds
-from data.split_rule import DEFAULT_SPLIT
-from data.tasks import official_ids, official_task
 from tune.errors import RunError
 from tune.runs import Member, SweepRun, split_of
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
 
+from data.metrics import Metric
 from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
-from models.metrics import Metric
 from tune.errors import RunError
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from data.split_rule import DEFAULT_SPLIT
+from data.fold import DEFAULT_SPLIT
+from data.metrics import Metric, scores_of
 from models.bootstrap import MIN_COMPOSITIONS, RESAMPLES, clusters, interval, resampled_scores
-from models.metrics import Kind, Metric, all_scores
 from tune.analysis.entries import Entry, run_entries
 from tune.analysis.paired import Difference, fold_scores, pair_up
 from tune.analysis.peers import peer_tables
@@ -129,7 +129,7 @@ def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[S
 
 def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
     """Rank entries of the same task, target and rows."""
-    metric, kind = runs[0].metric, runs[0].task["kind"]
+    metric = runs[0].metric
     sign = 1.0 if metric.mode == "min" else -1.0
     most = max(len(entry.table) for entry in entries)
     whole = [entry for entry in entries if len(entry.table) == most]
@@ -157,12 +157,12 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
             tied = is_noise(found, spread, entry.n_draws, best.n_draws)
         by_fold = dict(zip(names, values[one].tolist(), strict=True))
         placed = 1 if tied else position
-        places.append(Place(entry, mean_scores(entry.table, kind), by_fold, placed, tied, found, most))
+        places.append(Place(entry, mean_scores(entry.table, metric), by_fold, placed, tied, found, most))
     if any(place.tied for place in places):
         places[0] = Place(best, places[0].scores, places[0].by_fold, 1, True, None, most)
     for entry in entries:
         if entry not in whole:
-            places.append(_place_apart(entry, best, metric, kind))
+            places.append(_place_apart(entry, best, metric))
     return Section(runs[0].task, runs[0].results["data"], metric, places, spread, n_resamples, runs)
 
 
@@ -180,11 +180,9 @@ def resamples_for(n_compositions: int, metric: Metric) -> int:
     return int(np.clip(_BUDGET[metric.name] // n_compositions, 500, RESAMPLES))
 
 
-def mean_scores(table: pd.DataFrame, kind: Kind) -> dict[str, float]:
+def mean_scores(table: pd.DataFrame, metric: Metric) -> dict[str, float]:
     """Means over folds of what Matbench scores, and the largest error of all."""
-    by_fold = [
-        all_scores(kind, part["y_true"].to_numpy(), part["y_pred"].to_numpy()) for _, part in table.groupby("fold")
-    ]
+    by_fold = [scores_of(metric, part) for _, part in table.groupby("fold")]
     means = {name: float(np.mean([scores[name] for scores in by_fold])) for name in by_fold[0]}
     return means | {name: max(scores[name] for scores in by_fold) for name in ("max_error",) if name in means}
 
@@ -208,11 +206,11 @@ def pooled_spread(by_run: Sequence[np.ndarray]) -> SeedSpread | None:
     return SeedSpread(float(np.sqrt(squares / freedom)), freedom)
 
 
-def _place_apart(entry: Entry, best: Entry, metric: Metric, kind: Kind) -> Place:
+def _place_apart(entry: Entry, best: Entry, metric: Metric) -> Place:
     """The place of an entry that lacks ids: no rank, and the difference to the best on what both have."""
     own = fold_scores(entry.table, entry.table["y_pred"].to_numpy()[None], metric)[0]
     by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))
-    scores = mean_scores(entry.table, kind)
+    scores = mean_scores(entry.table, metric)
     try:
         pair = pair_up([entry.table], [best.table])
     except RunError:

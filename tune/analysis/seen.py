@@ -17,7 +17,8 @@ from data.crystals.layouts.matbench_files import read_matbench_file
 from data.crystals.rows import RawChunk, Rows
 from data.errors import UserError
 from data.stores.places import expanded
-from data.tasks import TaskError, read_ids
+from data.task import TaskError
+from data.tasks import read_ids
 from tune.analysis.crystal_facts import FactsError, predicted_rows
 from tune.analysis.ranking import Section
 

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from models.metrics import TRUSTED, Kind, all_scores
+from data.metrics import TRUSTED, Metric, scores_of
 
 WORST = 3  # predictions that are named
 
 
-def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], kind: Kind) -> dict[str, Any]:
+def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric) -> dict[str, Any]:
     """Counts the predictions that are not trusted, names the worst of them, and scores the others.
 
     Args:
         tables: each fold's index and test predictions, with `trust` and `trusted`.
-        kind: of the task.
+        metric: that the task is judged by.
 
     Returns:
         `n`, `n_untrusted`, `worst` (those of the largest error, a dict each) and, where each fold has trusted ones,
@@ -40,7 +40,7 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], kind: Kind) -> dict[
     }
     trusted = [table[table["trusted"]] for _, table in tables]
     if all(len(table) for table in trusted):
-        scores = [all_scores(kind, table["y_true"].to_numpy(), table["y_pred"].to_numpy()) for table in trusted]
+        scores = [scores_of(metric, table) for table in trusted]
         facts["mean_of_trusted"] = {
             name: float(
                 (np.max if name == "max_error" else np.mean)([scores_of_fold[name] for scores_of_fold in scores])
@@ -77,22 +77,21 @@ def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") 
     return sentence
 
 
-def untrusted_facts(table: pd.DataFrame, kind: Kind, metric: str) -> dict[str, Any]:
+def untrusted_facts(table: pd.DataFrame, metric: Metric) -> dict[str, Any]:
     """Counts what is not trusted of a line of the leaderboard, names the worst of it, and scores the rest.
 
     Args:
         table: of all folds, with a column `fold`.
-        kind: of the task.
-        metric: that the line is judged by.
+        metric: that the task is judged by.
     """
-    facts = trust_facts([(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], kind)
+    facts = trust_facts([(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], metric)
     if not facts:
         return {}
     line: dict[str, Any] = {"n_untrusted": facts["n_untrusted"]}
     if facts["n_untrusted"]:
         line["worst_untrusted"] = [f"{row['composition']} ({row['id']})" for row in facts["worst"]]
     if "mean_of_trusted" in facts:
-        line[f"{metric}_of_trusted"] = facts["mean_of_trusted"][metric]
+        line[f"{metric.name}_of_trusted"] = facts["mean_of_trusted"][metric.name]
     return line
 
 

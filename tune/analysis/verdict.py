@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
+from data.metrics import Metric
 from models.bootstrap import MIN_COMPOSITIONS
-from models.metrics import Metric
 from tune.analysis.paired import Difference, Pair
 
 

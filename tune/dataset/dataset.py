@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import ray
 
-from data.crystals.rows import Rows
-from data.folds import Fold, Split, make_folds, split_fold
+from data.fold import DEFAULT_SPLIT, Fold
+from data.folds import Split, make_folds, split_fold
 from data.machine.console import say
 from data.notes import commonest_notes, rows_were
 from data.row_numbers import RowNumbers
-from data.split_rule import DEFAULT_SPLIT, SplitRule
 from data.targets import bad_target_reasons
-from data.tasks import Task
+from data.task import Kind, Task, TaskRows
 from models.family import FamilyRows
-from models.metrics import Kind
 from models.registry import open_family, open_model
 from tune.dataset.parts import cached_fields
 from tune.dataset.trial_fold import TrialFold
@@ -44,7 +42,7 @@ class Dataset:
         ids: one a row.
         row_numbers: where the rows stand in the user's file.
         clusters: name of what a row has in common with others, such as its reduced formula; None of a rejected row.
-        labels: all targets, the test parts' included; float64, NaN where there is none.
+        labels: all targets, the test parts' included; float64, shape (n_rows, *target_shape), NaN where there is none.
         quarantine: reason by row, for rows that take part in nothing.
         notes: what the reader of a row noted, by row; such rows take part.
         unscored: quarantined rows that have no usable label either (no target, or a repeated id).
@@ -71,7 +69,7 @@ class Dataset:
     data_sha256: str
     cache_key: str
     folds: list[Fold]
-    split_rule: SplitRule
+    split_rule: str
     split_note: str
     splits: dict[int, Split]
     rows_ref: ray.ObjectRef
@@ -80,7 +78,7 @@ class Dataset:
 
 def load_dataset(
     task: Task,
-    rows: Rows,
+    rows: TaskRows,
     space: SearchSpace,
     cache_folder: str,
     *,
@@ -88,7 +86,7 @@ def load_dataset(
     seed: int,
     gpus_per_task: float,
     collapse: bool = True,
-    split_rule: SplitRule = DEFAULT_SPLIT,
+    split_rule: str = DEFAULT_SPLIT,
     at_once: int | None = None,
 ) -> Dataset:
     """Build or read everything trials share, and put it where they can read it without a copy.
@@ -126,9 +124,10 @@ def load_dataset(
         say(remark)
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
-    if usable.any() and np.ptp(rows.targets[usable]) == 0:
+    if usable.any() and not np.ptp(rows.targets[usable], axis=0).any():
+        one = f" are {rows.targets[usable][0]:g}" if rows.targets.ndim == 1 else " are the same"
         raise SweepError(
-            f"all {usable.sum()} usable targets of {task.name} ({task.target}) are {rows.targets[usable][0]:g}: "
+            f"all {usable.sum()} usable targets of {task.name} ({task.target}){one}: "
             "there is nothing to learn. Choose another target (--target)"
         )
 
@@ -154,7 +153,7 @@ def load_dataset(
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
         fields = {key: value for key, value in reference.items() if key != "model"}
         model = open_model(reference["model"])
-        model.start(model.config(**fields), inputs.rows, trial_fold.part(task.kind, task.quantity), "cpu")
+        model.start(model.config(**fields), inputs.rows, trial_fold.part(task), "cpu")
     return Dataset(
         task=task,
         ids=rows.ids,
@@ -178,12 +177,12 @@ def load_dataset(
 
 def _read(
     task: Task,
-    rows: Rows,
+    rows: TaskRows,
     space: SearchSpace,
     cache_folder: str,
     gpus_per_task: float,
     collapse: bool,
-    split_rule: SplitRule,
+    split_rule: str,
     at_once: int | None,
 ) -> tuple[FamilyRows, ray.ObjectRef]:
     """The rows as the family reads them, and what trials get of them, in the object store."""
@@ -212,7 +211,7 @@ def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
 
 
 def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:
-    visible = np.full(len(targets), np.nan)
+    visible = np.full(targets.shape, np.nan)
     for part in (split.train, split.val):
         visible[part] = targets[part]
     return TrialFold(visible, split.train, split.val, split.test)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.task_table import Quantity
-from models.metrics import Kind
+from data.task import Task
 from models.model import TrainingPart
 
 
@@ -16,7 +15,7 @@ class TrialFold:
     """One fold as a trial sees it: no label of its test part is in it.
 
     Attributes:
-        targets: float64, shape (n_rows,), NaN for every row but those of `train` and `val`.
+        targets: float64, shape (n_rows, *target_shape), NaN for every row but those of `train` and `val`.
         train, val, test: row positions, int64.
     """
 
@@ -25,6 +24,14 @@ class TrialFold:
     val: np.ndarray
     test: np.ndarray
 
-    def part(self, kind: Kind, quantity: Quantity) -> TrainingPart:
+    def part(self, task: Task) -> TrainingPart:
         """What a model may see: not even which rows are tested."""
-        return TrainingPart(self.targets, self.train, self.val, kind, quantity)
+        return TrainingPart(
+            self.targets,
+            self.train,
+            self.val,
+            task.kind,
+            task.quantity,
+            metric_name=task.metric,
+            n_classes=task.n_classes,
+        )

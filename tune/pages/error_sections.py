@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from models.metrics import TRUSTED
+from data.metrics import TRUSTED
 from tune.analysis.crystal_facts import FAMILIES_TOLD, SYMPREC, families
 from tune.analysis.trusted import trust_facts, trust_sentence
 from tune.pages import figures
@@ -178,7 +178,7 @@ def trust(shown: Shown) -> list[Section]:
     if "trusted" not in table:
         return []
     facts = trust_facts(
-        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], shown.sweep.task["kind"]
+        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], shown.sweep.metric
     )
     metric, untrusted = shown.sweep.metric.name, shown.sweep.results["options"].get("untrusted", "keep")
     entry = {"trust": facts, "mean": _mean_over_folds(table, shown)}

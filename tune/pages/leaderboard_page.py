@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from data.split_rule import DEFAULT_SPLIT
-from models.metrics import TRUSTED
+from data.fold import DEFAULT_SPLIT
+from data.metrics import TRUSTED
 from tune.analysis.contamination import Exposure, exposures
 from tune.analysis.contamination import report as exposure_report
 from tune.analysis.entries import OVERLAP_FLAG, load_runs, short_protocol
@@ -48,7 +48,7 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
             "n_common": place.n_common,
         }
     line |= {"n_ids": entry.table["id"].nunique(), "folds": sorted(place.by_fold), "flags": entry.flags}
-    line |= untrusted_facts(entry.table, section.task["kind"], metric)
+    line |= untrusted_facts(entry.table, section.metric)
     run = entry.run
     if run is None:
         return line

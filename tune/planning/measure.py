@@ -26,7 +26,7 @@ from data.crystals.graphs import Graphs, element_fractions, stack
 from data.crystals.rows import Rows
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
-from data.tasks import Task
+from data.task import Task
 from models.crystals.cached_arrays import backbone_output
 from models.crystals.chgnet.features import GraphInputs, backbone_features
 from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
@@ -141,9 +141,7 @@ def measure(
         work = _work(graphs, cutoffs(space.needs.weights)[1], collapse)
         heavy = _split(sample, usable, work, n_heavy, most_batch)
         light = _split(sample, usable, work, n, most_batch)
-        _, reference = _timed(
-            lambda: start_chgnet(_untrained(space, task), shared_rows, light.part(task.kind, task.quantity))
-        )
+        _, reference = _timed(lambda: start_chgnet(_untrained(space, task), shared_rows, light.part(task)))
         dataset.trial_folds.update({0: ray.put(heavy), 1: ray.put(light)})
         trials = measure_trials(
             dataset,
@@ -208,7 +206,7 @@ def _compile(task: Task, sample: Rows, space: SearchSpace, collapse: bool) -> No
             config = _untrained(space, task).model_copy(update={"freeze_depth": depth, "epochs": 1})
             n_atoms = graphs.atoms_per_graph.astype(np.int32)
             rows = CrystalRows(element_fractions(graphs), n_atoms, graphs, known, collapse=collapse)
-            list(start_chgnet(config, rows, part.part(task.kind, task.quantity)).epochs())
+            list(start_chgnet(config, rows, part.part(task)).epochs())
 
 
 def _untrained(space: SearchSpace, task: Task) -> CHGNetConfig:

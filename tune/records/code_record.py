@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from data import families
 from data.machine.import_path import ROOT
 from data.machine.module_files import module_files
 from models.registry import FAMILIES, MODELS
@@ -64,7 +65,7 @@ def code_sha256(model: str = "") -> str:
     """
     files = []
     # Models and families are imported when they are asked for, by names that no import statement tells.
-    by_name = {*(module for module, _ in MODELS.values()), *FAMILIES.values()}
+    by_name = {*(module for module, _ in MODELS.values()), *FAMILIES.values(), *families.FAMILIES.values()}
     for module in module_files([TRIALS, *by_name], leave_out=TELLING):
         source = module.read_bytes()
         beside = (file for file in module.parent.iterdir() if file.suffix != ".py" and file.is_file())

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from pyarrow import fs
 
+from data.metrics import TRUSTED
 from data.stores.storage import file_names, read_whole
-from models.metrics import TRUSTED
 from tune.errors import RunError
 
 _PREFIX = {"test": "preds", "validation": "val"}

@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.crystals.rows import Rows
-from data.split_rule import DEFAULT_SPLIT, SplitRule
-from data.tasks import Task, open_task
+from data.fold import DEFAULT_SPLIT
+from data.task import Task, TaskRows
+from data.tasks import open_task
+from models.registry import family_of
 from tune.arguments import AUTO_COPIES, Copies, Tracker, Untrusted
 from tune.errors import SweepError
 from tune.records.code_record import code_sha256, run_record
@@ -61,7 +62,7 @@ class Options(BaseModel):
     tta: str
     untrusted: Untrusted = "keep"
     track: Tracker | None = None
-    split: SplitRule = DEFAULT_SPLIT
+    split: str = DEFAULT_SPLIT
     batches: list[Batch] = []
 
     @property
@@ -75,10 +76,11 @@ class Options(BaseModel):
             return None
         return Copies(AUTO_COPIES, True) if self.tta == "auto" else Copies(int(self.tta), False)
 
-    def open_task(self) -> tuple[Task, Rows]:
+    def open_task(self) -> tuple[Task, TaskRows]:
         """The task and all its rows; raises what `data.tasks.open_task` does."""
         return open_task(
             self.task,
+            family=family_of(self.space.model),
             target=self.target,
             quantity=self.quantity,
             ids_file=Path(self.ids) if self.ids else None,

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from data.errors import UserError
 from data.machine.import_path import ROOT
 from data.stores.places import expanded
-from data.task_table import Quantity
+from data.task import Quantity
 from models.config import ModelConfig
 from models.registry import ModelError, open_family, open_model
 from tune.spaces.yaml_lines import lines_of, repeated_key
@@ -24,7 +24,7 @@ from tune.spaces.yaml_lines import lines_of, repeated_key
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-    from models.metrics import Kind
+    from data.task import Kind
 
 SPACES_FOLDER = Path(ROOT) / "search_spaces"
 RANGES = ("choice", "uniform", "loguniform", "int", "logint")

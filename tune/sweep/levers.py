@@ -106,7 +106,7 @@ def check_levers(dataset: Dataset, space: SearchSpace, fold: int, pairs: Sequenc
     model = open_model(space.model)
     part: TrialFold = ray.get(dataset.trial_folds[fold])
     rows: TrainingRows = ray.get(dataset.rows_ref)
-    tries = Tries(model, rows, part.part(dataset.task.kind, dataset.task.quantity))
+    tries = Tries(model, rows, part.part(dataset.task))
     checks = [_checked(tries, space, *pair) for pair in pairs]
     if all(isinstance(check.difference, str) for check in checks):  # what it reads is to be seen all the same
         tries.run(combinations(space)[0])

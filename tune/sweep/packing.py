@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,9 @@ import ray
 import torch
 
 from data.machine.console import say
+from data.task import Task
 from models.device import device_of_share
-from models.model import TrainingPart, TrainingRows
+from models.model import TrainingRows
 from models.registry import open_family, open_model
 from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
@@ -95,17 +96,14 @@ def probe(space: SearchSpace, dataset: Dataset, fold: int, device: str = "cuda")
     remote = ray.remote(num_cpus=1, num_gpus=float(device == "cuda"), max_calls=1)(_probe)
     fold_ref = dataset.trial_folds[fold]
     task = dataset.task
-    refs = [
-        remote.remote(dataset.rows_ref, fold_ref, space.model, config, task.kind, task.quantity, device)
-        for config in by_kind.values()
-    ]
+    refs = [remote.remote(dataset.rows_ref, fold_ref, space.model, config, task, device) for config in by_kind.values()]
     return [
         Probe(config, *used_and_total) for config, used_and_total in zip(by_kind.values(), ray.get(refs), strict=True)
     ]
 
 
 def _probe(
-    rows: TrainingRows, fold: TrialFold, name: str, fields: dict[str, Any], kind: Any, quantity: Any, device: str
+    rows: TrainingRows, fold: TrialFold, name: str, fields: dict[str, Any], task: Task, device: str
 ) -> tuple[int, int]:
     device_of_share(float(device == "cuda"))
     model = open_model(name)
@@ -119,7 +117,7 @@ def _probe(
     # Passes are as large as a trial's: with small batches these take the most.
     n_judged = max(n_rows, family.ROWS_PER_PASS)
     largest = fold.train[np.argsort(-family.work(rows)[fold.train], kind="stable")]
-    part = TrainingPart(fold.targets, largest[:n_rows], largest[:n_judged], kind, quantity)
+    part = replace(fold.part(task), train=largest[:n_rows], val=largest[:n_judged])
     run = model.start(config, rows, part, device)
     for _ in run.epochs():
         pass

@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from data.crystals.rows import Rows
+from data.fold import SplitError
 from data.machine.console import say
-from data.split_rule import SplitError
+from data.metrics import metric_of
 from data.stores.storage import file_names
-from data.tasks import Task
+from data.task import Task, TaskRows
 from models.family import UnsuitedError
-from models.metrics import metric_of
 from tune.analysis.comparison import compare
 from tune.analysis.paired import fold_scores, pair_up
 from tune.dataset.dataset import Dataset
@@ -79,7 +78,7 @@ def queue_for_task(queue: Queue, task: Task) -> Queue:
     return queue.model_copy(update={"experiments": fitting})
 
 
-def _run(queue: Queue, options: Options, task: Task, rows: Rows, top: Folder) -> dict[str, Any]:
+def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder) -> dict[str, Any]:
     """Every experiment in turn, the ranking written after each."""
     say(f"{options.name}: {task.name}, {len(rows)} rows, queue {queue.name}. {queue.description}", style="bold")
     datasets = _Datasets(task, rows)
@@ -112,7 +111,7 @@ class _Datasets:
     """What experiments train on, one at a time, for each is large; experiments with the same graphs share it."""
 
     task: Task
-    rows: Rows
+    rows: TaskRows
     key: tuple[Any, ...] = ()
     dataset: Dataset | None = None
 
@@ -188,7 +187,7 @@ def _run_experiment(queue: Queue, experiment: Experiment, options: Options, data
     trained = train(own, space, dataset, folder, config, at_first, with_reference=True)
     n = len(own.folds)
     first = _mean_val(trained[n : 2 * n] or trained)  # of what trains nothing the reference itself
-    metric = metric_of(datasets.task.kind).name
+    metric = metric_of(datasets.task).name
     limits = [limit for limit in (gate.continue_below, gate.stop_above) if _worse_than(limit, first, metric)]
     gated = bool(limits)
     if gated:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.notes import commonest_notes, rows_were
-from data.tasks import DEMO, Task
+from data.task import Task
 from models.registry import open_family, open_model
 from tune.dataset.dataset import Dataset
 from tune.spaces.space import SearchSpace
@@ -22,8 +22,7 @@ _ROUNDING = 1e-5  # part of the spread of the labels by which predictions of the
 
 def target_note(task: Task, space: SearchSpace) -> str:
     """How the model takes a target of the user's own; "" where that is no question."""
-    asked = task.official is None and task.name != DEMO.name and task.kind == "regression"
-    return open_family(task.family).target_note(open_model(space.model), task.quantity) if asked else ""
+    return open_family(task.family).target_note(open_model(space.model), task)
 
 
 def row_notes(dataset: Dataset, n_fallback: int) -> list[str]:
@@ -80,8 +79,8 @@ def untrained_notes(outcomes: Sequence[Outcome]) -> list[str]:
 
 def same_seeds_notes(ensembles: Sequence[FoldScore]) -> list[str]:
     """Whether all seeds came to the same model: their spread is 0 then, and no uncertainty."""
-    spread = max(float(score.predictions["std"].max()) for score in ensembles)
-    spread_of_labels = float(np.std(np.concatenate([score.predictions["y_true"] for score in ensembles])))
+    spread = max(float(score.arrays["test"]["std"].max()) for score in ensembles)
+    spread_of_labels = float(np.std(np.concatenate([score.arrays["test"]["y_true"] for score in ensembles])))
     note = (
         "All seeds train the same model, as where one batch holds all training rows: that they agree says nothing of "
         "how sure the predictions are."

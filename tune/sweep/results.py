@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy as np
 import pandas as pd
 import ray
 
-from data.tasks import DEMO
-from models.metrics import Kind, metric_of, over_folds
+from data.metrics import Metric, metric_of, over_folds
 from models.registry import open_family, open_model, planned_epochs
 from tune.analysis.trusted import trust_facts
 from tune.dataset.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
@@ -39,7 +39,7 @@ def collect(
     levers: list[LeverCheck],
 ) -> dict[str, Any]:
     """Score what was trained, write its files, and gather the results."""
-    task, metric = dataset.task, metric_of(dataset.task.kind)
+    task, metric = dataset.task, metric_of(dataset.task)
     scores = [score_fold(dataset, outcome) for outcome in trained]
     n = len(options.folds)
     model, family = open_model(space.model), open_family(task.family)
@@ -47,7 +47,7 @@ def collect(
     write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
     by_seed = [scores[position : position + n] for position in range(n, len(trained), n)]
     seed_entries = [
-        _seed_entry(folder, trained[n * k : n * (k + 1)], part, task.kind) for k, part in enumerate(by_seed, start=1)
+        _seed_entry(folder, trained[n * k : n * (k + 1)], part, metric) for k, part in enumerate(by_seed, start=1)
     ]
     overlap = family.pretraining_note(model, space.parameters) if task.pretraining_overlap else ""
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
@@ -57,7 +57,7 @@ def collect(
     flags = {
         "subset": subset,
         dataset.split_rule: bool(dataset.split_note),
-        "labels of a model": task.name == DEMO.name,
+        **dict.fromkeys(task.flags, True),
         "pretraining overlap": bool(overlap),
         "search saw other folds": bool(space.searched) and not set(options.folds) <= set(options.search_folds),
         "inert": bool(inert),
@@ -70,7 +70,7 @@ def collect(
         *([overlap] if overlap else []),
         *row_notes(dataset, n_fallback),
         *untrained_notes(trained[n:]),
-        *(one_class_notes(scores[:n]) if task.kind == "classification" else []),
+        *(one_class_notes(scores[:n]) if task.metric == "rocauc" else []),
     ]
     results: dict[str, Any] = {
         "sweep": options.name,
@@ -80,7 +80,7 @@ def collect(
             "searched": sorted(space.searched),
         },
         "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in trained})},
-        "task": {key: value for key, value in vars(task).items() if value is not None},
+        "task": {key: value for key, value in vars(task).items() if value is not None and value != ()},
         "data": {
             "description": description,
             "n_rows": len(dataset.ids),
@@ -98,7 +98,7 @@ def collect(
         "metric": metric.name,
         "model": model_facts(space.model),
         "by_chance": space.trains and _by_chance(dataset, space, chosen),
-        "reference": {"title": reference, **summary(scores[:n], task.kind)},
+        "reference": {"title": reference, **summary(scores[:n], metric)},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
@@ -109,17 +109,16 @@ def collect(
     if len(by_seed) > 1:
         members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
         for member in members:
-            folder.write_csv(f"ensemble/preds_fold_{member.fold}.csv", member.predictions)
-            folder.write_csv(f"ensemble/val_fold_{member.fold}.csv", member.validation)
-        results["ensemble"] = summary(members, task.kind)
+            write_predictions(folder, "ensemble", member)
+        results["ensemble"] = summary(members, metric)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
         notes += same_seeds_notes(members)
     return results
 
 
-def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], kind: Kind) -> dict[str, Any]:
+def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], metric: Metric) -> dict[str, Any]:
     """Write what one seed has left on every fold; its scores, and how it was trained."""
-    seed, metric = outcomes[0].config["seed"], metric_of(kind)
+    seed = outcomes[0].config["seed"]
     write_evaluation(folder, f"seed_{seed}", outcomes, scores, metric.name)
     training = [
         {
@@ -132,7 +131,7 @@ def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore]
         }
         for outcome in outcomes
     ]
-    return {"seed": seed, **summary(scores, kind), "training": training}
+    return {"seed": seed, **summary(scores, metric), "training": training}
 
 
 def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
@@ -256,13 +255,22 @@ def write_evaluation(
     """Write history, predictions and model of one config on every fold, under a folder of its own."""
     for outcome, score in zip(outcomes, scores, strict=True):
         write_history(folder, f"{name}/history_fold_{score.fold}.csv", outcome, metric_name)
-        folder.write_csv(f"{name}/preds_fold_{score.fold}.csv", score.predictions)
-        folder.write_csv(f"{name}/val_fold_{score.fold}.csv", score.validation)
+        write_predictions(folder, name, score)
         folder.write(f"{name}/model_fold_{score.fold}.pth", model_file(outcome))
 
 
-def summary(scores: Sequence[FoldScore], kind: Kind) -> dict[str, Any]:
+def write_predictions(folder: Folder, name: str, score: FoldScore) -> None:
+    """Write the predictions of a fold; where they are arrays, these beside the table of their examples' values."""
+    for part, prefix, table in (("test", "preds", score.predictions), ("val", "val", score.validation)):
+        if "y_pred" not in table:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, allow_pickle=False, **score.arrays[part])
+            folder.write(f"{name}/{prefix}_fold_{score.fold}.npz", buffer.getvalue())
+        folder.write_csv(f"{name}/{prefix}_fold_{score.fold}.csv", table)
+
+
+def summary(scores: Sequence[FoldScore], metric: Metric) -> dict[str, Any]:
     """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
     result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
-    facts = trust_facts([(score.fold, score.predictions) for score in scores], kind)
+    facts = trust_facts([(score.fold, score.predictions) for score in scores], metric)
     return result | ({"trust": facts} if facts else {})

@@ -15,12 +15,11 @@ from typing import Any
 
 import ray
 
-from data.crystals.rows import Rows
+from data.fold import SplitError
 from data.machine.console import say
 from data.machine.ray_session import connect
-from data.split_rule import SplitError
 from data.stores.storage import StorageError
-from data.tasks import Task
+from data.task import Task, TaskRows
 from models.family import UnsuitedError
 from models.registry import open_family, open_model
 from tune.cluster.storage_check import check_storage
@@ -90,7 +89,13 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
 
 
 def _prepare(
-    options: Options, batches: list[Batch], task: Task, rows: Rows, folder: Folder, resumed: bool, address: str | None
+    options: Options,
+    batches: list[Batch],
+    task: Task,
+    rows: TaskRows,
+    folder: Folder,
+    resumed: bool,
+    address: str | None,
 ) -> tuple[Dataset, list[Batch], list[LeverCheck]]:
     """Everything that trials share, the spaces that fit it, and the proof that the levers of the last do something."""
     refusals, space = (SweepError, SplitError, UnsuitedError), batches[-1].space
@@ -149,7 +154,7 @@ def _run(
     return results
 
 
-def open_dataset(options: Options, space: SearchSpace, task: Task, rows: Rows) -> Dataset:
+def open_dataset(options: Options, space: SearchSpace, task: Task, rows: TaskRows) -> Dataset:
     """Everything trials share, in the object store."""
     return load_dataset(
         task,

@@ -17,7 +17,7 @@ import torch
 from pyarrow import fs
 
 from data.machine.console import say
-from models.metrics import metric_of
+from data.metrics import metric_of
 from tune.arguments import Copies, Untrusted
 from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
@@ -112,7 +112,7 @@ def search_fold(
             watch=watch,
         )
         outcomes = [outcome for outcome in outcomes if outcome.error is None] + again
-    sign = 1 if metric_of(dataset.task.kind).mode == "min" else -1
+    sign = 1 if metric_of(dataset.task).mode == "min" else -1
     return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
 
 
@@ -135,7 +135,7 @@ def _search(
 ) -> list[Outcome]:
     """One batch of a search, in any order; ASHA's rungs are those of the whole search."""
     batch, own_folder = batches[number], f"{folder}-more-{number}" if number else folder
-    metric, space = metric_of(dataset.task.kind), batch.space
+    metric, space = metric_of(dataset.task), batch.space
     points = [({field: one.config[field] for field in space.searched}, one.kept_metric) for one in earlier]
     trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, own_folder, predict_test=False)
     tune_config = ray.tune.TuneConfig(
@@ -214,7 +214,7 @@ def train_chosen(
     Returns:
         One outcome a pair, in the same order.
     """
-    metric = metric_of(dataset.task.kind)
+    metric = metric_of(dataset.task)
     runs = [{"fold": fold, **config} for fold, config in chosen]
     plan = hashlib.sha256(json.dumps([runs, asdict(copies) if copies else 0], sort_keys=True).encode()).hexdigest()[:8]
     folder = f"{folder}-{plan}"
@@ -268,8 +268,7 @@ def _trainable(
     untrusted: Untrusted = "keep",
 ) -> Any:
     task = TrialTask(
-        kind=dataset.task.kind,
-        quantity=dataset.task.quantity,
+        task=dataset.task,
         about={
             "task": dataset.task.name,
             "target": dataset.task.target,

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.machine.console import console, say
-from models.metrics import Metric
+from data.metrics import Metric
 from models.registry import planned_epochs
 from tune.trials.fields import fields_of
 from tune.trials.progress import progress_of

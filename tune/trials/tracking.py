@@ -28,8 +28,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from torch.utils.tensorboard import SummaryWriter
 
 from data.machine.console import say
+from data.metrics import Metric
 from data.stores.storage import StorageError
-from models.metrics import Metric
 from models.registry import planned_epochs
 from tune.spaces.space import SearchSpace
 from tune.trials.fields import fields_of

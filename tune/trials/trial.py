@@ -16,12 +16,12 @@ import torch
 from pyarrow import fs
 
 from data.machine.allocator import keep_freed_memory
-from data.task_table import Quantity
+from data.metrics import metric_of
+from data.task import Task
 from models.config import ModelConfig
 from models.device import device_name, device_of_share
 from models.family import Family
 from models.fitted import FittedModel
-from models.metrics import Kind, metric_of
 from models.model import Fitted, Prediction, Run, TrainingRows
 from models.registry import open_family, open_model
 from models.training.train import NonFiniteLossError
@@ -41,9 +41,8 @@ class TrialTask:
     """What a trial must know of its task.
 
     Attributes:
-        kind: regression or classification.
-        quantity: what the target is to an energy model.
-        about: facts to store with a model.
+        task: its facts.
+        about: those that are stored with a model.
         gpus_per_trial: share of a GPU that Ray gave to the trial.
         cpus_per_trial: threads to use.
         folder: of the Ray Tune run, path or URI; a trial's own is in it.
@@ -51,8 +50,7 @@ class TrialTask:
         untrusted: what is predicted for a row whose prediction is not trusted: it is kept, or the baseline's.
     """
 
-    kind: Kind
-    quantity: Quantity
+    task: Task
     about: dict[str, str]
     gpus_per_trial: float
     cpus_per_trial: int
@@ -80,7 +78,7 @@ def run_trial(
     fold: TrialFold = ray.get(folds[fields.pop("fold")])
     model = open_model(fields.pop("model"))
     own_folder = f"{task.folder}/trial_{ray.tune.get_context().get_trial_id()}"
-    settings, part = model.config(**fields), replace(fold.part(task.kind, task.quantity), tell=Progress(own_folder))
+    settings, part = model.config(**fields), replace(fold.part(task.task), tell=Progress(own_folder))
     run = model.start(settings, rows, part, str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
@@ -148,14 +146,14 @@ def _predict(
 ) -> tuple[Any, dict[str, Any]]:
     """Write predictions of the test and validation rows; what judges them, and what test-time augmentation did."""
     facts: dict[str, Any] = {}
-    copies = 0
+    part, copies = fold.part(task.task), 0
     if task.copies:
         result = family.judge_copies(
             fitted,
             rows,
             fold.val,
             fold.targets[fold.val],
-            metric_of(task.kind),
+            part.metric,
             task.copies.number,
             only_if_better=task.copies.only_if_better,
         )
@@ -165,7 +163,6 @@ def _predict(
     def predicted(which: np.ndarray) -> Prediction:
         return family.averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
 
-    part = fold.part(task.kind, task.quantity)
     trust = family.fit_trust(config, rows, part, lambda which: predicted(which).values)
     arrays = {}
     for name, which in (("test", fold.test), ("val", fold.val)):
@@ -195,7 +192,7 @@ class _Reports:
 
     def send_with(self, folder: Path, **facts: Any) -> None:
         """The same, with the files that are in `folder`."""
-        run, metric = self.run, metric_of(self.task.kind)
+        run, metric = self.run, metric_of(self.task.task)
         kept = {"trained_parameters": run.trained_parameters, "device": self.device, **facts}
         torch.save({**run.state(), **kept}, folder / STATE_FILE)
         last = asdict(run.history[-1])

@@ -16,7 +16,7 @@ from data.crystals.layouts.source import Source, content_of, joined, with_progre
 from data.crystals.layouts.tables import id_column
 from data.crystals.rows import Format
 from data.row_numbers import RowNumbers
-from data.task_table import TaskError
+from data.task import TaskError
 
 _Cell = bool | int | float | str | None
 _GEOMETRY = ("Lattice", "pbc", "Properties")  # of a frame; what else its second line says are labels

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.crystals.layouts.source import content_of
 from data.crystals.layouts.tables import TEXT_COLUMNS, Table, refuse_repeated
-from data.task_table import TaskError
+from data.task import TaskError
 
 MISSING = frozenset(("", "nan", "-nan", "na", "n/a", "#n/a", "<na>", "none", "null", "nat"))
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -14,7 +14,7 @@ from data.crystals.layouts.source import GROUP_COLUMN, Source, content_of, joine
 from data.crystals.layouts.tables import id_column
 from data.crystals.layouts.vasp_runs import read_vasp_runs, vasp_runs
 from data.row_numbers import RowNumbers
-from data.task_table import TaskError
+from data.task import TaskError
 
 CGCNN_TABLE = "id_prop.csv"
 _ENDING = re.compile(

@@ -16,7 +16,7 @@ import orjson
 from data.crystals.layouts.source import some_of, with_progress
 from data.crystals.layouts.tables import FORMULA_COLUMNS, Table, kind_of_structure
 from data.json_spans import child_spans, object_members, parse_json
-from data.task_table import TaskError
+from data.task import TaskError
 
 _LAYOUTS = (
     'Matbench\'s {"index": [...], "columns": [...], "data": [[...], ...]}; a list of records [{"id": ..., "structure": '

@@ -24,7 +24,7 @@ from data.crystals.layouts.tables import (
 from data.crystals.rows import Format, GzippedText
 from data.json_spans import child_spans, decompressed, object_members, parse_json, table_spans
 from data.row_numbers import counted
-from data.task_table import TaskError
+from data.task import TaskError
 
 MEMBERS = frozenset(("index", "columns", "data"))
 GZIP = b"\x1f\x8b"

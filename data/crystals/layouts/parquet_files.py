@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from data.crystals.layouts.source import content_of
 from data.crystals.layouts.tables import Table, refuse_repeated
-from data.task_table import TaskError
+from data.task import TaskError
 
 
 def read_parquet_table(path: Path) -> Table:

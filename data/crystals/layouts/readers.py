@@ -26,9 +26,10 @@ from data.crystals.layouts.parquet_files import read_parquet_table
 from data.crystals.layouts.source import GROUP_COLUMN, Source, content_of, joined
 from data.crystals.layouts.tables import ID_COLUMNS, TEXT_COLUMNS, Table, id_column, source_of
 from data.crystals.rows import GzippedText, pack_crystal
+from data.crystals.task_table import LAYOUTS
 from data.json_spans import decompressed, object_members
 from data.row_numbers import counted
-from data.task_table import LAYOUTS, TaskError
+from data.task import TaskError
 
 _ZIP = b"PK\x03\x04"
 _SQLITE = b"SQLite format 3\x00"

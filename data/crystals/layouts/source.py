@@ -14,8 +14,9 @@ from typing import TypeVar
 import numpy as np
 
 from data.crystals.rows import Format, GzippedText, Rows
+from data.crystals.task_table import Inputs
 from data.row_numbers import RowNumbers
-from data.task_table import Inputs, TaskError
+from data.task import TaskError
 
 GROUP_COLUMN = "group"
 _Item = TypeVar("_Item")

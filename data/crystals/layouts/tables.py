@@ -9,7 +9,7 @@ from typing import Literal
 from data.crystals.layouts.source import GROUP_COLUMN, Source, joined, some_of
 from data.crystals.rows import Format
 from data.row_numbers import RowNumbers, counted
-from data.task_table import TaskError
+from data.task import TaskError
 
 # Names as people write them; capitals do not count, and of several the first here is taken.
 ID_COLUMNS = (

@@ -15,7 +15,7 @@ from data.crystals.formats.atoms_records import atoms_record, unusable_record
 from data.crystals.formats.structure_files import read_structure_file
 from data.crystals.layouts.source import Source, content_of, joined, some_of, with_progress
 from data.row_numbers import counted
-from data.task_table import TaskError
+from data.task import TaskError
 
 ENERGY = "energy_per_atom"
 _FILES = ("vasprun.xml", "vasprun.xml.gz")

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from data.crystals.corrections import mp2020_minus_legacy
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.config import GradientConfig
 from models.crystals.augment import moved
 from models.crystals.chgnet.anchors import load_anchors
@@ -29,7 +29,6 @@ from models.crystals.reference import (
 )
 from models.crystals.reference_transform import ReferenceTransform, reference_transform
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import Model, TrainingPart
 from models.training.inputs import Inputs, predict
 from models.training.train import GradientRun

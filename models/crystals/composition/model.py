@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.config import GradientConfig
 from models.crystals.composition.network import CompositionNetwork
 from models.crystals.fitted_network import FittedNetwork, loaded_networks, loaded_reach, no_correction
@@ -19,7 +19,6 @@ from models.crystals.reach import Reach
 from models.crystals.reference import Reference, fit_class_reference, fit_property_reference, unit_reference
 from models.crystals.reference_transform import ReferenceTransform, reference_transform
 from models.crystals.rows import CrystalRows
-from models.metrics import Kind
 from models.model import Model, TrainingPart
 from models.training.train import GradientRun
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field, model_validator
 
 from data.crystals.corrections import mp2020_minus_legacy
-from data.task_table import Quantity
+from data.task import Kind, Quantity
 from models.config import ModelConfig
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
@@ -32,7 +32,6 @@ from models.crystals.gaussian_process.posterior import (
 )
 from models.crystals.reference import Reference, fit_energy_reference, fit_property_reference
 from models.crystals.rows import AtomFeatures, CrystalRows
-from models.metrics import Kind
 from models.model import Model, Prediction, TrainingPart, fitted_once
 from models.training.inputs import predict
 

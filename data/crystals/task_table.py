@@ -1,11 +1,10 @@
-"""The tasks there are: Matbench's nine on structures and four on compositions, and the demo.
+"""The tasks of crystals that have a name: Matbench's nine on structures and four on compositions, and the demo.
 
-Facts only; `data/tasks.py` opens a task.
+Facts only; `data/crystals/tasks.py` opens them.
 """
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +12,7 @@ from typing import Literal, cast
 
 import orjson
 
-from data.errors import UserError
-
-
-class TaskError(UserError, ValueError):
-    """What the user asked for cannot be opened as a task; the message says what to do instead."""
-
+from data.task import USUAL_METRIC, Kind, Quantity, Task, TaskError
 
 LAYOUTS = (
     "Files that are read: .json(.gz) in Matbench's layout, of JARVIS's or other records, or of a data frame; .jsonl; "
@@ -26,56 +20,21 @@ LAYOUTS = (
     "Folders: CIF, POSCAR and other structure files with one CSV of targets, or with CGCNN's id_prop.csv; runs of VASP"
 )
 
-Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
 Inputs = Literal["structures", "compositions"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is predicted, and what a reader of the result must know about it.
-
-    Attributes:
-        name: "demo", an official Matbench name, or the stem of the user's file or folder.
-        target: column of the targets.
-        unit: unit of the targets, "" where there is none.
-        kind: "regression", or "classification" of a boolean.
-        quantity: what the target is to an energy model. CHGNet's energy less an elemental reference
-            predicts the two energies; "other" gets a fresh readout.
-        labels: one sentence on where the labels come from, shown wherever a result appears.
-        pretraining_overlap: the structures are known to come from the Materials Project, on which
-            CHGNet was pretrained. False for compositions: no weights read them.
-        official: the Matbench task whose official folds apply, or None.
-        n_official: number of rows of that whole task; fewer rows at hand are a subset.
-        notes: anything else to know, or "".
-        inputs: what a row is: "structures" become graphs, "compositions" are formulas and never do
-            (`data/crystals/compositions.py`).
-        family: what an example is, and so what reads the rows.
-    """
-
-    name: str
-    target: str
-    unit: str
-    kind: Literal["regression", "classification"]
-    quantity: Quantity
-    labels: str
-    pretraining_overlap: bool
-    official: str | None
-    n_official: int | None
-    notes: str
-    inputs: Inputs = "structures"
-    family: str = "crystals"
 
 
 DEMO = Task(
     name="demo",
+    family="crystals",
+    metric="mae",
+    groups="composition",
+    inputs="structures",
+    flags=("labels of a model",),
     target="e_form",
     unit="eV/atom",
     kind="regression",
     quantity="energy_per_atom",
     labels="Labels are formation energies predicted by a model (CHGNet's r2SCAN weights), not DFT.",
-    pretraining_overlap=False,
-    official=None,
-    n_official=None,
     notes="Substituted and strained AFLOW prototypes; results show that the program works, nothing about "
     "accuracy. Some prototypes are compounds that CHGNet's pretraining holds too.",
 )
@@ -133,7 +92,7 @@ OFFICIAL_NAMES = tuple(_OFFICIAL)
 
 
 def task_names() -> list[str]:
-    """Names that `open_task` accepts besides paths."""
+    """See `DataFamily`."""
     return [DEMO.name, *OFFICIAL_NAMES]
 
 
@@ -144,13 +103,17 @@ def official_task(name: str) -> Task:
         TaskError: there is no such task.
     """
     if name not in _OFFICIAL:
-        raise no_such_task(name)
+        raise TaskError(f"Matbench has no task {name!r}: expected one of {', '.join(_OFFICIAL)}")
     facts, published = _OFFICIAL[name], _matbench_metadata()[name]
+    kind = cast(Kind, published["task_type"])
     return Task(
         name=name,
         target=str(published["target"]),
         unit="" if published["unit"] in (None, "unitless") else str(published["unit"]),
-        kind=cast(Literal["regression", "classification"], published["task_type"]),
+        kind=kind,
+        family="crystals",
+        metric=USUAL_METRIC[kind],
+        groups="composition",
         quantity=facts.quantity,
         labels=facts.labels,
         pretraining_overlap=facts.materials_project,
@@ -173,16 +136,6 @@ def published_file(name: str) -> tuple[str, str]:
     """Address and sha256 of an official task's file, as published by Matbench's authors."""
     published = orjson.loads((package_folder("matminer") / "datasets" / "dataset_metadata.json").read_bytes())[name]
     return published["url"], published["hash"]
-
-
-def no_such_task(spec: str) -> TaskError:
-    """The error for a name that is neither a task nor a path, with the names there are."""
-    close = difflib.get_close_matches(spec, task_names(), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return TaskError(
-        f"there is no task, file or folder {spec!r}: {hint}Expected one of {', '.join(task_names())}; or a path. "
-        f"{LAYOUTS}"
-    )
 
 
 def id_prefix(name: str) -> str:
