@@ -1,16 +1,15 @@
 """Two finished sweeps side by side: what is called better, what is called noise, and what is refused."""
 
-import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib.colors
 import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from finished_runs import REPOSITORY, make_rows, make_run, mean_error, predict, write_run
 from scipy.stats import t, ttest_ind
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
@@ -23,123 +22,9 @@ from tune.analysis.verdict import judge, seed_noise
 from tune.compare import app
 from tune.errors import RunError
 from tune.pages.comparison_page import COLOURS, config_differences, curves, report
-from tune.records.options import Options
-from tune.runs import SweepRun, finished_runs, judged, load_sweep
-from tune.spaces.space import load_space
+from tune.runs import finished_runs, judged, load_sweep
 
-REPOSITORY = Path(__file__).parents[2]
-MAE, ROCAUC = METRICS["mae"], METRICS["rocauc"]
-
-
-def make_rows(n_folds: int = 5, n: int = 40, *, of_each: int = 1, prefix: str = "c", seed: int = 0) -> pd.DataFrame:
-    """Labelled crystals of some folds, `of_each` of them of every composition, those of one in different folds."""
-    total = n_folds * n
-    return pd.DataFrame(
-        {
-            "fold": np.arange(total) % n_folds,
-            "id": [f"{prefix}-{i:04d}" for i in range(total)],
-            "composition": [f"{prefix.upper()}{i // of_each}" for i in range(total)],
-            "y_true": np.random.default_rng(seed).normal(size=total),
-        }
-    )
-
-
-def write_run(
-    folder: Path,
-    rows: pd.DataFrame,
-    members: dict[str, np.ndarray],
-    *,
-    val_rows: pd.DataFrame | None = None,
-    val_members: dict[str, np.ndarray] | None = None,
-    configs: dict[int, dict] | None = None,
-    task: dict | None = None,
-    sha256: str = "0123456789abcdef",
-    by_chance: bool = True,
-) -> Path:
-    """A finished sweep; `members` are predictions of all rows by subfolder, an untrained reference is added."""
-    metric = "rocauc" if (task or {}).get("kind") == "classification" else "mae"
-    folds = sorted(set(rows["fold"].tolist()))
-    parts = [("preds", rows, {"reference": np.full(len(rows), 0.5), **members})]
-    if val_rows is not None:
-        parts.append(("val", val_rows, {"reference": np.full(len(val_rows), 0.5), **(val_members or {})}))
-    entries: dict[str, dict] = {}
-    for prefix, of_part, predicted in parts:
-        for name, y_pred in predicted.items():
-            table = of_part.assign(y_pred=y_pred, abs_error=np.abs(of_part["y_true"] - y_pred))
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            for fold in folds:
-                of_fold = table[table["fold"] == fold].drop(columns="fold")
-                of_fold.to_csv(folder / name / f"{prefix}_fold_{fold}.csv", index=False)
-            if prefix == "preds":
-                means = table.groupby("fold")["abs_error"].mean()
-                by_fold = [{"fold": fold, "n_test": int((rows["fold"] == fold).sum()), metric: m}
-                           for fold, m in means.items()]  # fmt: skip
-                entries[name] = {"folds": by_fold, "mean": {metric: float(means.mean())}, "n_folds": len(folds)}
-    for position, name in enumerate(name for name in entries if name.startswith("seed_")):
-        for fold in folds:
-            epochs = np.arange(6)
-            history = pd.DataFrame(
-                {"epoch": epochs, "train_loss": 0.1, f"val_{metric}": 0.1 * (1 + position + fold) / (1 + epochs)}
-            )
-            history.to_csv(folder / name / f"history_fold_{fold}.csv", index=False)
-    results = {
-        "sweep": folder.name,
-        "options": {"search_folds": [0], "num_samples": 4, "seed": 0, "every_atom": False, "space": {"parameters": {}}},
-        "record": {"git_commit": "abc", "created": "2026-11-21T20:49:52+00:00", "versions": {"torch": "2.13.0"}},
-        "model": {"name": "chgnet"},
-        "task": {"name": "made", "target": "e", "unit": "eV/atom", "kind": "regression", **(task or {})},
-        "data": {"description": f"n={len(rows)}", "sha256": sha256},
-        "notes": ["Labels are made."],
-        "flags": [],
-        "inert": [],
-        "by_chance": by_chance,
-        "cost": {"trainings": 1, "epochs": 5, "cpu_hours": 0.5, "gpu_hours": 0.0},
-        "protocol": "no search.",
-        "metric": metric,
-        "reference": {"title": "pretrained + reference", **entries["reference"]},
-        "seeds": [
-            {"seed": int(name[5:]), **entry, "training": [{"fold": fold, "n_trained": 400} for fold in folds]}
-            for name, entry in entries.items()
-            if name.startswith("seed_")
-        ],
-        "chosen": [{"fold": fold, "config": (configs or {}).get(fold, {"lr": 0.001, "seed": 0})} for fold in folds],
-        "trials": [],
-    }
-    if "ensemble" in entries:
-        results["ensemble"] = entries["ensemble"]
-    (folder / "results.json").write_text(json.dumps(results))
-    return folder
-
-
-def write_options(folder: Path, **options) -> Options:
-    """The sweep.json of a sweep of the demo task, by which its rows are opened again."""
-    told = {name: None for name, field in Options.model_fields.items() if field.is_required()}
-    told |= {"name": folder.name, "space": load_space("head_finetune"), "task": "demo", "search_folds": [0]}
-    told |= {"folds": [0, 1], "num_samples": 6, "seed": 0, "seeds": 2, "storage": str(folder.parent), "cache": "none"}
-    told |= {"downloads": "not-needed", "cpus_per_trial": 1, "gpus_per_trial": 0.0, "every_atom": False, "tta": "none"}
-    made = Options(**told | options)
-    (folder / "sweep.json").write_text(json.dumps({"options": made.model_dump(), "data_sha256": "none"}))
-    return made
-
-
-def predict(rows: pd.DataFrame, error: float, seed: int = 0, seeds: int = 1, jitter: float = 0.0) -> dict:
-    """Predictions of several seeds whose errors are about `error` and, by seed alone, differ by `jitter` in size.
-
-    Runs of the same `seed` have the same errors up to their size: some crystals are harder than others.
-    """
-    y_true = rows["y_true"].to_numpy()
-    pattern = np.random.default_rng(seed).normal(size=len(rows))
-    sizes = error + jitter * np.linspace(-1, 1, seeds) if seeds > 1 else [error]
-    return {f"seed_{number}": y_true + size * pattern for number, size in enumerate(sizes)}
-
-
-def made(tmp_path: Path, name: str, rows: pd.DataFrame, members: dict, **options) -> SweepRun:
-    return load_sweep(str(write_run(tmp_path / "ray_results" / name, rows, members, **options)))
-
-
-def mean_error(run: SweepRun, member: str) -> float:
-    """Mean over folds of the mean absolute error."""
-    return run.members[member].test.groupby("fold")["abs_error"].mean().mean()
+MAE, ROCAUC = metric_of("regression"), metric_of("classification")
 
 
 # --- verdicts ---
@@ -148,18 +33,18 @@ def mean_error(run: SweepRun, member: str) -> float:
 def test_the_same_predictions_are_inert(tmp_path):
     rows = make_rows()
     predicted = predict(rows, 0.1, seeds=2, jitter=0.01)
-    a, b = made(tmp_path, "a", rows, predicted), made(tmp_path, "b", rows, predicted)
+    a, b = make_run(tmp_path, "a", rows, predicted), make_run(tmp_path, "b", rows, predicted)
     assert compare(a, b).verdict == "identical (inert)"
     # one crystal in the last digit, and it is not the same any more
     nearly = {name: y.copy() for name, y in predicted.items()}
     nearly["seed_1"][7] = np.nextafter(nearly["seed_1"][7], np.inf)
-    assert compare(a, made(tmp_path, "c", rows, nearly)).verdict == "within noise"
+    assert compare(a, make_run(tmp_path, "c", rows, nearly)).verdict == "within noise"
 
 
 def test_a_lower_error_is_better_and_the_other_way_round_worse(tmp_path):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.001))
-    b = made(tmp_path, "b", rows, predict(rows, 0.08, seeds=3, jitter=0.001))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.001))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.08, seeds=3, jitter=0.001))
     found = compare(a, b)
     assert found.verdict == "better"
     of_a, of_b = (np.mean([mean_error(run, f"seed_{number}") for number in range(3)]) for run in (a, b))
@@ -173,8 +58,8 @@ def test_a_lower_error_is_better_and_the_other_way_round_worse(tmp_path):
 
 def test_seeds_that_differ_by_more_than_the_runs_make_it_noise(tmp_path):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.03))
-    b = made(tmp_path, "b", rows, predict(rows, 0.08, seeds=3, jitter=0.03))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.03))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.08, seeds=3, jitter=0.03))
     found = compare(a, b)
     assert found.difference.low > 0  # the crystals alone would have called it better
     assert found.noise.band > found.difference.value
@@ -183,8 +68,8 @@ def test_seeds_that_differ_by_more_than_the_runs_make_it_noise(tmp_path):
 
 def test_an_interval_that_holds_0_is_noise_however_quiet_the_seeds(tmp_path):
     rows = make_rows(n=10)
-    a = made(tmp_path, "a", rows, predict(rows, 0.1, seed=1, seeds=2, jitter=1e-9))
-    b = made(tmp_path, "b", rows, predict(rows, 0.1, seed=2, seeds=2, jitter=1e-9))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1, seed=1, seeds=2, jitter=1e-9))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.1, seed=2, seeds=2, jitter=1e-9))
     found = compare(a, b)
     assert found.noise.band < abs(found.difference.value)
     assert (found.verdict, "holds 0" in found.sentence) == ("within noise", True)
@@ -192,8 +77,9 @@ def test_an_interval_that_holds_0_is_noise_however_quiet_the_seeds(tmp_path):
 
 def test_crystals_and_seeds_that_make_half_of_a_difference_each_make_it_noise_together(tmp_path):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.003))
-    b = made(tmp_path, "b", rows, {name: y + 0.04 for name, y in predict(rows, 0.08, seeds=3, jitter=0.003).items()})
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.10, seeds=3, jitter=0.003))
+    shifted = {name: y + 0.04 for name, y in predict(rows, 0.08, seeds=3, jitter=0.003).items()}
+    b = make_run(tmp_path, "b", rows, shifted)
     found = compare(a, b)
     assert found.difference.low > 0
     assert found.noise.band < found.difference.value
@@ -206,27 +92,28 @@ def test_crystals_and_seeds_that_make_half_of_a_difference_each_make_it_noise_to
 
 def test_one_seed_each_is_undecided_until_a_noise_run_tells(tmp_path):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.10))
-    b = made(tmp_path, "b", rows, predict(rows, 0.08))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.10))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.08))
     found = compare(a, b)
     assert found.noise is None
     assert found.verdict == "undecided"
     assert "--seeds 3" in found.sentence
     assert "--space seed_noise" in found.sentence
-    assert compare(a, b, made(tmp_path, "quiet", rows, predict(rows, 0.1, seeds=4, jitter=1e-3))).verdict == "better"
-    loud = compare(a, b, made(tmp_path, "loud", rows, predict(rows, 0.1, seeds=4, jitter=3e-2)))
+    quiet = make_run(tmp_path, "quiet", rows, predict(rows, 0.1, seeds=4, jitter=1e-3))
+    assert compare(a, b, quiet).verdict == "better"
+    loud = compare(a, b, make_run(tmp_path, "loud", rows, predict(rows, 0.1, seeds=4, jitter=3e-2)))
     assert loud.verdict == "within noise"
     assert not [one for one in loud.warnings if "--noise" in one]
     deeper = {fold: {"lr": 0.001, "freeze_depth": "full"} for fold in range(5)}
-    of_other = made(tmp_path, "other", rows, predict(rows, 0.1, seeds=4, jitter=1e-3), configs=deeper)
+    of_other = make_run(tmp_path, "other", rows, predict(rows, 0.1, seeds=4, jitter=1e-3), configs=deeper)
     (told,) = [one for one in compare(a, b, of_other).warnings if "--noise" in one]
     assert told.startswith("--noise other is of chgnet with freeze depth full; a and b trained otherwise")
 
 
 def test_too_few_compositions_are_undecided(tmp_path):
     rows = make_rows(n_folds=1, n=6)
-    a = made(tmp_path, "a", rows, predict(rows, 0.2, seeds=2, jitter=1e-6))
-    b = made(tmp_path, "b", rows, predict(rows, 0.1, seeds=2, jitter=1e-6))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.2, seeds=2, jitter=1e-6))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.1, seeds=2, jitter=1e-6))
     found = compare(a, b)
     assert found.difference.low > 0
     assert (found.verdict, "6 compositions" in found.sentence) == ("undecided", True)
@@ -234,7 +121,7 @@ def test_too_few_compositions_are_undecided(tmp_path):
 
 def test_the_untrained_reference_has_no_seed_noise(tmp_path):
     rows = make_rows()
-    run = made(tmp_path, "a", rows, predict(rows, 0.1, seeds=3, jitter=1e-3))
+    run = make_run(tmp_path, "a", rows, predict(rows, 0.1, seeds=3, jitter=1e-3))
     found = compare(load_sweep(f"{run.address}/reference"), run)
     of_seeds = [mean_error(run, f"seed_{number}") for number in range(3)]
     assert found.noise.band == pytest.approx(t.ppf(0.975, 2) * np.std(of_seeds, ddof=1) / 3**0.5)
@@ -262,16 +149,16 @@ def test_an_ensemble_is_judged_against_its_own_members_by_crystals_alone(tmp_pat
 def test_what_draws_nothing_at_random_needs_no_seeds(tmp_path):
     """As two Gaussian processes, each fitted once: the crystals alone tell."""
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.10), by_chance=False)
-    b = made(tmp_path, "b", rows, predict(rows, 0.08), by_chance=False)
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.10), by_chance=False)
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.08), by_chance=False)
     assert (compare(a, b).verdict, compare(b, a).verdict) == ("better", "worse")
     assert compare(a, b).noise.band == 0
-    c = made(tmp_path, "c", rows, predict(rows, 0.08, seeds=3, jitter=1e-3))
+    c = make_run(tmp_path, "c", rows, predict(rows, 0.08, seeds=3, jitter=1e-3))
     of_seeds = [mean_error(c, f"seed_{number}") for number in range(3)]
     found = compare(a, c)
     assert found.noise.band == pytest.approx(t.ppf(0.975, 2) * np.std(of_seeds, ddof=1) / 3**0.5)
     assert found.verdict == "better"
-    assert compare(a, made(tmp_path, "d", rows, predict(rows, 0.08))).verdict == "undecided"
+    assert compare(a, make_run(tmp_path, "d", rows, predict(rows, 0.08))).verdict == "undecided"
 
 
 # --- statistics ---
@@ -376,8 +263,8 @@ def test_a_classification_is_judged_by_the_area(tmp_path):
         return {f"seed_{n}": 1 / (1 + np.exp(-(2 * rows["y_true"] - 1) - (scale + n / 100) * noise)) for n in range(3)}
 
     task = {"kind": "classification", "unit": ""}
-    a = made(tmp_path, "a", rows, probabilities(2.0), task=task)
-    b = made(tmp_path, "b", rows, probabilities(0.7), task=task)
+    a = make_run(tmp_path, "a", rows, probabilities(2.0), task=task)
+    b = make_run(tmp_path, "b", rows, probabilities(0.7), task=task)
     found = compare(a, b)
     by_fold = [
         [
@@ -401,7 +288,7 @@ def test_a_classification_is_judged_by_the_area(tmp_path):
 def test_a_run_is_read_whole_or_one_member_of_it(tmp_path):
     rows, val_rows = make_rows(), make_rows(n=8, prefix="v")
     predicted = predict(rows, 0.1, seeds=2, jitter=0.01)
-    run = made(
+    run = make_run(
         tmp_path, "a", rows, predicted, val_rows=val_rows, val_members=predict(val_rows, 0.2, seeds=2, jitter=0.1)
     )
     assert list(run.members) == ["reference", "seed_0", "seed_1"]
@@ -421,7 +308,7 @@ def test_ids_and_formulas_are_read_as_they_are_written(tmp_path):
     rows = make_rows(n_folds=1)
     rows.loc[:2, "id"] = ["007", "1e5", "nan"]
     rows.loc[:2, "composition"] = ["NaN", "NA", "None"]  # sodium nitride is no missing value
-    read = made(tmp_path, "a", rows, predict(rows, 0.1)).members["seed_0"].test
+    read = make_run(tmp_path, "a", rows, predict(rows, 0.1)).members["seed_0"].test
     assert read["id"][:3].tolist() == ["007", "1e5", "nan"]
     assert read["composition"][:3].tolist() == ["NaN", "NA", "None"]
 
@@ -477,39 +364,39 @@ def test_what_cannot_be_read_is_told(tmp_path):
 )
 def test_runs_of_different_things_are_refused(tmp_path, change, reason):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.1))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1))
     with pytest.raises(RunError, match=reason):
-        compare(a, made(tmp_path, "b", rows, predict(rows, 0.1), **change))
+        compare(a, make_run(tmp_path, "b", rows, predict(rows, 0.1), **change))
 
 
 def test_runs_without_a_common_id_fold_or_label_are_refused(tmp_path):
     rows = make_rows()
-    a = made(tmp_path, "a", rows, predict(rows, 0.1))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1))
     others = make_rows(prefix="d")
     moved = rows.assign(fold=(rows["fold"] + 1) % 5)
     for number, different in enumerate((others, moved)):
         with pytest.raises(RunError, match="no id in a common fold"):
-            compare(a, made(tmp_path, f"b{number}", different, predict(different, 0.1)))
+            compare(a, make_run(tmp_path, f"b{number}", different, predict(different, 0.1)))
     labels = rows.assign(y_true=rows["y_true"].where(rows["id"] != "c-0003", 7.0))
     with pytest.raises(RunError, match=r"labels of 1 common ids differ, for example of 'c-0003'.* 7\.0"):
-        compare(a, made(tmp_path, "relabelled", labels, predict(labels, 0.1)))
+        compare(a, make_run(tmp_path, "relabelled", labels, predict(labels, 0.1)))
 
 
 def test_a_noise_run_must_tell_something(tmp_path):
     rows = make_rows()
-    a, b = (made(tmp_path, name, rows, predict(rows, 0.1)) for name in "ab")
+    a, b = (make_run(tmp_path, name, rows, predict(rows, 0.1)) for name in "ab")
     with pytest.raises(RunError, match="it has one seed"):
         compare(a, b, noise=a)
     some = rows[rows["fold"] < 3]
     with pytest.raises(RunError, match=r"none of the compared ids of fold\(s\) \[3, 4\]"):
-        compare(a, b, noise=made(tmp_path, "some", some, predict(some, 0.1, seeds=2, jitter=0.1)))
+        compare(a, b, noise=make_run(tmp_path, "some", some, predict(some, 0.1, seeds=2, jitter=0.1)))
 
 
 def test_ids_in_one_run_only_are_told_and_left_out(tmp_path):
     rows = make_rows()
     fewer = rows[(rows["fold"] < 4) & (rows["id"] != "c-0000")]
-    a = made(tmp_path, "a", rows, predict(rows, 0.1, seeds=2, jitter=0.001))
-    b = made(tmp_path, "b", fewer, predict(fewer, 0.1, seeds=2, jitter=0.001))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1, seeds=2, jitter=0.001))
+    b = make_run(tmp_path, "b", fewer, predict(fewer, 0.1, seeds=2, jitter=0.001))
     found = compare(a, b)
     assert len(found.pair.rows) == 159
     warning = next(line for line in found.warnings if "partly" in line)
@@ -521,9 +408,9 @@ def test_ids_in_one_run_only_are_told_and_left_out(tmp_path):
 def test_validation_parts_are_compared_where_there_are_any(tmp_path):
     rows, val_rows = make_rows(), make_rows(n=10, prefix="v")
     val_rows.loc[1, "id"] = val_rows.loc[0, "id"]  # one crystal is in the validation parts of two folds
-    old = made(tmp_path, "old", rows, predict(rows, 0.1))
+    old = make_run(tmp_path, "old", rows, predict(rows, 0.1))
     a, b = (
-        made(tmp_path, name, rows, predict(rows, 0.1, seeds=2, jitter=0.001), val_rows=val_rows,
+        make_run(tmp_path, name, rows, predict(rows, 0.1, seeds=2, jitter=0.001), val_rows=val_rows,
              val_members=predict(val_rows, error, seeds=2, jitter=0.001))
         for name, error in (("a", 0.1), ("b", 0.2))
     )  # fmt: skip
@@ -543,8 +430,8 @@ def test_configurations_are_compared_field_by_field_and_fold_by_fold(tmp_path):
     of_a = {fold: {"lr": 0.001, "loss": "mae", "epochs": 100, "seed": 0} for fold in range(3)}
     of_b = {fold: {"lr": 0.002, "loss": "huber" if fold == 1 else "mae", "epochs": 100, "seed": 9} for fold in range(3)}
     of_b[2]["mixup"] = True
-    a = made(tmp_path, "a", rows, predict(rows, 0.1), configs=of_a, task={"quantity": "energy_per_atom"})
-    b = made(tmp_path, "b", rows, predict(rows, 0.1, seeds=2), configs=of_b, task={"quantity": "other"})
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1), configs=of_a, task={"quantity": "energy_per_atom"})
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.1, seeds=2), configs=of_b, task={"quantity": "other"})
     assert config_differences(a, b) == [
         ("lr", "all", "0.001", "0.002"),
         ("loss", "1", "mae", "huber"),
@@ -556,8 +443,8 @@ def test_configurations_are_compared_field_by_field_and_fold_by_fold(tmp_path):
 
 def test_differences_are_per_crystal_means_over_seeds_largest_first(tmp_path):
     rows = make_rows(n_folds=2, n=10)
-    a = made(tmp_path, "a", rows, predict(rows, 0.1, seeds=2, jitter=0.05))
-    b = made(tmp_path, "b", rows, predict(rows, 0.3, seed=5))
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1, seeds=2, jitter=0.05))
+    b = make_run(tmp_path, "b", rows, predict(rows, 0.3, seed=5))
     table = differences(compare(a, b))
     assert len(table) == 20
     assert table["difference"].abs().is_monotonic_decreasing

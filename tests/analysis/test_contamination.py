@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from finished_runs import make_rows, make_run, write_options
 from pymatgen.core import Structure
-from test_compare import made, make_rows, write_options
-from test_leaderboard import board
 from typer.testing import CliRunner
 
 from data.crystals.convert import reduced_formula
@@ -19,6 +18,7 @@ from tune.analysis.contamination import exposures, report
 from tune.analysis.ranking import Section, sections
 from tune.analysis.seen import SeenError, read_seen, seen_ids
 from tune.ensemble import app as average
+from tune.leaderboard import app as leaderboard
 from tune.runs import SweepRun, load_sweep, weights_of
 
 FROM_SCRATCH = {fold: {"weights": "random", "seed": 0} for fold in range(5)}
@@ -46,7 +46,7 @@ def section_of(tmp_path: Path, rows: pd.DataFrame, **errors: tuple[float, float]
         configs = FROM_SCRATCH if name == "scratch" else PRETRAINED
         spread = 1 + 0.2 * np.random.default_rng(len(runs)).normal(size=len(rows))
         predicted = y + np.where(seen, on_seen, on_unseen) * spread
-        runs.append(made(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
+        runs.append(make_run(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
     return sections(runs, {})[0]
 
 
@@ -126,7 +126,7 @@ def demo_run(tmp_path: Path, demo: Rows) -> SweepRun:
             "y_true": demo.targets[:300],
         }
     )
-    run = made(tmp_path, "demo", table, {"seed_0": table["y_true"].to_numpy() + 0.1}, sha256=demo.sha256)
+    run = make_run(tmp_path, "demo", table, {"seed_0": table["y_true"].to_numpy() + 0.1}, sha256=demo.sha256)
     write_options(Path(run.address))
     return run
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_split_says_why(tmp_path, rows, listed, demo):
 def test_the_leaderboard_has_the_split(tmp_path, rows, listed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     section_of(tmp_path, rows, tuned=(0.1, 0.3), scratch=(0.4, 0.4))
-    done = board("--contamination", listed)
+    done = CliRunner().invoke(leaderboard, ["--contamination", str(listed)])
     assert done.exit_code == 0, done.output
     text = (tmp_path / "ray_results" / "leaderboard.md").read_text()
     assert f"### Seen in pretraining, by {listed}" in text

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
-from test_compare import made, make_rows, mean_error, predict, write_run
+from finished_runs import make_rows, make_run, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
@@ -22,10 +22,10 @@ from tune.runs import SweepRun, chose_by_validation, contribution, load_sweep
 def two_runs(tmp_path: Path, rows: pd.DataFrame, val_rows: pd.DataFrame) -> list[SweepRun]:
     """A run of one seed, and one of two seeds and their ensemble, which errs half as much on validation."""
     y, y_val = rows["y_true"].to_numpy(), val_rows["y_true"].to_numpy()
-    one = made(tmp_path, "one", rows, {"seed_0": y + 0.3}, val_rows=val_rows, val_members={"seed_0": y_val - 0.2})
+    one = make_run(tmp_path, "one", rows, {"seed_0": y + 0.3}, val_rows=val_rows, val_members={"seed_0": y_val - 0.2})
     several = {"seed_0": y + 0.1, "seed_1": y - 0.3, "ensemble": y - 0.1}
     on_val = {"seed_0": y_val + 5, "seed_1": y_val + 5, "ensemble": y_val + 0.1 * (1 + (val_rows["fold"] == 1))}
-    return [one, made(tmp_path, "two", rows, several, val_rows=val_rows, val_members=on_val)]
+    return [one, make_run(tmp_path, "two", rows, several, val_rows=val_rows, val_members=on_val)]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_weights_by_validation_by_hand(tmp_path, rows, val_rows):
 
 def test_a_run_gives_its_ensemble_else_its_only_seed_else_the_reference(tmp_path, rows, val_rows):
     one, two = two_runs(tmp_path, rows, val_rows)
-    untrained = made(tmp_path, "none", rows, {})
+    untrained = make_run(tmp_path, "none", rows, {})
     assert [contribution(run).name for run in (one, two, untrained)] == ["seed_0", "ensemble", "reference"]
     assert contribution(load_sweep(f"{two.address}/seed_1")).name == "seed_1"
     found = average([load_sweep(f"{two.address}/seed_0"), load_sweep(f"{two.address}/seed_1")])
@@ -73,7 +73,7 @@ def test_a_run_gives_its_ensemble_else_its_only_seed_else_the_reference(tmp_path
 
 
 def test_two_experiments_of_a_queue_are_two_runs_and_members_of_one_sweep_cost_it_once(tmp_path, rows, val_rows):
-    runs = [made(tmp_path, f"daily/{name}", rows, predict(rows, 0.1)) for name in ("ema", "swa")]
+    runs = [make_run(tmp_path, f"daily/{name}", rows, predict(rows, 0.1)) for name in ("ema", "swa")]
     for run in runs:
         run.results["sweep"] = f"daily/{run.name}"
     assert average(runs).labels == ["daily/ema/seed_0", "daily/swa/seed_0"]
@@ -87,7 +87,7 @@ def test_two_experiments_of_a_queue_are_two_runs_and_members_of_one_sweep_cost_i
 def test_weights_that_flatter_a_run_which_chose_its_epoch_by_validation_say_so(tmp_path, rows, val_rows):
     def notes(*keep: str) -> list[str]:
         runs = [
-            made(tmp_path, name, rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1),
+            make_run(tmp_path, name, rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1),
                  configs={fold: {"keep": kept} for fold in (0, 1)})
             for name, kept in zip("ab", keep, strict=True)
         ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_a_mean_of_runs_that_chose_by_validation_is_flattered_as_they_are(tmp_pa
 
 
 def test_what_stands_beside_a_choice_by_validation_is_not_flattered_by_it(tmp_path, rows, val_rows):
-    run = made(tmp_path, "one", rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1))
+    run = make_run(tmp_path, "one", rows, predict(rows, 0.1), val_rows=val_rows, val_members=predict(val_rows, 0.1))
     for option in ({"searched": ["lr"]}, {"tta": "auto"}):
         run.results["options"] = option
         assert chose_by_validation(run)
@@ -129,8 +129,8 @@ def test_what_stands_beside_a_choice_by_validation_is_not_flattered_by_it(tmp_pa
 
 def test_a_member_in_another_order_is_put_in_order(tmp_path, rows):
     shuffled = rows.sample(frac=1, random_state=0)
-    a = made(tmp_path, "a", rows, predict(rows, 0.1))
-    b = made(tmp_path, "b", shuffled, {"seed_0": shuffled["y_true"].to_numpy()})
+    a = make_run(tmp_path, "a", rows, predict(rows, 0.1))
+    b = make_run(tmp_path, "b", shuffled, {"seed_0": shuffled["y_true"].to_numpy()})
     table = pd.concat(tables(average([a, b]).test).values()).set_index("id")
     errors = a.members["seed_0"].test.set_index("id")["abs_error"]
     assert table["abs_error"].to_numpy() == pytest.approx(errors[table.index].to_numpy() / 2)
@@ -141,7 +141,8 @@ def test_a_classification_averages_probabilities_with_equal_weights_only(tmp_pat
     rows["y_true"] = (rows["y_true"] > 0).astype(float)
     task = {"kind": "classification", "unit": ""}
     runs = [
-        made(tmp_path, name, rows, {"seed_0": np.full(len(rows), p)}, task=task) for name, p in (("a", 0.2), ("b", 0.6))
+        make_run(tmp_path, name, rows, {"seed_0": np.full(len(rows), p)}, task=task)
+        for name, p in (("a", 0.2), ("b", 0.6))
     ]
     assert tables(average(runs).test)[0]["y_pred"].to_numpy() == pytest.approx(0.4)
     with pytest.raises(RunError, match="a classification has not: take --weights equal"):
@@ -158,19 +159,20 @@ def test_what_does_not_go_together_is_refused(tmp_path, rows, val_rows):
 
     assert "at least two" in refused(one)
     assert refused(one, two, one) == "one/seed_0 is given more than once"
-    assert "'made' and 'other'" in refused(one, made(tmp_path, "t", rows, predict(rows, 1), task={"name": "other"}))
-    assert "rows differ" in refused(one, made(tmp_path, "h", rows, predict(rows, 1), sha256="ffff"))
+    assert "'made' and 'other'" in refused(one, make_run(tmp_path, "t", rows, predict(rows, 1), task={"name": "other"}))
+    assert "rows differ" in refused(one, make_run(tmp_path, "h", rows, predict(rows, 1), sha256="ffff"))
     first = rows[rows["fold"] == 0]
-    assert "folds [0, 1] and [0]" in refused(one, made(tmp_path, "f", first, predict(first, 1)))
+    assert "folds [0, 1] and [0]" in refused(one, make_run(tmp_path, "f", first, predict(first, 1)))
     fewer = rows[1:]
-    told = refused(one, made(tmp_path, "i", fewer, predict(fewer, 1)))
+    told = refused(one, make_run(tmp_path, "i", fewer, predict(fewer, 1)))
     assert "same ids in their test parts: one has 40, 39 of them are in all" in told
-    assert "seed_0/val_fold_0.csv" in refused(one, made(tmp_path, "v", rows, predict(rows, 1)), weights="validation")
+    unvalidated = make_run(tmp_path, "v", rows, predict(rows, 1))
+    assert "seed_0/val_fold_0.csv" in refused(one, unvalidated, weights="validation")
     other_split = val_rows.assign(fold=1 - val_rows["fold"])
-    split = made(tmp_path, "s", rows, predict(rows, 1), val_rows=other_split, val_members=predict(other_split, 1))
+    split = make_run(tmp_path, "s", rows, predict(rows, 1), val_rows=other_split, val_members=predict(other_split, 1))
     assert "no id in a common fold" in refused(one, split, weights="validation")
     some = val_rows[2:]
-    partly = made(tmp_path, "p", rows, predict(rows, 1), val_rows=some, val_members=predict(some, 1))
+    partly = make_run(tmp_path, "p", rows, predict(rows, 1), val_rows=some, val_members=predict(some, 1))
     assert "validation parts: one has 12, 10 of them are in all; split the folds alike" in refused(
         one, partly, weights="validation"
     )
@@ -178,7 +180,7 @@ def test_what_does_not_go_together_is_refused(tmp_path, rows, val_rows):
 
 def test_folds_split_otherwise_are_averaged_without_a_validation_part(tmp_path, rows, val_rows):
     one, _ = two_runs(tmp_path, rows, val_rows)
-    old = made(tmp_path, "old", rows, predict(rows, 0.1))
+    old = make_run(tmp_path, "old", rows, predict(rows, 0.1))
     found = average([one, old])
     assert found.validation is None
     assert "old has no predictions of its validation parts" in found.why_no_validation
@@ -257,7 +259,7 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
     doubted = trust.copy()
     doubted[[0, 5]] = 0.01
     runs = [
-        made(tmp_path, name, rows.assign(trust=of_run, trusted=of_run >= 0.5), predict(rows, 0.1))
+        make_run(tmp_path, name, rows.assign(trust=of_run, trusted=of_run >= 0.5), predict(rows, 0.1))
         for name, of_run in (("a", trust), ("b", doubted))
     ]
     mean = average(runs)
@@ -267,5 +269,5 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
     results = collect("mean", runs, mean, "equal")
     assert results["ensemble"]["trust"]["n_untrusted"] == 2
     assert f"2 of {len(rows)} test predictions are not trusted" in report(results)
-    older = made(tmp_path, "older", rows, predict(rows, 0.2))
+    older = make_run(tmp_path, "older", rows, predict(rows, 0.2))
     assert "trust" not in tables(average([*runs, older]).test)[0]

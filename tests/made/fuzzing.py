@@ -443,7 +443,7 @@ class Checkpoint(Kind):
 
 class Predictions(Kind):
     def write_originals(self) -> list[tuple[str, bytes]]:
-        from test_compare import make_rows, predict, write_run
+        from finished_runs import make_rows, predict, write_run
 
         rows = make_rows(2, 30)
         self.run = write_run(self.folder / "made", rows, predict(rows, 0.1))

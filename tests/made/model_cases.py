@@ -30,6 +30,18 @@ from models.training.train import GradientRun
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 FORMATION_ENERGIES, PEROVSKITES = "mp_e_form_subset.json.gz", "perovskites_subset.json.gz"
 
+# For every field other values than those of the baseline in tests/training/test_train.py.
+OTHER_VALUES = {
+    "weights": ["0.2.0", "r2scan", "random"],
+    "freeze_depth": ["none", "last_conv", "last_two_convs", "last_three_convs", "full"],
+    "epochs": [1, 3],
+    "lr": [1e-3, 4e-3],
+    "batch_size": [1, 7, 16],
+    "weight_decay": [0.0, 1.0],
+    "loss": ["mse", "huber"],
+    "seed": [1],
+}  # all other levers: tests/training/test_levers.py
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -145,6 +157,20 @@ def predictions(run: GradientRun, which: np.ndarray | None = None) -> np.ndarray
     which = np.arange(len(run.part.targets)) if which is None else which
     with one_thread():
         return replace(run.objective.transform, reach=None).predictions(predict(run.network, run.inputs, which), which)
+
+
+def graphs_alone(rows: CrystalRows) -> CrystalRows:
+    """The same rows without anything precomputed."""
+    return CrystalRows(rows.fractions, rows.n_atoms, rows.graphs)
+
+
+def assert_same_run(a: GradientRun, b: GradientRun) -> None:
+    """Two runs agree to the last bit: history, predictions, kept epoch, and predictions of the kept weights."""
+    np.testing.assert_array_equal(numbers(a), numbers(b))
+    np.testing.assert_array_equal(predictions(a), predictions(b))
+    assert a.kept_epoch == b.kept_epoch
+    a.fitted(), b.fitted()
+    np.testing.assert_array_equal(predictions(a), predictions(b))
 
 
 def rotation(seed: int = 0) -> np.ndarray:

@@ -4,13 +4,13 @@ import json
 import re
 import shutil
 import warnings
-from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from test_compare import make_rows, predict, write_options, write_run
+from finished_runs import make_rows, predict, write_options, write_run
+from page_text import text_of
 from typer.testing import CliRunner
 
 from data.crystals.convert import reduced_formula
@@ -125,13 +125,6 @@ def made(folder: Path, rows: pd.DataFrame, members: dict, **options) -> str:
     """The page of a made-up sweep, as text."""
     write_run(folder, rows, members, **options)
     return text_of(folder)
-
-
-def text_of(folder: Path) -> str:
-    """What a page says, without its scripts and tags."""
-    page = Path(write_report(load_sweep(str(folder)))).read_text()
-    page = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", "", page)))
 
 
 @pytest.fixture(scope="module")

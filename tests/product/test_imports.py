@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from official_runs import SMALL, official_rows, official_run
 from sweeps import REPOSITORY, prepare, run_here
-from test_submit import SMALL, official_rows, official_run
 
 COMMANDS = (
     "tune/run_sweep.py",

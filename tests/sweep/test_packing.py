@@ -120,7 +120,7 @@ parameters:
   head_width: {{choice: [8, 12, 20]}}
   epochs: 2
 """
-# Where a trial fails it is not tried again here, which would take half a minute and is shown in tests/trials/test_search.py.
+# Where a trial fails it is not tried again here, which takes half a minute; tests/trials/test_search.py shows it.
 SWEEP = """\
 import ray, shutil, sys
 from pathlib import Path

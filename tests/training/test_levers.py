@@ -7,8 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from model_cases import fine_tuning, finished, numbers, one_thread, predictions, sample, thirds
-from test_train import OTHER_VALUES, assert_same_run, graphs_alone
+from model_cases import (
+    OTHER_VALUES,
+    assert_same_run,
+    fine_tuning,
+    finished,
+    graphs_alone,
+    numbers,
+    one_thread,
+    predictions,
+    sample,
+    thirds,
+)
 
 from models.crystals.augment import moved
 from models.crystals.chgnet.model import CHGNET, CHGNetConfig

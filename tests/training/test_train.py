@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from model_cases import (
+    OTHER_VALUES,
     PEROVSKITES,
+    assert_same_run,
     fine_tuning,
     finished,
+    graphs_alone,
     numbers,
     one_thread,
     predictions,
@@ -25,7 +28,6 @@ from models.crystals.chgnet.features import GraphInputs, backbone_features
 from models.crystals.chgnet.model import CHGNetConfig
 from models.crystals.chgnet.network import CHGNetwork, _load_stock
 from models.crystals.reference import fit_class_reference, fit_property_reference
-from models.crystals.rows import CrystalRows
 from models.training.inputs import predict
 from models.training.train import NonFiniteLossError
 
@@ -36,11 +38,6 @@ TRAIN, VAL, TEST = thirds(N_ROWS)
 @pytest.fixture
 def data():
     return sample(N_ROWS, small=True)
-
-
-def graphs_alone(rows: CrystalRows) -> CrystalRows:
-    """The same rows without anything precomputed."""
-    return CrystalRows(rows.fractions, rows.n_atoms, rows.graphs)
 
 
 def classes(data) -> np.ndarray:
@@ -60,14 +57,6 @@ def interrupted(epochs_before: int, *arguments, **options):
     second.restore(torch.load(file, weights_only=True))
     assert len(second.history) == epochs_before
     return finished(second)
-
-
-def assert_same_run(a, b):
-    np.testing.assert_array_equal(numbers(a), numbers(b))
-    np.testing.assert_array_equal(predictions(a), predictions(b))
-    assert a.kept_epoch == b.kept_epoch
-    a.fitted(), b.fitted()
-    np.testing.assert_array_equal(predictions(a), predictions(b))
 
 
 @pytest.mark.parametrize("quantity", ["energy_per_atom", "other"])
@@ -223,19 +212,6 @@ class TestLearns:
             fine_tuning(data, classes(data), kind="classification", quantity="other", freeze_depth="full", epochs=10)
         )
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 2
-
-
-# For every field other values than those of the baseline in `test_no_field_is_inert`.
-OTHER_VALUES = {
-    "weights": ["0.2.0", "r2scan", "random"],
-    "freeze_depth": ["none", "last_conv", "last_two_convs", "last_three_convs", "full"],
-    "epochs": [1, 3],
-    "lr": [1e-3, 4e-3],
-    "batch_size": [1, 7, 16],
-    "weight_decay": [0.0, 1.0],
-    "loss": ["mse", "huber"],
-    "seed": [1],
-}  # all other levers: tests/training/test_levers.py
 
 
 @pytest.mark.parametrize("quantity", ["energy_per_atom", "other"])

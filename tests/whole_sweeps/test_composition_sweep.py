@@ -9,9 +9,9 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from page_text import text_of
 from pymatgen.core import Composition
 from sweeps import DEMO, run
-from test_report import text_of
 from typer.testing import CliRunner
 
 from data.crystals.compositions import parse_formulas
