@@ -12,13 +12,17 @@ ARGS   ?=
 # The versions it does run with are those of constraints.txt.
 MATBENCH := matbench==0.6
 
+# The tests of a file share what takes long to make, and stay in one process; files go in the order of conftest.py.
+TWO   := -n 2 --dist loadfile --no-loadscope-reorder
+OFTEN := not cluster and not faults and not slow
+
 PY    := $(VENV)/bin/python
 comma := ,
 STAMP := $(VENV)/.setup-$(subst $(comma),-,$(EXTRAS))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup sweep test test-faults test-cluster lint bench bench-scale bench-trials bench-commands audit format clean distclean
+.PHONY: help setup sweep test test-all test-faults test-cluster lint bench bench-scale bench-trials bench-commands audit format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +47,11 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 sweep: $(STAMP) ## run the sweep of SPACE
 	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
 
-test: $(STAMP) ## run the tests
-	$(PY) -m pytest -n 2 --dist loadfile -m 'not cluster and not faults and not slow' $(ARGS)
+test: $(STAMP) ## run the tests; 10 minutes at most on two cores
+	$(PY) -m pytest $(TWO) -m 'not whole and $(OFTEN)' $(ARGS)
+
+test-all: $(STAMP) ## run the long and repeated forms of them that `make test` leaves out; 10 minutes more at most
+	$(PY) -m pytest $(TWO) -m 'whole and $(OFTEN)' $(ARGS)
 
 test-faults: $(STAMP) ## kill a sweep at 20 random moments and resume it, and the other slow tests; half an hour and more
 	$(PY) -m pytest -m 'faults or slow' $(ARGS)

@@ -29,6 +29,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("at_hand")
 
 
+LONGEST = ("whole_sweeps", "sweep", "trials", "stores", "machine", "product")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the folders that take longest first, so that no worker begins one when the others have nothing left to do."""
+    ranks = {folder: rank for rank, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.parent.name, len(ranks)))
+
+
 @pytest.fixture(scope="session")
 def at_hand() -> str:
     """The task of tests that any crystals serve: real ones, or where those are not here the demo, which always is."""

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import ray
 import ray.tune
-from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler
 from sweeps import REPOSITORY
 
@@ -63,8 +62,6 @@ def test_the_address_of_a_cluster_is_taken_apart_and_answers(ray_session):
     place, host, port = place_of(address)
     assert (place, f"{host}:{port}") == (address, address)
     await_answer(place)
-    with pytest.raises(RayError):
-        await_answer("127.0.0.1:1")  # a port that nobody has
 
 
 def test_this_process_is_the_head_of_what_it_has_started(ray_session):

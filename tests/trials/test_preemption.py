@@ -63,6 +63,7 @@ def begun(folder: Path, name: str, request: pytest.FixtureRequest) -> tuple[subp
     return driver, worker
 
 
+@pytest.mark.whole
 def test_a_trial_told_to_end_saves_and_goes_on_from_that_batch(folder, whole, request):
     driver, worker = begun(folder, "preempted", request)
     worker.send_signal(signal.SIGTERM)

@@ -283,7 +283,12 @@ def bucket():
 
 
 @pytest.mark.parametrize(
-    ("stop", "in_bucket"), [(signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)]
+    ("stop", "in_bucket"),
+    [
+        pytest.param(signal.SIGKILL, False, id="killed"),
+        pytest.param(signal.SIGTERM, False, id="told to end", marks=pytest.mark.whole),
+        pytest.param(signal.SIGKILL, True, id="killed, in a bucket", marks=pytest.mark.whole),
+    ],
 )
 def test_a_stopped_sweep_goes_on_where_it_was(folder, whole, bucket, monkeypatch, stop, in_bucket):
     """kill -9, or SIGTERM, in the middle of the search; then --resume gives what the whole sweep gave."""
@@ -344,6 +349,7 @@ def run_in_terminal(folder, *arguments):
     return shown.decode()
 
 
+@pytest.mark.whole
 def test_the_same_seed_gives_the_same_predictions(folder, whole):
     """The second time in a terminal, where a table is kept up to date."""
     shown = run_in_terminal(folder, *new(folder, "again"), "--folds=3", "--seeds=2")
