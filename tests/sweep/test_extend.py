@@ -15,7 +15,9 @@ from tune.runs import load_sweep
 from tune.spaces.space import SearchSpace, load_space
 from tune.sweep.extend import changes, outside
 
-FIXED = {"freeze_depth": "full", "epochs": 2, "loss": "mse", "weight_decay": 10}
+# With a learning rate of 1 and this weight decay every step makes weights nine times as large, and forty of them inf.
+FIXED = {"epochs": 2, "loss": "mse", "weight_decay": 10, "batch_size": 2, "width": 16, "rounds": 1}
+MODEL = "composition_network"
 NARROW = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003]}}
 WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"choice": [2, 3]}}
 
@@ -24,7 +26,7 @@ WIDE = {**FIXED, "lr": {"choice": [0.0001, 0.0002, 0.0003, 1.0]}, "epochs": {"ch
 def folder(tmp_path_factory):
     """Two spaces and 60 ids of the demo."""
     spaces = {
-        name: yaml.safe_dump({"num_samples": 8, "grace_epochs": 2, "parameters": parameters})
+        name: yaml.safe_dump({"model": MODEL, "num_samples": 8, "grace_epochs": 2, "parameters": parameters})
         for name, parameters in (("narrow", NARROW), ("wide", WIDE))
     }
     return prepare(tmp_path_factory.mktemp("extend"), every=16, **spaces)
@@ -82,6 +84,16 @@ def test_a_lever_that_came_with_the_wider_space_was_proven(steps):
     assert ("epochs", [2, 3]) not in levers[0]
     assert ("epochs", [2, 3]) in levers[1]
     assert levers[1][: len(levers[0])] == levers[0]
+
+
+def test_a_failing_trial_is_reported_and_the_sweep_goes_on(steps, folder):
+    """A learning rate that blows up in some trials costs those trials and nothing else."""
+    trials = steps[0][1]["trials"]
+    failed = [trial for trial in trials if "failed" in trial]
+    assert {trial["config"]["lr"] for trial in failed} == {1.0}
+    assert all("after epoch" in trial["failed"] or "in epoch" in trial["failed"] for trial in failed)
+    assert all(trial["kept_val_mae"] > 0 for trial in trials if trial not in failed)
+    assert "failed: " in (folder / "results/grown/RESULTS.md").read_text()
 
 
 def test_failed_trials_are_run_again_and_no_other(steps):
@@ -164,7 +176,7 @@ def test_an_extension_that_was_killed_is_not_asked_for_twice(steps, folder):
 
 def test_an_extension_that_is_refused_leaves_the_sweep_as_it_was(steps, folder):
     inert = {**WIDE, "gradient_clip": {"choice": [1e9, 2e9, 1.0]}}  # no gradient is that long
-    (folder / "inert.yaml").write_text(yaml.safe_dump({"grace_epochs": 2, "parameters": inert}))
+    (folder / "inert.yaml").write_text(yaml.safe_dump({"model": MODEL, "grace_epochs": 2, "parameters": inert}))
     files = [folder / f"results/grown/{name}.json" for name in ("sweep", "results")]
     before = [file.read_text() for file in files]
     assert "lever gradient_clip does nothing" in run(folder, "--extend=grown", f"--space={folder}/inert.yaml", expect=1)

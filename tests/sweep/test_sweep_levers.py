@@ -334,7 +334,6 @@ BAD_PREDICTIONS = {
 }
 
 
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(("returned", "told"), BAD_PREDICTIONS.items())
 def test_what_a_model_predicts_is_one_finite_number_a_row(tmp_path, returned, told):
     text = NEIGHBOURS.replace(f"return Prediction({MEAN})", f"y = {MEAN}\n        return {returned}")
@@ -343,6 +342,13 @@ def test_what_a_model_predicts_is_one_finite_number_a_row(tmp_path, returned, to
     model = open_model(str(tmp_path / "mine.py"))
     with pytest.raises(BadPredictionsError, match=rf"^Neighbours\.predict_rows returned {told}"):
         list(model.start(model.config(), rows, part, "cpu").epochs())
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_predictions_that_are_none_end_a_sweep_with_the_model_that_made_them(tmp_path):
+    text = NEIGHBOURS.replace(f"return Prediction({MEAN})", f"return Prediction({MEAN}[:1])")
+    (tmp_path / "mine.py").write_text(text)
+    rows, part = salts()
     with pytest.raises(SweepError, match=r"^model .*mine\.py: Neighbours\.predict_rows returned "):
         checks(tmp_path / "mine.py", rows, part, neighbours={"choice": [2, 9]})
 

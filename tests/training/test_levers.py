@@ -88,8 +88,17 @@ def test_no_lever_is_inert(data):
         assert np.abs(kept[one] - kept[other]).max() > 5e-6, (one, other)  # eV/atom, above rounding
 
 
+# Each keeps something of its own from epoch to epoch: moments, means, a patience, random numbers, an open depth.
+WITH_A_STATE = {"optimizer", "patience", "averaging", "mixup", "jitter", "refit_reference", "unfreeze_every"}
+
+
 @pytest.mark.parametrize(
-    "change", [*CHANGES, {"weights": "random", "freeze_depth": "full", "averaging": "ema"}], ids=str
+    "change",
+    [
+        pytest.param(change, marks=[] if next(reversed(change)) in WITH_A_STATE else pytest.mark.whole)
+        for change in [*CHANGES, {"weights": "random", "freeze_depth": "full", "averaging": "ema"}]
+    ],
+    ids=str,
 )
 def test_a_resumed_run_is_the_same(data, change):
     fields = {"epochs": EPOCHS, "lr": 1e-2, "batch_size": 8, **change}

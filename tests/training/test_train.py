@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import whole_only
 from model_cases import (
     OTHER_VALUES,
     PEROVSKITES,
@@ -70,8 +71,16 @@ def test_cached_features_train_as_graphs_do(data, quantity):
     assert moved.max() > 1e-2  # there was something to agree on
 
 
-@pytest.mark.parametrize("depth", ["readout", "last_two_convs", "full"])
-@pytest.mark.parametrize("epochs_before", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("depth", "epochs_before"),
+    [
+        ("readout", 1),
+        ("last_two_convs", 3),
+        ("full", 5),
+        *whole_only(("readout", 3), ("readout", 5), ("last_two_convs", 1), ("last_two_convs", 5)),
+        *whole_only(("full", 1), ("full", 3)),
+    ],
+)
 def test_resumed_is_uninterrupted(data, depth, epochs_before):
     fields = {"freeze_depth": depth, "epochs": 4}
     assert_same_run(interrupted(epochs_before, data, **fields), finished(fine_tuning(data, **fields)))
@@ -88,8 +97,12 @@ def test_resumed_is_uninterrupted_where_nothing_trains(data):
     assert_same_run(interrupted(1, data, **fields), finished(fine_tuning(data, **fields)))
 
 
-@pytest.mark.parametrize("batch", [0, 1, 3])
-@pytest.mark.parametrize("fields", [{"averaging": "ema"}, {"freeze_depth": "full", "mixup": True}])
+EMA, MIXED = {"averaging": "ema"}, {"freeze_depth": "full", "mixup": True}
+
+
+@pytest.mark.parametrize(
+    ("batch", "fields"), [(3, EMA), (1, MIXED), *whole_only((0, EMA), (1, EMA), (0, MIXED), (3, MIXED))]
+)
 def test_paused_between_two_batches_and_resumed_is_uninterrupted(data, batch, fields):
     """Four batches an epoch; the pause comes in the second epoch, asked for while a batch is computed."""
     fields = {"epochs": 3, **fields}
@@ -122,7 +135,7 @@ def out_of_memory_above(n_rows, run):
     return run
 
 
-@pytest.mark.parametrize(("most", "parts"), [(8, 1), (5, 2), (2, 4), (1, 8)])
+@pytest.mark.parametrize(("most", "parts"), [(2, 4), *whole_only((8, 1), (5, 2), (1, 8))])
 def test_out_of_memory_costs_passes_and_changes_no_batch(data, most, parts):
     fields = {"freeze_depth": "full", "epochs": 2, "batch_size": 8, "loss": "mse", "lr": 1e-4}  # rounding stays small
     whole = finished(fine_tuning(data, **fields))
@@ -168,8 +181,10 @@ def test_a_state_of_another_config_is_refused(data):
         fine_tuning(data, lr=2e-3).restore(fine_tuning(data, lr=3e-3).state())
 
 
-@pytest.mark.parametrize("weights", ["0.3.0", "random"])
-@pytest.mark.parametrize("depth", ["readout", "full"])
+@pytest.mark.parametrize(
+    ("weights", "depth"),
+    [("0.3.0", "readout"), ("random", "full"), *whole_only(("0.3.0", "full"), ("random", "readout"))],
+)
 def test_same_seed_same_run_and_another_seed_another(weights, depth):
     data = sample(N_ROWS, weights, small=True)
     fields = {"weights": weights, "freeze_depth": depth, "epochs": 2}
@@ -198,15 +213,18 @@ class TestLearns:
         assert losses[0] > 0.01  # eV/atom
         assert losses[-1] < losses[0] / 10
 
+    @pytest.mark.whole
     def test_a_target_that_is_no_energy(self, data):
         run = finished(fine_tuning(data, quantity="other", freeze_depth="full", epochs=15))
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 2
 
+    @pytest.mark.whole
     def test_from_random_weights(self):
         data = sample(N_ROWS, "random", small=True)
         run = finished(fine_tuning(data, weights="random", freeze_depth="full", epochs=15))
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 2
 
+    @pytest.mark.whole
     def test_classes(self, data):
         run = finished(
             fine_tuning(data, classes(data), kind="classification", quantity="other", freeze_depth="full", epochs=10)
@@ -214,7 +232,7 @@ class TestLearns:
         assert numbers(run)[-1, 1] < numbers(run)[0, 1] / 2
 
 
-@pytest.mark.parametrize("quantity", ["energy_per_atom", "other"])
+@pytest.mark.parametrize("quantity", ["energy_per_atom", *whole_only("other")])
 def test_no_field_is_inert(quantity):
     outcomes = {}
     changes = [{field: value} for field, values in OTHER_VALUES.items() for value in values]
@@ -230,7 +248,7 @@ def test_no_field_is_inert(quantity):
 
 
 @pytest.mark.parametrize("quantity", ["energy_per_atom", "energy_per_cell", "other"])
-@pytest.mark.parametrize("garbage", [np.nan, 1e6])
+@pytest.mark.parametrize("garbage", [np.nan, *whole_only(1e6)])
 def test_labels_of_other_rows_never_matter(data, quantity, garbage):
     masked = np.full(N_ROWS, garbage)
     masked[TRAIN], masked[VAL] = data.targets[TRAIN], data.targets[VAL]

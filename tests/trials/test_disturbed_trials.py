@@ -23,6 +23,7 @@ import psutil
 import pytest
 import ray
 import ray.tune
+from marks import whole_only
 from model_cases import one_thread
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -321,6 +322,7 @@ def jump(ray_session, tmp_path):
     connect()
 
 
+@pytest.mark.whole
 def test_a_clock_that_jumps_in_mid_trial_changes_nothing(jump, whole, tmp_path):
     def jump_ahead_and_back(reports):
         jump(5)
@@ -356,7 +358,7 @@ def cluster(ray_session):
     connect()
 
 
-@pytest.mark.parametrize("how", ["lost", "cut off"])
+@pytest.mark.parametrize("how", ["lost", *whole_only("cut off")])
 def test_a_trial_whose_node_is_gone_goes_on_on_another(cluster, whole, tmp_path, how):
     """One that is cut off is stopped, so that its connections stay open and nothing answers; later it comes back."""
     head_is_taken = placement_group([{"CPU": 1}])

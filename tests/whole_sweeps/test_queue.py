@@ -125,19 +125,35 @@ def test_every_lever_of_a_queue_is_proven(ranked):
     assert proven["ridge"] == []
 
 
-def test_a_lever_that_does_nothing_is_told_before_anything_is_trained_and_may_be_mended(ranked, folder):
-    """All such levers at once, in whatever experiment."""
+@pytest.fixture(scope="module")
+def hopeless(folder, ray_session):
+    """A queue whose levers were mended after a refusal, and whose gate ends it: its folder and its output."""
     text = QUEUE.replace("too_fast: {lr: 1.0e-6}", "scaled: {target_scale: standard}")  # natural is that already
     text = text.replace("width: 32, head_width: 32}", "width: 32, target_scale: standard}")
-    path = folder / "inert.yaml"
-    path.write_text(text)
-    arguments = [f"--queue={path}", "--name=inert", "--folds=0"]
-    output = " ".join(run(folder, *arguments, expect=1).split())
-    assert "queue inert: experiment scaled and wide: lever target_scale does nothing" in output
-    assert "training the chosen" not in output
-    assert not list((folder / "results/inert").rglob("sweep.json"))
-    path.write_text(QUEUE.replace("stop_above: 1000.0", "stop_above: 0.01"))
-    assert "The queue ends after baseline" in run(folder, *arguments)
+    (folder / "mended.yaml").write_text(text)
+    arguments = [f"--queue={folder}/mended.yaml", "--name=mended", "--folds=0"]
+    refused = run(folder, *arguments, expect=1)
+    left = list((folder / "results/mended").rglob("sweep.json"))
+    (folder / "mended.yaml").write_text(QUEUE.replace("stop_above: 1000.0", "stop_above: 0.01"))
+    return folder / "results/mended", run(folder, *arguments), refused, left
+
+
+def test_a_lever_that_does_nothing_is_told_before_anything_is_trained_and_may_be_mended(hopeless):
+    """All such levers at once, in whatever experiment."""
+    _, output, refused, left = hopeless
+    refused = " ".join(refused.split())
+    assert "queue mended: experiment scaled and wide: lever target_scale does nothing" in refused
+    assert "training the chosen" not in refused
+    assert left == []
+    assert "does nothing" not in output
+
+
+def test_a_hopeless_experiment_ends_the_queue(hopeless):
+    folder, output, *_ = hopeless
+    assert "The queue ends after baseline" in output
+    ranking = json.loads((folder / "queue.json").read_text())
+    assert [(entry["experiment"], entry["seeds"]) for entry in ranking["experiments"]] == [("baseline", 1)]
+    assert "The queue ended after baseline" in (folder / "QUEUE.md").read_text()
 
 
 def test_run_again_it_repeats_only_what_is_missing(ranked, folder):
@@ -178,16 +194,6 @@ def test_a_queue_whose_experiments_do_not_go_with_the_task_is_refused():
     )
     with pytest.raises(SpaceError, match="'huber': of a classification it is what the baseline is"):
         queue_for_task(few, replace(task, kind="classification", quantity="other"))
-
-
-def test_a_hopeless_experiment_ends_the_queue(ranked, folder):
-    text = QUEUE.replace("stop_above: 1000.0", "stop_above: 0.01")
-    (folder / "hopeless.yaml").write_text(text)
-    output = run(folder, f"--queue={folder}/hopeless.yaml", "--name=hopeless", "--folds=0")
-    assert "The queue ends after baseline" in output
-    ranking = json.loads((folder / "results/hopeless/queue.json").read_text())
-    assert [(entry["experiment"], entry["seeds"]) for entry in ranking["experiments"]] == [("baseline", 1)]
-    assert "The queue ended after baseline" in (folder / "results/hopeless/QUEUE.md").read_text()
 
 
 @pytest.mark.parametrize(
