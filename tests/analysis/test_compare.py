@@ -25,7 +25,7 @@ from tune.errors import RunError
 from tune.pages.comparison_page import COLOURS, config_differences, curves, report
 from tune.runs import finished_runs, judged, load_sweep
 
-MAE, ROCAUC = metric_of("regression"), metric_of("classification")
+MAE, ROCAUC = METRICS["mae"], METRICS["rocauc"]
 
 
 # --- verdicts ---

@@ -14,6 +14,7 @@ from finished_runs import REPOSITORY, write_run
 from official_runs import OPTIONS, SMALL, official_rows, official_run
 from typer.testing import CliRunner
 
+from data.metrics import METRICS
 from models.crystals.family import PRETRAINED_ON
 from tune.analysis.matbench_record import quiet_matbench, read_record
 from tune.analysis.submission import MISSING

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from finished_runs import write_run
 
+from data.crystals.task_table import official_ids, official_task
 from data.folds import make_folds
-from data.tasks import official_ids, official_task
 from tune.analysis.matbench_record import quiet_matbench
 
 SMALL = "matbench_jdft2d"

@@ -98,7 +98,9 @@ def test_a_sweep_and_its_workers_import_nothing_that_does_not_count(tree):
     files = {str(file.relative_to(REPOSITORY).with_suffix("")) for file in module_files([TRIALS], leave_out=TELLING)}
     ours = {name.replace(".", "/") for name in names if name.split(".")[0] in PACKAGES}
     ours = {name for name in ours if not (REPOSITORY / name).is_dir()}  # a package is no code
-    assert ours - files <= {name.replace(".", "/") for name in (*TELLING, "data.machine.interruption", "data.machine.module_files")}
+    assert ours - files <= {
+        name.replace(".", "/") for name in (*TELLING, "data.machine.interruption", "data.machine.module_files")
+    }
 
 
 def test_imports_are_read_from_the_text_as_python_reads_them():
