@@ -147,14 +147,14 @@ class Family(Protocol):
         """How much a network computes for each row, in any unit, shape (n_rows,)."""
         ...
 
-    def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart]:
-        """Rows of an embedded task, on which a lever is tried that a task of few rows cannot show."""
+    def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart] | None:
+        """Rows of an embedded task, on which a lever is tried that a task of few rows cannot show; None: there are none."""
         ...
 
     def fit_trust(
         self, config: ModelConfig, rows: Any, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
     ) -> Any:
-        """What marks predictions: an object with `judge` and `content`, as `models/crystals/trust.py` has them.
+        """What marks predictions: an object with `judge` and `content`, as `models/crystals/trust.py` has them; or None.
 
         Args:
             config: of the trained model.

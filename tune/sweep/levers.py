@@ -137,10 +137,11 @@ def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any]
     try:
         return tries.compare(lever, first, second)
     except InertError:
-        if n_train >= FEW:
+        family = open_family(tries.model.family)
+        small = family.small_task(space.needs, tries.part.kind, tries.part.quantity) if n_train < FEW else None
+        if small is None:
             raise
-    family = open_family(tries.model.family)
-    elsewhere = Tries(tries.model, *family.small_task(space.needs, tries.part.kind, tries.part.quantity))
+    elsewhere = Tries(tries.model, *small)
     try:
         elsewhere.compare(lever, first, second)
     finally:

@@ -132,7 +132,7 @@ class Tries:
             run = self.model.start(config, rows, part, "cpu")
             for _ in run.epochs():
                 pass
-            return checked_predictions(run.fitted(), rows, part.val)
+            return checked_predictions(run.fitted(), rows, part.val, part.prediction_shape)
         except NonFiniteLossError:
             return None
         except BadPredictionsError as problem:

@@ -203,22 +203,29 @@ def _of_the_disk(problem: Exception) -> bool:
 
 
 def _parity(labels: np.ndarray, predicted: np.ndarray, metric: Metric) -> Figure:
-    """Predictions over labels; of a classification how the predicted probabilities of both classes are spread."""
+    """Predictions over labels; of a classification how the predicted probabilities are spread."""
     # The driver draws while trials wait, and margins that are fitted to the text take three times as long.
     figure = Figure(figsize=(4, 4))
     axes = figure.add_axes((0.19, 0.13, 0.77, 0.78))
-    if metric.name != "mae":
-        bins = np.linspace(0, 1, 21).tolist()
+    bins = np.linspace(0, 1, 21).tolist()
+    if predicted.ndim > labels.ndim:
+        of_true = np.take_along_axis(predicted, np.maximum(labels, 0).astype(int)[..., None], axis=-1)
+        axes.hist(of_true[labels >= 0].ravel(), bins=bins)
+        axes.set(xlabel="predicted probability of the true class", ylabel="labels")
+        return figure
+    if metric.mode == "max":
         for label in (0, 1):
             axes.hist(predicted[labels == label], bins=bins, label=str(bool(label)), alpha=0.6)
         axes.set(xlabel="predicted probability", ylabel="rows")
         axes.legend(title="label")
         return figure
+    score = metric.value(labels, predicted)
+    labels, predicted = labels.ravel(), predicted.ravel()
     ends = [min(labels.min(), predicted.min()), max(labels.max(), predicted.max())]
     if len(labels) > MANY:
         axes.hexbin(labels, predicted, gridsize=60, bins="log", cmap="viridis")
     else:
         axes.plot(labels, predicted, ".", markersize=4, alpha=0.5)
     axes.plot(ends, ends, color="black", linewidth=0.8)
-    axes.set(xlabel="label", ylabel="prediction", title=f"MAE {np.abs(labels - predicted).mean():.4f}")
+    axes.set(xlabel="label", ylabel="prediction", title=f"{metric.title} {score:.4f}")
     return figure

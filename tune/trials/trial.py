@@ -166,9 +166,10 @@ def _predict(
     trust = family.fit_trust(config, rows, part, lambda which: predicted(which).values)
     arrays = {}
     for name, which in (("test", fold.test), ("val", fold.val)):
-        prediction = trust.judge(
-            rows, which, predicted(which), of_task=True, replace_untrusted=task.untrusted == "baseline"
-        )
+        prediction = predicted(which)
+        if trust is not None:
+            replace_untrusted = task.untrusted == "baseline"
+            prediction = trust.judge(rows, which, prediction, of_task=True, replace_untrusted=replace_untrusted)
         arrays[name] = prediction.values
         for more in ("std", "trust"):
             if (values := getattr(prediction, more)) is not None:
