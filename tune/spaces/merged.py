@@ -42,14 +42,14 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
         n_train: training rows of the largest fold that is searched.
     """
     parameters, merged = dict(space.parameters), []
-    for field, spec in space.searched.items():
-        ((kind, bounds),) = spec.items()
+    for field, searched in space.searched.items():
+        kind, bounds = searched.kind, searched.bounds
         bases = _others(space, field)
 
         def same(a: Any, b: Any, field: str = field, bases: Sequence[dict[str, Any]] = bases) -> bool:
             return all(trains_the_same(space.model, {**base, field: a}, {**base, field: b}, n_train) for base in bases)
 
-        if kind == "choice":
+        if searched.is_choice:
             classes: list[list[Any]] = []
             for value in bounds:
                 alike = next((values for values in classes if same(values[0], value)), None)
@@ -60,7 +60,7 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
             offered = [values[0] for values in classes]
             merged += [Merged(field, values, is_range=False) for values in classes if len(values) > 1]
             parameters[field] = {kind: offered} if len(offered) > 1 else offered[0]
-        elif kind in ("int", "logint") and same(bounds[1] - 1, bounds[1]):
+        elif searched.is_whole and same(bounds[1] - 1, bounds[1]):
             low, high = bounds
             first, last = low, high  # the first value that is the same as the last one
             while first < last:
@@ -68,7 +68,7 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
                 first, last = (first, middle) if same(middle, high) else (middle + 1, last)
             merged.append(Merged(field, [first, high], is_range=True))
             parameters[field] = {kind: [low, first]} if low < first else low
-        elif kind in ("uniform", "loguniform") and same(*bounds):
+        elif not searched.is_whole and same(*bounds):
             merged.append(Merged(field, bounds, is_range=True))
             parameters[field] = bounds[0]
     return space.model_copy(update={"parameters": parameters}), merged
@@ -82,13 +82,16 @@ def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict
         config: fields of the model's config.
         n_train: training rows that the config is trained on.
     """
-    for field, value in space.searched.items():
-        ((kind, bounds),) = value.items()
-        if kind == "choice" and config[field] not in bounds:
-            alike = (each for each in bounds if trains_the_same(space.model, config, {**config, field: each}, n_train))
+    for field, searched in space.searched.items():
+        if searched.is_choice and config[field] not in searched.bounds:
+            alike = (
+                each
+                for each in searched.bounds
+                if trains_the_same(space.model, config, {**config, field: each}, n_train)
+            )
             config = {**config, field: next(alike, config[field])}
-        elif kind in ("int", "logint"):
-            config = {**config, field: min(config[field], bounds[1])}
+        elif searched.is_whole:
+            config = {**config, field: min(config[field], searched.bounds[1])}
     return config
 
 

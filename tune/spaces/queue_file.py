@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from models.registry import ModelError, open_model
+from models.registry import DEFAULT_MODEL, ModelError, open_model
 from tune.spaces.space import SPACES_FOLDER, SearchSpace, SpaceError, combinations, field_problem, model_file
-from tune.spaces.yaml_lines import repeated_key
+from tune.spaces.yaml_lines import parsed, repeated_key
 
 BASELINE = "baseline"
 # An experiment is a folder in the queue's; these are what the folder of a run has inside.
@@ -36,7 +36,7 @@ class Gate(BaseModel):
 class _Baseline(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "chgnet"
+    model: str = DEFAULT_MODEL
     parameters: dict[str, Any]
 
 
@@ -97,9 +97,9 @@ def load_queue(name: str, folder: Path = SPACES_FOLDER) -> Queue:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        if repeated := repeated_key(yaml.compose(text, Loader=yaml.SafeLoader)):
+        content, root = parsed(text)
+        if repeated := repeated_key(root):
             raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
-        content = yaml.safe_load(text)
         file = _File.model_validate(content)
     except OSError:
         raise SpaceError(f"no queue {name!r}: give a file of {folder.name}/ such as `daily`, or a path") from None

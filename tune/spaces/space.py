@@ -6,7 +6,6 @@ import difflib
 import itertools
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -18,8 +17,9 @@ from data.machine.import_path import ROOT
 from data.stores.places import expanded
 from data.task import Quantity
 from models.config import ModelConfig
-from models.registry import ModelError, open_family, open_model
-from tune.spaces.yaml_lines import lines_of, repeated_key
+from models.registry import DEFAULT_MODEL, ModelError, open_family, open_model
+from tune.spaces.ranges import KINDS, Range, range_problem, values_of
+from tune.spaces.yaml_lines import lines_of, parsed, repeated_key
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from data.task import Kind
 
 SPACES_FOLDER = Path(ROOT) / "search_spaces"
-RANGES = ("choice", "uniform", "loguniform", "int", "logint")
 # Chosen by the sweep, or fixed because graphs and features are made for one set of weights.
 _NOT_SEARCHED = {
     "seed": "set with --seed and --seeds",
@@ -62,23 +61,25 @@ class SearchSpace(BaseModel):
     grace_epochs: Annotated[int, Field(ge=1)] = 10
     reduction_factor: Annotated[float, Field(gt=1)] = 3
     seeds: Annotated[int, Field(ge=1)] = 1
-    model: str = "chgnet"
+    model: str = DEFAULT_MODEL
     parameters: dict[str, Any]
 
     @property
-    def searched(self) -> dict[str, dict[str, list]]:
+    def settings(self) -> dict[str, Any]:
+        """The parameters, their ranges as `Range`."""
+        return {
+            field: Range.of(value) if isinstance(value, dict) else value for field, value in self.parameters.items()
+        }
+
+    @property
+    def searched(self) -> dict[str, Range]:
         """The parameters that have a range."""
-        return {field: value for field, value in self.parameters.items() if isinstance(value, dict)}
+        return {field: value for field, value in self.settings.items() if isinstance(value, Range)}
 
     @property
     def size(self) -> float:
         """How many different configurations there are."""
-        counts = []
-        for value in self.searched.values():
-            ((kind, bounds),) = value.items()
-            whole = bounds[-1] - bounds[0] + 1 if kind in ("int", "logint") else math.inf
-            counts.append(len(bounds) if kind == "choice" else whole)
-        return math.prod(counts)
+        return math.prod(each.size for each in self.searched.values())
 
     @property
     def config(self) -> type[ModelConfig]:
@@ -123,42 +124,19 @@ class SearchSpace(BaseModel):
     def default(self, field: str, without: Any) -> Any:
         """What a space sets a field to, else the config's default; `without` where the model has no such field."""
         info = self.config.model_fields.get(field)
-        return self.parameters.get(field, info.default if info else without)
+        return self.settings.get(field, info.default if info else without)
 
     def most(self, field: str) -> Any:
         """The largest value a numeric field can take; 1 where the model has none, as one fit is one epoch."""
-        value = self.default(field, 1)
-        return max(next(iter(value.values()))) if isinstance(value, dict) else value
+        return max(values_of(self.default(field, 1)))
 
     def ray_space(self) -> dict[str, Any]:
         """The same for Ray Tune."""
-        import ray.tune  # here, as Optuna below: who reads a space to look at it need not wait for them
-
-        make = {
-            "choice": ray.tune.choice,
-            "uniform": lambda bounds: ray.tune.uniform(*bounds),
-            "loguniform": lambda bounds: ray.tune.loguniform(*bounds),
-            "int": lambda bounds: ray.tune.randint(bounds[0], bounds[1] + 1),
-            "logint": lambda bounds: ray.tune.lograndint(bounds[0], bounds[1] + 1),
-        }
-        space = dict(self.parameters)
-        for field, value in self.searched.items():
-            ((kind, bounds),) = value.items()
-            space[field] = make[kind](bounds)
-        return space
+        return {**self.parameters, **{field: each.for_ray() for field, each in self.searched.items()}}
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """The same for Optuna: of every field that is searched."""
-        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-        make: dict[str, Callable[[list[Any]], BaseDistribution]] = {
-            "choice": CategoricalDistribution,
-            "uniform": lambda bounds: FloatDistribution(bounds[0], bounds[1]),
-            "loguniform": lambda bounds: FloatDistribution(bounds[0], bounds[1], log=True),
-            "int": lambda bounds: IntDistribution(bounds[0], bounds[1]),
-            "logint": lambda bounds: IntDistribution(bounds[0], bounds[1], log=True),
-        }
-        return {field: make[kind](bounds) for field, value in self.searched.items() for kind, bounds in value.items()}
+        return {field: each.for_optuna() for field, each in self.searched.items()}
 
 
 def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
@@ -181,8 +159,8 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
     except UnicodeDecodeError as problem:
         raise SpaceError(f"{path}: not text: {problem}") from None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        content, repeated = yaml.safe_load(text), repeated_key(root)
+        content, root = parsed(text)
+        repeated = repeated_key(root)
     except yaml.YAMLError as problem:
         raise SpaceError(f"{path}: not YAML: {problem}") from None
     known = [key for key in SearchSpace.model_fields if key != "name"]
@@ -202,7 +180,7 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         if key not in known:
             raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
     try:
-        content["model"] = model_file(content.get("model", "chgnet"), path)
+        content["model"] = model_file(content.get("model", DEFAULT_MODEL), path)
         config = open_model(content["model"]).config
     except ModelError as problem:
         raise refuse(("model",), str(problem)) from None
@@ -239,27 +217,16 @@ def field_problem(config: type[ModelConfig], field: str, value: object) -> str |
         return _value_problem(config, field, value)
     if field in _NOT_SEARCHED:
         return f"{field!r} cannot be searched: {_NOT_SEARCHED[field]}"
-    if len(value) != 1 or next(iter(value)) not in RANGES:
-        return f"{field}: expected a value or one range of {', '.join(RANGES)}, got {value!r}"
+    if len(value) != 1 or next(iter(value)) not in KINDS:
+        return f"{field}: expected a value or one range of {', '.join(KINDS)}, got {value!r}"
     ((kind, bounds),) = value.items()
     if not isinstance(bounds, list) or not bounds:
         return f"{field}: {kind} takes a list, got {bounds!r}"
     for bound in bounds:
         if problem := _value_problem(config, field, bound):
             return problem
-    if kind == "choice":
-        return f"{field}: choice lists {bounds!r}, some twice" if len(set(bounds)) < len(bounds) else None
-    if len(bounds) != 2 or not all(isinstance(bound, int | float) for bound in bounds) or bounds[0] >= bounds[1]:
-        return f"{field}: {kind} takes [low, high] with low < high, got {bounds!r}"
-    if not all(math.isfinite(bound) for bound in bounds):
-        return f"{field}: {kind} takes two finite numbers, got {bounds!r}"
-    if kind in ("loguniform", "logint") and bounds[0] <= 0:
-        return f"{field}: {kind} takes bounds above zero, got {bounds!r}"
-    is_integer = config.model_fields[field].annotation is int
-    if is_integer != (kind in ("int", "logint")):
-        allowed = "int, logint or choice" if is_integer else "uniform, loguniform or choice"
-        return f"{field}: {kind} does not fit a field that takes {allowed}"
-    return None
+    complaint = range_problem(value, whole_numbers=config.model_fields[field].annotation is int)
+    return f"{field}: {complaint}" if complaint else None
 
 
 def _value_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
@@ -286,8 +253,7 @@ def _check_together(space: SearchSpace, refuse: Any) -> None:
         field, message = mistake
         raise refuse(("parameters", field), message)
     if space.trains and "epochs" in space.config.model_fields:
-        least = space.default("epochs", 1)
-        least = min(next(iter(least.values()))) if isinstance(least, dict) else least
+        least = min(values_of(space.default("epochs", 1)))
         if least < 1:
             raise refuse(("parameters", "epochs"), f"epochs can be {least}, which trains nothing")
         if space.searched and space.grace_epochs > space.most("epochs"):
@@ -309,9 +275,7 @@ def _check_together(space: SearchSpace, refuse: Any) -> None:
 
 def combinations(space: SearchSpace) -> list[dict[str, Any]]:
     """Configs at the ends of the ranges and with every choice: all of them, or some at random where there are many."""
-    values = {}
-    for field, value in space.parameters.items():
-        values[field] = next(iter(value.values())) if isinstance(value, dict) else [value]
+    values = {field: values_of(value) for field, value in space.settings.items()}
     if math.prod(map(len, values.values())) <= _MOST_COMBINATIONS:
         chosen = list(itertools.product(*values.values()))
     else:

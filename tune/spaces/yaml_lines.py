@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
+
+
+def parsed(text: str) -> tuple[Any, yaml.Node | None]:
+    """What a YAML document says, and its tree, which knows the lines.
+
+    Raises:
+        YAMLError: it is none.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        return (None if root is None else loader.construct_document(root)), root
+    finally:
+        loader.dispose()
 
 
 def lines_of(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

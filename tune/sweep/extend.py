@@ -13,6 +13,7 @@ from tune.errors import SweepError
 from tune.records.folder import Folder
 from tune.records.going_on import command_to_go_on
 from tune.records.options import Batch, Options
+from tune.spaces.ranges import Range
 from tune.spaces.space import SearchSpace
 
 
@@ -91,25 +92,9 @@ def outside(old: SearchSpace, new: SearchSpace) -> list[str]:
 
 
 def _told(space: SearchSpace, field: str) -> str:
-    value = space.default(field, None)
-    if isinstance(value, dict):
-        ((kind, bounds),) = value.items()
-        return f"{kind} {bounds}"
-    return str(value) if field in space.parameters else f"{value} (default)"
+    return str(space.default(field, None)) + ("" if field in space.parameters else " (default)")
 
 
 def _holds(new: Any, old: Any) -> bool:
     """Whether a value or range contains another one."""
-    if not isinstance(new, dict):
-        return new == old
-    ((kind, bounds),) = new.items()
-    if not isinstance(old, dict):
-        values, continuous = [old], False
-    else:
-        ((old_kind, values),) = old.items()
-        continuous = old_kind != "choice"
-    if kind == "choice":
-        return not continuous and set(values) <= set(bounds)
-    if any(isinstance(value, bool | str) for value in values):
-        return False
-    return bounds[0] <= min(values) and max(values) <= bounds[1]
+    return new.holds(old) if isinstance(new, Range) else new == old

@@ -26,6 +26,7 @@ from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
 from tune.spaces.merged import differing_base, trains_the_same
+from tune.spaces.ranges import Range
 from tune.spaces.space import SearchSpace, combinations
 from tune.sweep.tries import ALIKE, ONE_LABEL, ONLY_ELSEWHERE, InertError, LeverCheck, Tries, value_of
 from tune.trials.search import Outcome
@@ -46,9 +47,9 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
     model = open_model(space.model)
     base = combinations(space)[0]
     pairs: list[Pair] = []
-    for field, value in space.parameters.items():
-        if isinstance(value, dict):
-            first, *others = next(iter(value.values()))
+    for field, value in space.settings.items():
+        if isinstance(value, Range):
+            first, *others = value.bounds
             pairs += [(field, {**base, field: first}, {**base, field: other}) for other in others]
         elif value == "cross_entropy":  # the one loss that a classification has
             continue
