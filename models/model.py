@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import wraps
 from typing import Any, Literal, Protocol
 
@@ -180,7 +180,11 @@ class Model:
         family: whose rows it reads.
         trains: whether parameters of a space let anything but the baseline be fitted.
         mistake: the field and what is wrong with parameters of a space that no single value shows, or None.
-        costly: fields by which the memory and time of a step differ, beside `batch_size`.
+        costly: fields by which the memory and time of a step differ, beside `batch_size`. Values of a `Literal` among
+            them stand in the order in which they cost more.
+        reads_cached: whether an epoch of a config reads the family's cached arrays instead of the rows themselves,
+            where they are known, and so costs little a row.
+        demanding: values of fields with which the first epoch takes as much memory as any later one.
         title: of its trainings in tables; its name where there is none.
     """
 
@@ -195,6 +199,8 @@ class Model:
     trains: Callable[[Mapping[str, Any]], bool] = lambda _parameters: True
     mistake: Callable[[Mapping[str, Any]], tuple[str, str] | None] = lambda _parameters: None
     costly: tuple[str, ...] = ()
+    reads_cached: Callable[[Any], bool] = lambda _config: False
+    demanding: Mapping[str, Any] = field(default_factory=dict)
     title: str = ""
 
 

@@ -31,10 +31,11 @@ MODELS = {
     "ridge": ("models.crystals.linear", "RIDGE"),
     "dummy": ("models.crystals.linear", "DUMMY"),
 }
+DEFAULT_MODEL = "chgnet"  # of a space or a queue that names none
 
-
-# By name the module.
+# By name the module, and the packages whose versions its numbers depend on beside those of every sweep.
 FAMILIES = {"crystals": "models.crystals.family"}
+PACKAGES = {"crystals": ("chgnet", "pymatgen", "matbench")}
 
 
 class ModelError(UserError, ValueError):

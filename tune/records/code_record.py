@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -13,20 +14,9 @@ from typing import Any
 from data import families
 from data.machine.import_path import ROOT
 from data.machine.module_files import module_files
-from models.registry import FAMILIES, MODELS
+from models.registry import FAMILIES, MODELS, PACKAGES
 
-LIBRARIES = (
-    "torch",
-    "ray",
-    "chgnet",
-    "pymatgen",
-    "matbench",
-    "optuna",
-    "pandas",
-    "pyarrow",
-    "numpy",
-    "numba",
-)
+LIBRARIES = ("torch", "ray", "optuna", "pandas", "pyarrow", "numpy", "numba")  # and those that families name
 
 # What trials are made and run by: all that it imports, directly or not, can change a number of theirs.
 TRIALS = "tune.trials.search"
@@ -43,13 +33,14 @@ TELLING = (
 
 def run_record(model: str = "") -> dict[str, Any]:
     """Code version, library versions and machine, for the record of a run of a model."""
+    libraries = (*LIBRARIES, *itertools.chain(*PACKAGES.values()))
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "code_sha256": code_sha256(model),
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: version(name) for name in libraries},
     }
 
 

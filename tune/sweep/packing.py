@@ -110,8 +110,7 @@ def _probe(
     config = model.config(**fields)
     if "epochs" in type(config).model_fields and model.trains(fields):
         config = config.model_copy(update={"epochs": 1})
-    if "unfreeze_every" in type(config).model_fields:
-        config = config.model_copy(update={"unfreeze_every": 0})  # what trains in the end, at once
+    config = config.model_copy(update=model.demanding)
     n_rows = 2 * getattr(config, "batch_size", 1)
     family = open_family(model.family)
     # Passes are as large as a trial's: with small batches these take the most.

@@ -212,6 +212,8 @@ CHGNET = Model(
     trains=lambda parameters: parameters.get("freeze_depth") != "none",
     mistake=mistake,
     costly=("freeze_depth",),
+    reads_cached=lambda config: config.freeze_depth in FROM_FEATURES,
+    demanding={"unfreeze_every": 0},  # what trains in the end, at once
     title="fine-tuned",
 )
 
