@@ -7,7 +7,7 @@ A family is a folder in `data/` and one in `models/`. The latter has a module `f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,41 @@ class FamilyRows:
     cache_key: str
     folds: list[Fold] | None = None
     split_note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What `Family.read` has to do for some rows, and what the cache spares it; `--plan` measures the rest of it.
+
+    Attributes:
+        what: is made of the rows, in a word for tables.
+        cache_key: name of the rows' folder in the cache.
+        sizes: what the work of each row goes with, as far as that is known before it is done, shape (n_rows,).
+        pieces: rows of each piece of the work; processes take the next one when they are free. None where there is
+            nothing to do but to read.
+        missing: rows of those pieces that the cache lacks.
+        make: writes the piece of a number into the cache, given its rows as a `RawChunk`.
+        held_bytes: of the rows that `read` would return, where the cache holds all of them.
+        seconds: that reading those took.
+        own_bytes: that each row of the task takes in the memory of every trial, beside what trials share.
+    """
+
+    what: str
+    cache_key: str
+    sizes: np.ndarray
+    pieces: tuple[int, ...] = ()
+    missing: tuple[int, ...] = ()
+    make: Callable[[int, Any], Any] | None = None
+    held_bytes: int | None = None
+    seconds: float = 0.0
+    own_bytes: int = 0
+
+
+def n_bytes(value: Any) -> int:
+    """Bytes of the arrays in a dataclass, such as rows, or of an array."""
+    if is_dataclass(value):
+        return sum(n_bytes(getattr(value, field.name)) for field in fields(value))
+    return getattr(value, "nbytes", 0)
 
 
 class Family(Protocol):
@@ -145,6 +180,14 @@ class Family(Protocol):
 
     def work(self, rows: Any) -> np.ndarray:
         """How much a network computes for each row, in any unit, shape (n_rows,)."""
+        ...
+
+    def reading(self, rows: Any, need: Any, cache_folder: str) -> Reading:
+        """What `read` would have to do for all rows of a task; nothing is done."""
+        ...
+
+    def counted_work(self, rows: Any, need: Any) -> np.ndarray:
+        """The same as `work`, row by row as a network meets it: slower and more exact, for a few rows."""
         ...
 
     def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart] | None:

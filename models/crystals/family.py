@@ -26,6 +26,8 @@ from models.crystals.chgnet.model import CHGNET
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.demo_rows import demo_rows
 from models.crystals.new_rows import new_rows as new_rows
+from models.crystals.planning import counted_work as counted_work
+from models.crystals.planning import reading as reading
 from models.crystals.rows import CrystalRows
 from models.crystals.trust import Trust, calibration_rows
 from models.crystals.trust import load_trust as load_trust

@@ -15,16 +15,58 @@ from typer.testing import CliRunner
 
 from data.tasks import open_task
 from models.crystals.rows import CrystalRows
+from models.family import n_bytes
 from tune.dataset.dataset import load_dataset
+from tune.planning.designs import place
 from tune.planning.forecast import Rungs, TrialCost, forecast, known_configs, simulate
-from tune.planning.measure import n_bytes, sample_positions
+from tune.planning.measure import sample_positions
 from tune.planning.plan import plan
 from tune.planning.plan_table import show, spread
+from tune.planning.trial_costs import Point, TrialCosts
 from tune.records.options import Options
 from tune.run_sweep import app
 from tune.spaces.space import SearchSpace, load_space
 
 DEMO_FILE = Path(__file__).parents[2] / "data/demo/demo.parquet"
+
+
+MEAN_OF_NEIGHBOURS = """\
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from models.config import ModelConfig
+from models.model import Model, Prediction, fitted_once
+
+
+class Config(ModelConfig):
+    neighbours: int = 3
+
+
+@dataclass
+class Fitted:
+    fractions: np.ndarray
+    targets: np.ndarray
+    neighbours: int
+
+    def predict_rows(self, rows, which):
+        distances = ((rows.fractions[which][:, None] - self.fractions) ** 2).sum(axis=2)
+        return Prediction(self.targets[np.argsort(distances, axis=1)[:, : self.neighbours]].mean(axis=1))
+
+    def content(self):
+        return {"fractions": torch.tensor(self.fractions), "targets": torch.tensor(self.targets), "n": self.neighbours}
+
+
+def fit(config, rows, part):
+    return Fitted(rows.fractions[part.train], part.targets[part.train], config.neighbours)
+
+
+def load(content, device):
+    return Fitted(content["fractions"].numpy(), content["targets"].numpy(), content["n"])
+
+
+MODEL = Model("mean", Config, "compositions", fitted_once(fit), load)
+"""
 
 
 def options(space: SearchSpace, folder: Path = Path("nowhere"), **changed) -> Options:
@@ -42,6 +84,9 @@ def options(space: SearchSpace, folder: Path = Path("nowhere"), **changed) -> Op
 def cost(config, fold, test):
     """An epoch takes a second; a trial two before, and three for its test part."""
     return TrialCost(config.get("epochs", 100), first=2.0, epoch=1.0, last=3.0 if test else 0.0)
+
+
+BASELINE = {"model": "chgnet", "freeze_depth": "none", "epochs": 0}
 
 
 # ---- simulated sweeps ----------------------------------------------------------------------------------
@@ -94,7 +139,9 @@ def test_the_first_configs_are_those_that_any_search_of_the_seed_begins_with():
 
 def test_twice_the_trials_take_about_twice_the_core_time():
     space = load_space("full_finetune")
-    once, twice = (forecast(options(space, num_samples=n), space, cost, slots=2).search for n in (60, 120))
+    once, twice = (
+        forecast(options(space, num_samples=n), space, cost, baseline=BASELINE, slots=2).search for n in (60, 120)
+    )
     assert twice.busy.mean() / once.busy.mean() == pytest.approx(2, rel=0.1)
     assert (twice.seconds >= twice.busy / 2).all()
     assert (once.seconds < once.busy).all()
@@ -102,13 +149,16 @@ def test_twice_the_trials_take_about_twice_the_core_time():
 
 def test_folds_searches_and_seeds_count():
     space = SearchSpace(name="fixed", parameters={"epochs": 7}, num_samples=1)
-    done = forecast(options(space, seeds=3, folds=[0, 4]), space, cost, slots=1, run_end=0.5)
+    done = forecast(options(space, seeds=3, folds=[0, 4]), space, cost, baseline=BASELINE, slots=1, run_end=0.5)
     assert not done.search.seconds.any()
     assert done.training.seconds == pytest.approx(2 * 5 + 3 * 2 * 12 + 0.5)
     space = load_space("pretrained")
-    assert forecast(options(space), space, cost, slots=1).training.seconds == pytest.approx(5 * 5)
+    assert forecast(options(space), space, cost, baseline=BASELINE, slots=1).training.seconds == pytest.approx(5 * 5)
     space = load_space("head_finetune")
-    one, five = (forecast(options(space, search_folds=folds), space, cost, slots=1) for folds in ([0], [0, 1, 2, 3, 4]))
+    one, five = (
+        forecast(options(space, search_folds=folds), space, cost, baseline=BASELINE, slots=1)
+        for folds in ([0], [0, 1, 2, 3, 4])
+    )
     assert five.search.seconds.mean() / one.search.seconds.mean() == pytest.approx(5, rel=0.1)
     assert (one.unstopped.seconds >= one.search.seconds + one.training.seconds).all()
 
@@ -151,7 +201,9 @@ def test_a_plan_adds_up_and_leaves_nothing(ray_session, folder, capsys):
         "start and end", "graphs", "backbone features", "search", "train the chosen, and test",
     ]  # fmt: skip
     assert found.low <= found.seconds <= found.high <= found.at_most
-    assert {(epoch.freeze_depth, epoch.batch_size) for epoch in found.epochs} == {("readout", 16), ("readout", 64)}
+    assert [epoch.what for epoch in found.epochs] == [
+        "An epoch of readout with batches of 16", "An epoch of readout with batches of 64",
+    ]  # fmt: skip
     assert all(epoch.seconds > 0 for epoch in found.epochs)
     assert found.fold_search > 0
     assert found.fold_training > 0
@@ -190,22 +242,68 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     )
 
 
-@pytest.mark.parametrize("space", ["ridge", "dummy", "composition", "gaussian_process", "gaussian_process_atoms"])
-def test_a_plan_of_another_model_is_refused(space, tmp_path, capsys):
-    done = CliRunner().invoke(app, ["--plan", f"--space={space}", f"--storage={tmp_path}/results"])
-    assert done.exit_code == 1
-    printed = " ".join((done.output + capsys.readouterr().err).split())
-    assert (
-        f"SweepError: --plan measures training of CHGNet alone, and says nothing of {load_space(space).model}"
-        in printed
+@pytest.mark.parametrize(
+    ("name", "what", "extrapolated"),
+    [
+        ("ridge", "A fit of ridge", True),
+        ("gaussian_process", "A fit of gaussian_process", True),
+        ("composition", "An epoch of composition_network with batches of 256", False),
+        ("scratch", "An epoch of full with batches of 32", False),
+    ],
+)
+def test_every_model_is_planned(ray_session, folder, name, what, extrapolated, capsys):
+    """A fit in one go has no epochs; the first trial of another model stands beside the reference's."""
+    found = plan(options(load_space(name), folder, ids=f"{folder}/ids.txt", folds=[0]))
+    (epoch,) = found.epochs
+    assert epoch.what == what
+    assert epoch.seconds > 0
+    assert ("extrapolated from fits on" in epoch.note) == extrapolated
+    assert found.seconds == pytest.approx(sum(step.seconds for step in found.steps))
+    steps = {step.name: step for step in found.steps}
+    assert ("backbone features" in steps) == (name == "gaussian_process")
+    assert ("search" in steps) == (name == "scratch")
+    assert steps["train the chosen, and test"].seconds > 0
+    show(found)
+    assert what in " ".join(capsys.readouterr().err.split())
+
+
+def test_formulas_and_a_model_of_ones_own_are_planned(ray_session, tmp_path):
+    (tmp_path / "salts.csv").write_text("formula,y\n" + "".join(f"Na{k}Cl,{k}\n" for k in range(1, 60)))
+    (tmp_path / "mean.py").write_text(MEAN_OF_NEIGHBOURS)
+    (tmp_path / "mean.yaml").write_text(
+        "model: mean.py\nnum_samples: 3\nparameters: {neighbours: {int: [1, 9]}}\n", encoding="utf-8"
     )
-    assert "fewer rows (--ids)" in printed
-    assert ("--space pretrained --plan measures" in printed) == space.startswith("gaussian_process")
+    found = plan(options(load_space(f"{tmp_path}/mean.yaml"), tmp_path, task=f"{tmp_path}/salts.csv", target="y"))
+    assert [step.name for step in found.steps] == [
+        "start and end", "formulas", "search", "train the chosen, and test",
+    ]  # fmt: skip
+    assert [epoch.what for epoch in found.epochs] == ["A fit of mean"]
+    assert found.low <= found.seconds <= found.high <= found.at_most
 
 
-def test_a_plan_of_compositions_is_refused(tmp_path, capsys):
+def test_a_plan_of_what_does_not_go_together_is_refused(tmp_path, capsys):
     (tmp_path / "salts.csv").write_text("formula,y\n" + "".join(f"Na{k}Cl,{k}\n" for k in range(1, 30)))
     done = CliRunner().invoke(app, ["--plan", f"--task={tmp_path}/salts.csv", f"--storage={tmp_path}/results"])
     assert done.exit_code == 1
     printed = " ".join((done.output + capsys.readouterr().err).split())
-    assert "SweepError: --plan measures CHGNet sweeps, which read structures" in printed
+    assert "SweepError: model chgnet reads structures, and salts as given has compositions only" in printed
+
+
+def test_costs_lie_between_those_that_were_measured():
+    """Freeze depths by their order, a batch by its inverse size; a fit in one go by the power it has shown."""
+
+    def measured(depth, batch_size, seconds):
+        fields = {"model": "chgnet", "freeze_depth": depth, "batch_size": batch_size}
+        return Point("chgnet", place(fields), True, False, seconds, 0.0, 0.0, 100)
+
+    points = [measured("last_conv", 16, 1.0), measured("full", 16, 4.0), measured("full", 32, 3.0)]
+    fit = Point("ridge", (), False, True, 0.1, 0.0, 0.0, 100, power=2.0)
+    costs = TrialCosts([*points, fit], True, 0.0, 0.0, {}, 0.0, None, None, None)
+
+    def train_row(depth, batch_size):
+        return costs.point({"model": "chgnet", "freeze_depth": depth, "batch_size": batch_size}).train_row
+
+    assert train_row("last_two_convs", 16) == pytest.approx(2.0)
+    assert train_row("full", 24) == pytest.approx(3 + 1 / 3)
+    assert train_row("full", 512) == 3.0
+    assert costs.point({"model": "ridge"}).growth(300) == 9.0

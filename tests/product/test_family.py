@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,7 @@ from pydantic import Field
 from data.errors import UserError
 from data.tasks import open_task
 from models.config import ModelConfig
-from models.family import Family, FamilyRows
+from models.family import Family, FamilyRows, Reading
 from models.fitted import FittedModel, load_model
 from models.model import Model, Prediction, fitted_once, never
 from models.registry import FAMILIES, MODELS, ModelError, open_family, open_model
@@ -77,6 +81,32 @@ def sizes(rows):
     return np.ones(len(rows.vectors))
 
 
+def reading(rows, need, cache_folder):
+    return Reading("vectors", "none", np.ones(len(rows)))
+
+
+def counted_work(rows, need):
+    return np.ones(len(rows.vectors))
+
+
+class Trust:
+    """Marks nothing."""
+
+    def judge(self, rows, which, prediction, *, of_task, replace_untrusted):
+        return prediction
+
+    def content(self):
+        return {}
+
+
+def fit_trust(config, rows, part, predicted):
+    return Trust()
+
+
+def about(config):
+    return {}
+
+
 def new_rows(model, about, trust, examples, device):
     return VectorRows(np.stack([vector_of(example) for example in examples]))
 
@@ -112,6 +142,11 @@ def load(content, device):
 MODEL = Model("least_squares", LeastSquaresConfig, "vectors", fitted_once(fit), load, by_chance=never, family="vectors")
 
 
+def register():
+    """The family and its model, each with its line in the registry of a process of its own."""
+    FAMILIES["vectors"], MODELS["least_squares"] = "test_family", ("test_family", "MODEL")
+
+
 @pytest.fixture
 def added(monkeypatch) -> Family:
     """The family and its model, each with its line in the registry."""
@@ -124,12 +159,17 @@ def added(monkeypatch) -> Family:
 @pytest.fixture
 def opened(tmp_path):
     """A task of the family, and its rows."""
+    task, rows = open_task(str(written(tmp_path)), target="y", download_dir=tmp_path)
+    return replace(task, family="vectors"), rows
+
+
+def written(folder: Path) -> Path:
+    """A table of vectors, and of what depends on them."""
     ids = [f"v{k}" for k in range(N_ROWS)]
     targets = [float(vector_of(name) @ WEIGHTS) for name in ids]
     lines = [f"{name},Fe{k + 1}O,{target!r}" for k, (name, target) in enumerate(zip(ids, targets, strict=True))]
-    (tmp_path / "vectors.csv").write_text("id,formula,y\n" + "\n".join(lines))
-    task, rows = open_task(str(tmp_path / "vectors.csv"), target="y", download_dir=tmp_path)
-    return replace(task, family="vectors"), rows
+    (folder / "vectors.csv").write_text("id,formula,y\n" + "\n".join(lines))
+    return folder / "vectors.csv"
 
 
 def space(**parameters) -> SearchSpace:
@@ -193,3 +233,48 @@ def test_a_model_of_another_family_than_the_task_is_refused(added, opened):
 def test_a_family_that_is_not_there_is_named():
     with pytest.raises(ModelError, match="no family 'images': choose one of crystals"):
         open_family("images")
+
+
+class VectorOptions(Options):
+    """Of a sweep whose task is one of vectors."""
+
+    def open_task(self):
+        task, rows = super().open_task()
+        return replace(task, family="vectors"), rows
+
+
+PLAN = """\
+import json
+import sys
+
+import ray
+from test_family import VectorOptions, options, register, space
+from tune.planning.plan import plan
+from tune.planning.plan_table import show
+
+register()
+setup = {"worker_process_setup_hook": "test_family.register"}
+ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=setup)
+fields = dict(options(task=sys.argv[1], target="y", space=space(ridge={"uniform": [1e-6, 100.0]}), num_samples=3))
+found = plan(VectorOptions(**fields))
+show(found)
+print(json.dumps({"steps": [step.name for step in found.steps], "what": [epoch.what for epoch in found.epochs]}))
+"""
+
+
+def test_its_sweeps_are_planned(tmp_path):
+    """In a process of its own, whose workers know the family too."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN, str(written(tmp_path))],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["steps"] == ["start and end", "vectors", "search", "train the chosen, and test"]
+    assert found["what"] == ["A fit of least_squares"]
+    assert "60 rows" in done.stderr

@@ -119,14 +119,9 @@ def test_nothing_hides_a_module_of_python_or_of_an_installed_package(folder):
     assert names & taken == set()
 
 
-# These still speak of crystals or of CHGNet by name: the plan, facts and controls of crystals, references to papers.
+# These still speak of crystals or of CHGNet by name: facts and controls of crystals, references to papers.
 KNOW_CRYSTALS = {
-    *(f"tune/planning/{name}.py" for name in ("measure", "plan", "plan_table", "trial_costs", "forecast")),
     *(f"tune/analysis/{name}.py" for name in ("crystal_facts", "seen", "submission", "comparison")),
-    "tune/sweep/packing.py",
-    "tune/spaces/space.py",  # whose default model is CHGNet, as is a queue's
-    "tune/spaces/queue_file.py",
-    "tune/records/code_record.py",  # which records the version of the package
 }
 # `Rows` is what a task is opened as.
 NAMES_OF_A_FAMILY = re.compile(r"(data|models)\.crystals\.(?!rows$)|^(chgnet|freeze_depth|undo_mp2020|unfreeze_every)$")

@@ -177,6 +177,7 @@ def forecast(
     space: SearchSpace,
     cost: Callable[[dict[str, Any], int, bool], TrialCost],
     *,
+    baseline: dict[str, Any],
     slots: int,
     startup: float = 0.0,
     run_end: float = 0.0,
@@ -187,14 +188,15 @@ def forecast(
     Args:
         options: of the sweep.
         space: searched, as its task's kind wants it.
-        cost: of a trial: by the fields of its config, its fold, and whether it predicts the test part.
+        cost: of a trial: by `model` and the fields of its config, its fold, and whether it predicts the test part.
+        baseline: what every result is compared with: `model` and the fields of its config.
         slots: trials at once.
         startup: seconds until new processes take their first trials, at the start of each run of trials.
         run_end: seconds that a run takes after its last trial.
         n_simulations: how many.
     """
-    config = space.config(**space.parameters).model_dump() if not space.searched else {}
-    reference = {"freeze_depth": "none", "epochs": 0}
+    model, most_epochs = {"model": space.model}, space.most("epochs")
+    config = {**model, **space.config(**space.parameters).model_dump()} if not space.searched else {}
     known = known_configs(space, options.num_samples, options.seed) if space.searched else []
     found = []
 
@@ -207,17 +209,18 @@ def forecast(
         search, unstopped = np.zeros(2), np.zeros(2)
         chosen, costliest = {}, {}
         for fold in options.search_folds if space.searched else []:
-            configs = known + [random_config(space, rng) for _ in range(options.num_samples - len(known))]
+            drawn = known + [random_config(space, rng) for _ in range(options.num_samples - len(known))]
+            configs = [{**model, **fields} for fields in drawn]
             trials = [cost(config, fold, False) for config in configs]
             qualities = rng.random_sample(len(trials))
-            rungs = Rungs(space.grace_epochs, space.reduction_factor, space.most("epochs"))
+            rungs = Rungs(min(space.grace_epochs, most_epochs), space.reduction_factor, most_epochs)
             search += run(trials, rungs, qualities.tolist())
             unstopped += run(trials)
             chosen[fold] = configs[int(np.argmax(qualities))]
             costliest[fold] = configs[int(np.argmax([trial.seconds for trial in trials]))]
         last = []
         for winners in (chosen, costliest):
-            trained = [(fold, reference) for fold in options.folds]
+            trained = [(fold, baseline) for fold in options.folds]
             if space.trains:
                 first = next(iter(winners.values()), config)
                 trained += [(fold, winners.get(fold, first)) for _ in range(options.seeds) for fold in options.folds]

@@ -1,7 +1,7 @@
 """What a sweep's steps cost on this machine now: a sample of the rows, through the code of a real sweep.
 
-Actors convert the sample, tasks run the pretrained backbone on it, trials train on it (`tune/planning/trial_costs.py`);
-everything is kept in a temporary folder. `tune/planning/plan.py` makes a forecast of what is measured here.
+Processes make of the sample what trials read, and trials train on it (`tune/planning/trial_costs.py`); everything is
+kept in a temporary folder. `tune/planning/plan.py` makes a forecast of what is measured here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +19,46 @@ import numpy as np
 import ray
 import torch
 
-from data.crystals.batches import graph_batch
-from data.crystals.convert import convert_chunk
-from data.crystals.graph_cache import Converter, cache_spec, graphs_of
-from data.crystals.graphs import Graphs, element_fractions, stack
 from data.crystals.rows import Rows
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
-from data.task import Task
-from models.crystals.cached_arrays import backbone_output
-from models.crystals.chgnet.features import GraphInputs, backbone_features
-from models.crystals.chgnet.model import CHGNetConfig, start_chgnet
-from models.crystals.chgnet.network import CHGNetwork, cutoffs
-from models.crystals.rows import CrystalRows
+from data.split_rule import DEFAULT_SPLIT
+from data.tasks import Task
 from models.device import device_of_share
+from models.family import CachedArrays, Family, FamilyRows, Reading, n_bytes
+from models.model import Run, TrainingPart, TrainingRows
+from models.registry import open_family, open_model
 from tune.dataset.dataset import load_dataset, untrained
 from tune.dataset.parts import ROWS_PER_PART, cached_fields, n_parts
 from tune.dataset.trial_fold import TrialFold
-from tune.planning.trial_costs import Point, TrialCosts, batch_sizes, freeze_depths, measure_trials
+from tune.planning.designs import Design, design, designs
+from tune.planning.trial_costs import FEW, HALF, MANY, TrialCosts, measure_trials
 from tune.spaces.space import SearchSpace
 from tune.trials.resources import Resources
 
 SAMPLE_ROWS = 1024
-SECONDS_AN_EPOCH = 1.5  # of a measured trial that reads graphs, about
-_WARM_UP = 99_999  # number of a shard that belongs to no cache
+SECONDS_AN_EPOCH = 1.5  # of a measured trial that reads rows themselves, about
+FEWEST, FEWER = 4, 64  # rows that warm up a process, and that tell about how long a pass takes
+TO_COMPILE = 32  # rows that meet every kernel
+
+
+@dataclass(frozen=True)
+class ArraysCost:
+    """What computing some cached arrays took, in seconds.
+
+    Attributes:
+        what: is computed.
+        start: until the tasks that compute it are ready.
+        row: of a row, to one task among as many as a sweep would have.
+        tasks: at once.
+        on_gpu: whether a GPU is of use.
+    """
+
+    what: str
+    start: float
+    row: float
+    tasks: int
+    on_gpu: bool
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,13 @@ class Measured:
         compiled: of getting every kernel ready in this process; much only where they were not compiled before.
         n_rows: rows of the sample.
         size: their mean size, by the measure they were sampled with.
-        convert_start: until the actors that convert are ready.
-        convert_row: of a row, to one actor among as many as a sweep would have.
-        read_row: of a row, reading a cache of graphs and verifying it.
-        feature_start: until the tasks that run the backbone are ready; 0 where weights are random, as the next one.
-        feature_row: of a row, to one task among as many as a sweep would have.
-        feature_tasks: tasks at once.
+        make_start: until the processes that make what is read are ready; 0 where nothing is to be made, as the next.
+        make_row: of a row, to one process among as many as a sweep would have.
+        read_row: of a row, reading and verifying.
+        arrays: of what trials read beside the rows.
         reference: of what is fitted before anything trains, a fold.
         trials: what training takes.
-        graph_bytes: of a row's graph in memory.
-        feature_bytes: of a row's backbone output.
+        read_bytes: of a row as it is read, in memory.
         shared_bytes: of all that trials share, a row.
         cached_bytes: of all that the cache keeps, a row.
     """
@@ -70,103 +83,81 @@ class Measured:
     compiled: float
     n_rows: int
     size: float
-    convert_start: float
-    convert_row: float
+    make_start: float
+    make_row: float
     read_row: float
-    feature_start: float
-    feature_row: float
-    feature_tasks: int
+    arrays: tuple[ArraysCost, ...]
     reference: float
     trials: TrialCosts
-    graph_bytes: float
-    feature_bytes: float
+    read_bytes: float
     shared_bytes: float
     cached_bytes: float
 
 
 def measure(
-    task: Task, rows: Rows, sizes: np.ndarray, space: SearchSpace, resources: Resources, *, collapse: bool
+    task: Task, rows: Rows, reading: Reading, space: SearchSpace, resources: Resources, *, collapse: bool
 ) -> Measured:
     """Measure on a sample of a task's rows; nothing is left behind.
 
     Args:
         task: of the rows.
         rows: all of them.
-        sizes: what the cost of each row goes with, shape (n_rows,).
+        reading: of all of them.
         space: what a sweep would search.
         resources: of its trials; at least one fits.
-        collapse: whether equivalent atoms are computed once.
+        collapse: whether what is equivalent is computed once.
 
     Raises:
         SweepError: the sample could not be trained on.
-        TargetScaleError: an energy target that is not on the declared scale.
+        UnsuitedError: targets that do not go with the model.
     """
-    chosen = sample_positions(sizes, SAMPLE_ROWS)
+    chosen = sample_positions(reading.sizes, SAMPLE_ROWS)
     sample = _sample(rows, chosen)
-    gpus, n = resources.gpus_per_trial, len(sample)
+    family, gpus, n = open_family(task.family), resources.gpus_per_trial, len(sample)
     have = ray.cluster_resources()
     n_cpus = max(1, int(have["CPU"]))
+    n_tasks = min(n_cpus, n_parts(len(rows)))
+    on_gpu = min(n_tasks, int(have.get("GPU", 0) / gpus + 1e-6)) if gpus else n_tasks
+    all_arrays = family.arrays(space.needs, collapse=collapse)
+    kinds = [
+        design(untrained(space, task.kind), has_arrays=bool(all_arrays)),
+        *designs(space, has_arrays=bool(all_arrays)),
+    ]
     with tempfile.TemporaryDirectory(prefix="matsweep-plan-") as folder, _quiet():
-        _, compiled = _timed(lambda: _compile(task, sample, space, collapse))
-        place = f"{folder}/graphs"
-        spec = cache_spec(sample, cutoffs(space.needs.weights))
-        n_actors = min(n_cpus, math.ceil(len(rows) / spec.rows_per_shard))
-        convert_start, convert = _convert(sample, spec.atom_graph_cutoff, n_actors, f"{place}/{spec.key}")
-        (stored, key), read = _timed(lambda: graphs_of(sample, cutoffs(space.needs.weights), place))
-        graphs = stored.graphs
-
-        shared = ray.put(graphs)
-        n_tasks = min(n_cpus, n_parts(len(rows)), int(have.get("GPU", 0) / gpus + 1e-6) if gpus else n_cpus)
-        warm_up = ray.remote(_warm_up).options(num_cpus=1, num_gpus=gpus)
-        forward_rows, feature_start = _timed(
-            lambda: ray.get([warm_up.remote(shared, space.needs.weights, collapse, gpus) for _ in range(n_tasks)])
+        _, compiled = _timed(lambda: _compile(task, sample, space, kinds, f"{folder}/compiled", collapse))
+        place = f"{folder}/cache"
+        make_start, made = _make(family, sample, space.needs, min(n_cpus, len(reading.pieces)), place)
+        inputs, read = _timed(lambda: _read(task, sample, space, place, collapse))
+        rows_ref, own_folder = ray.put(inputs.rows), f"{place}/{inputs.cache_key}"
+        arrays = tuple(
+            _arrays_cost(each, rows_ref, n, own_folder, gpus, on_gpu if each.on_gpu else n_tasks) for each in all_arrays
         )
-        feature_row = 0.0
-        if space.needs.weights != "random":
-            output = backbone_output(space.needs.weights, collapse)
-            rows_ref = ray.put(
-                CrystalRows(element_fractions(graphs), graphs.atoms_per_graph, graphs, collapse=collapse)
-            )
-            _, seconds = _timed(lambda: cached_fields(output, rows_ref, n, f"{place}/{key}", gpus))
-            rounds = math.ceil(n_parts(n) / n_tasks)
-            feature_row = seconds / (rounds * min(n / n_parts(n), ROWS_PER_PART))
         dataset = load_dataset(
             task, sample, space, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
         )
-        shared_rows: CrystalRows = ray.get(dataset.rows_ref)
-
+        shared: TrainingRows = ray.get(dataset.rows_ref)
         usable = np.setdiff1d(np.arange(n), list(dataset.quarantine))
-        most_batch = batch_sizes(space)[-1]
-        n_heavy = int(SECONDS_AN_EPOCH / (4 * max(forward_rows)))  # a pass forward and back is 3 or 4 forward
-        work = _work(graphs, cutoffs(space.needs.weights)[1], collapse)
-        heavy = _split(sample, usable, work, n_heavy, most_batch)
-        light = _split(sample, usable, work, n, most_batch)
-        _, reference = _timed(lambda: start_chgnet(_untrained(space, task), shared_rows, light.part(task)))
-        dataset.trial_folds.update({0: ray.put(heavy), 1: ray.put(light)})
+        work = family.counted_work(inputs.rows, space.needs)
+        folds = _folds(task, sample, usable, work, kinds, dataset.rows_ref, gpus)
+        _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task.kind, task.quantity)))
+        dataset.trial_folds.update({number: ray.put(fold) for number, fold in folds.items()})
         trials = measure_trials(
-            dataset,
-            space,
-            resources,
-            has_features=shared_rows.features is not None,
-            folder=f"{folder}/trials",
+            dataset, kinds[0], kinds[1:], resources, has_arrays=bool(all_arrays), folder=f"{folder}/trials"
         )
-        cached = sum(path.stat().st_size for path in Path(place, key).iterdir() if f"-{_WARM_UP}-" not in path.name)
-    heavier = float(work[usable].mean() / work[heavy.train].mean())
+        cached = sum(path.stat().st_size for path in Path(own_folder).glob("*"))
+    heavier = float(work[usable].mean() / work[folds[FEW].train].mean())
     return Measured(
         compiled=compiled,
         n_rows=n,
-        size=float(sizes[chosen].mean()),
-        convert_start=convert_start,
-        convert_row=convert / n,
+        size=float(reading.sizes[chosen].mean()),
+        make_start=make_start,
+        make_row=made / n,
         read_row=read / n,
-        feature_start=feature_start if feature_row else 0.0,
-        feature_row=feature_row,
-        feature_tasks=n_tasks,
+        arrays=arrays,
         reference=reference,
-        trials=replace(trials, points=[p if p.from_features else _scaled(p, heavier) for p in trials.points]),
-        graph_bytes=n_bytes(graphs) / n,
-        feature_bytes=n_bytes(shared_rows.features) / n,
-        shared_bytes=n_bytes(shared_rows) / n,
+        trials=replace(trials, points=[point.scaled(heavier) for point in trials.points]),
+        read_bytes=n_bytes(inputs.rows) / n,
+        shared_bytes=n_bytes(shared) / n,
         cached_bytes=cached / n,
     )
 
@@ -190,62 +181,129 @@ def _sample(rows: Rows, positions: np.ndarray) -> Rows:
     return replace(chosen, buffer=b"".join(payloads), spans=spans[np.searchsorted(in_order, positions)])
 
 
-def _compile(task: Task, sample: Rows, space: SearchSpace, collapse: bool) -> None:
-    """Have every kernel compiled, which is kept for the processes to come: convert a few crystals and train on them."""
-    found = convert_chunk(sample.chunk(0, 32), cutoffs(space.needs.weights)[0])[1]
-    which = [k for k, graph in enumerate(found) if not isinstance(graph, str) and np.isfinite(sample.targets[k])]
-    if not which:
+def _read(task: Task, rows: Rows, space: SearchSpace, place: str, collapse: bool) -> FamilyRows:
+    family = open_family(task.family)
+    return family.read(task, rows, space.needs, place, DEFAULT_SPLIT, collapse=collapse, at_once=None)
+
+
+def _compile(task: Task, sample: Rows, space: SearchSpace, kinds: Sequence[Design], place: str, collapse: bool) -> None:
+    """Have every kernel compiled, which is kept for the processes to come: read a few rows and train on them."""
+    few = sample.select(list(range(min(len(sample), TO_COMPILE))), f"few of {sample.sha256}")
+    family = open_family(task.family)
+    reading = family.reading(few, space.needs, place)
+    if reading.make is not None:
+        reading.make(0, few.chunk(0, len(few)))
+    inputs = _read(task, few, space, place, collapse)
+    which = np.array([k for k, reason in enumerate(inputs.reasons) if not reason and np.isfinite(few.targets[k])])
+    if not len(which):
         return
-    graphs = stack([graph for graph in (found[k] for k in which) if not isinstance(graph, str)])
-    everything, network = np.arange(len(which)), CHGNetwork(space.needs.weights)
-    inputs = GraphInputs(graphs, network.bond_graph_cutoff, torch.device("cpu"), collapse)
-    features = backbone_features(network, inputs, everything)
-    part = TrialFold(sample.targets[which], everything, everything, everything)
-    for depth, known in (("readout", features), (freeze_depths(space)[-1], None)):
-        if depth != "none":
-            config = _untrained(space, task).model_copy(update={"freeze_depth": depth, "epochs": 1})
-            n_atoms = graphs.atoms_per_graph.astype(np.int32)
-            rows = CrystalRows(element_fractions(graphs), n_atoms, graphs, known, collapse=collapse)
-            list(start_chgnet(config, rows, part.part(task)).epochs())
+    rows, everything = inputs.rows.select(which), np.arange(len(which))
+    fields: dict[str, Any] = {}
+    for each in family.arrays(space.needs, collapse=collapse):
+        fields |= each.join(rows, iter([(everything, each.compute(rows, everything, "cpu"))]))
+    rows = replace(rows, **fields)
+    part = TrialFold(few.targets[which], everything, everything, everything).part(task.kind, task.quantity)
+    ways = {kind.reads_cached: kind for kind in reversed(kinds[1:])}  # the costliest of each way to read rows
+    for kind in (kinds[0], *ways.values()):
+        list(_started(kind, rows, part, most_epochs=1).epochs())
 
 
-def _untrained(space: SearchSpace, task: Task) -> CHGNetConfig:
-    fields = untrained(space, task.kind)
-    return CHGNetConfig(**{key: value for key, value in fields.items() if key != "model"})
+def _started(
+    kind: Design, rows: Any, part: TrainingPart, *, device: str = "cpu", most_epochs: int | None = None
+) -> Run:
+    """A run of a config on a part of the sample."""
+    model = open_model(kind.fields["model"])
+    config: Any = model.config(**{field: value for field, value in kind.fields.items() if field != "model"})
+    if most_epochs is not None and not kind.fits_once:
+        config = config.model_copy(update={"epochs": min(config.epochs, most_epochs)})
+    return model.start(config, rows, part, device)
 
 
-def _convert(sample: Rows, cutoff_angstrom: float, n_actors: int, folder: str) -> tuple[float, float]:
-    """Have each of some actors convert the sample, the first one into `folder`.
+class _Maker:
+    """A process that makes what is read."""
+
+    def make(self, reading: Reading, number: int, chunk: Any) -> None:
+        """Make one piece of it."""
+        assert reading.make is not None
+        reading.make(number, chunk)
+
+
+def _make(family: Family, sample: Rows, need: Any, n_processes: int, place: str) -> tuple[float, float]:
+    """Have each of some processes make what is read of the sample, the first one into `place`.
 
     Returns:
-        Seconds until they were ready, and seconds that they took then.
+        Seconds until they were ready, and seconds that they took then; 0 where nothing is to be made.
     """
-    remote = ray.remote(num_cpus=1)(Converter)
-    actors = [remote.remote(f"{folder}-{k}" if k else folder, cutoff_angstrom) for k in range(n_actors)]
-    first, whole = sample.chunk(0, 4), sample.chunk(0, len(sample))
-    _, ready = _timed(lambda: ray.get([actor.write.remote(_WARM_UP, first) for actor in actors]))
-    _, took = _timed(lambda: ray.get([actor.write.remote(0, whole) for actor in actors]))
-    for actor in actors:
-        ray.kill(actor)
+    if not n_processes:
+        return 0.0, 0.0
+    remote = ray.remote(num_cpus=1)(_Maker)
+    makers = [remote.remote() for _ in range(n_processes)]
+
+    def make(chunk: Any, name: str) -> None:
+        places = [f"{place}{name}-{k}" if k or name else place for k in range(n_processes)]
+        readings = [family.reading(sample, need, each) for each in places]
+        ray.get([maker.make.remote(reading, 0, chunk) for maker, reading in zip(makers, readings, strict=True)])
+
+    _, ready = _timed(lambda: make(sample.chunk(0, FEWEST), "-first"))
+    _, took = _timed(lambda: make(sample.chunk(0, len(sample)), ""))
+    for maker in makers:
+        ray.kill(maker)
     return ready, took
 
 
-def _warm_up(graphs: Graphs, weights: str, collapse: bool, gpus: float) -> float:
-    """Make a worker ready to compute, kernels compiled; seconds a row of a forward pass after that."""
+def _arrays_cost(
+    arrays: CachedArrays, rows_ref: ray.ObjectRef, n: int, own_folder: str, gpus: float, n_tasks: int
+) -> ArraysCost:
+    """Compute some arrays of the sample, after as many processes as a sweep would have are ready for it."""
+    share = gpus if arrays.on_gpu else 0.0
+    warm_up = ray.remote(_warm_up).options(num_cpus=1, num_gpus=share)
+    _, start = _timed(lambda: ray.get([warm_up.remote(rows_ref, arrays, n, share) for _ in range(n_tasks)]))
+    _, seconds = _timed(lambda: cached_fields(arrays, rows_ref, n, own_folder, gpus))
+    rounds = math.ceil(n_parts(n) / n_tasks)
+    row = seconds / (rounds * min(n / n_parts(n), ROWS_PER_PART))
+    return ArraysCost(arrays.what, start, row, n_tasks, arrays.on_gpu)
+
+
+def _warm_up(rows: Any, arrays: CachedArrays, n: int, gpus: float) -> None:
+    """Make a worker ready to compute arrays, kernels compiled."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    device = device_of_share(gpus)
-    network = CHGNetwork(weights).to(device)
-    inputs = GraphInputs(graphs, network.bond_graph_cutoff, device, collapse)
-    which = np.flatnonzero(graphs.atoms_per_graph > 0)[:64]
-    backbone_features(network, inputs, which[:4])
-    return _timed(lambda: backbone_features(network, inputs, which))[1] / max(1, len(which))
+    device = str(device_of_share(gpus))
+    for count in (FEWEST, FEWER):
+        arrays.compute(rows, np.arange(min(n, count)), device)
 
 
-def _work(graphs: Graphs, bond_graph_cutoff: float, collapse: bool) -> np.ndarray:
-    """What a pass of each graph costs, but for a factor: its edges and angles that are computed, shape (n_graphs,)."""
-    batches = (graph_batch(graphs, np.array([k]), bond_graph_cutoff, collapse=collapse) for k in range(len(graphs)))
-    return np.array([len(batch.center) + len(batch.angle) for batch in batches], dtype=np.float64)
+def _folds(
+    task: Task,
+    sample: Rows,
+    usable: np.ndarray,
+    work: np.ndarray,
+    kinds: Sequence[Design],
+    rows_ref: ray.ObjectRef,
+    gpus: float,
+) -> dict[int, TrialFold]:
+    """Parts of the sample to train on: of few rows where an epoch reads them themselves, so that it ends soon."""
+    most_batch = max((kind.fields.get("batch_size", 1) for kind in kinds[1:]), default=1)
+    many = _split(sample, usable, work, len(sample), most_batch)
+    n_few = len(sample)
+    if by_work := [kind for kind in kinds[1:] if not kind.reads_cached and not kind.fits_once]:
+        few = _split(sample, usable, work, FEWER, 1)
+        pace = ray.remote(_pace).options(num_cpus=1, num_gpus=gpus)
+        seconds = ray.get(pace.remote(rows_ref, few.part(task.kind, task.quantity), by_work[0], gpus))
+        n_few = int(SECONDS_AN_EPOCH / max(seconds, 1e-9))
+    return {
+        FEW: _split(sample, usable, work, n_few, most_batch),
+        MANY: many,
+        HALF: _split(sample, usable, work, len(many.train) // 2, 1),
+    }
+
+
+def _pace(rows: Any, part: TrainingPart, kind: Design, gpus: float) -> float:
+    """Seconds that a training row takes in an epoch, about."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    run = _started(kind, rows, part, device=str(device_of_share(gpus)))
+    return min(result.seconds for result in run.epochs() if result.epoch) / len(part.train)
 
 
 def _split(sample: Rows, usable: np.ndarray, work: np.ndarray, n_train: int, batch_size: int) -> TrialFold:
@@ -257,18 +315,6 @@ def _split(sample: Rows, usable: np.ndarray, work: np.ndarray, n_train: int, bat
     others = np.random.default_rng(0).permutation(np.setdiff1d(usable, train))[: 2 * n_others]
     val, test = np.split(others, [n_others])
     return TrialFold(sample.targets, train, val, test)
-
-
-def _scaled(point: Point, heavier: float) -> Point:
-    """A point measured on fewer rows than the sample has, whose work is less or more than the sample's."""
-    return replace(point, train_row=point.train_row * heavier, val_row=point.val_row * heavier)
-
-
-def n_bytes(value: Any) -> int:
-    """Of the arrays in a dataclass, or of an array."""
-    if is_dataclass(value):
-        return sum(n_bytes(getattr(value, field.name)) for field in fields(value))
-    return getattr(value, "nbytes", 0)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:

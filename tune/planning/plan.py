@@ -1,12 +1,11 @@
 """What a sweep will take, before anything is spent: `tune/run_sweep.py --plan`.
 
-`tune/planning/measure.py` measures a few batches here, `tune/planning/forecast.py` simulates sweeps with what they
+`tune/planning/measure.py` measures a few trials here, `tune/planning/forecast.py` simulates sweeps with what they
 cost, and `plan` puts the two together. Nothing is written but to a temporary folder.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from dataclasses import dataclass
@@ -17,58 +16,118 @@ import numpy as np
 import ray
 import torch
 
-from data.crystals.graph_cache import cache_spec
 from data.crystals.rows import Rows
-from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.folds import make_folds
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder
-from models.crystals.cached_arrays import backbone_output
-from models.crystals.chgnet.model import CHGNET, CHGNetConfig
-from models.crystals.chgnet.network import cutoffs
-from models.registry import open_model
-from tune.dataset.dataset import VALIDATION_FRACTION
+from data.tasks import Task
+from models.family import Reading
+from models.registry import open_family, planned_epochs
+from tune.dataset.dataset import VALIDATION_FRACTION, untrained
 from tune.dataset.parts import missing_parts, prefix_of, rows_of_part
 from tune.errors import SweepError
-from tune.planning.forecast import Phase, TrialCost, forecast
-from tune.planning.measure import Measured, measure, n_bytes
+from tune.planning.designs import steps
+from tune.planning.forecast import Forecast, Phase, TrialCost, forecast
+from tune.planning.measure import Measured, measure
 from tune.planning.plan_table import Epoch, Memory, Plan, Step
-from tune.planning.trial_costs import batch_sizes, freeze_depths, own_memory
-from tune.records.options import Options
+from tune.planning.trial_costs import own_memory
+from tune.records.options import Options, refuse_unsuited
 from tune.spaces.space import SearchSpace
 from tune.trials.resources import Resources
 
-GPU_MARGIN = 1.1  # on a trial's memory: other crystals are larger than the sample's
-BYTES = ("graph", "feature", "shared", "cached")  # of a row, as `Measured` has them
-ELEMENT_BYTES = 3 * 94 * 8  # of a row, while a trial fits its reference: element fractions in double precision
+GPU_MARGIN = 1.1  # on a trial's memory: other rows are larger than the sample's
 
 
 def plan(options: Options) -> Plan:
     """Measure a little and say what a sweep will take.
 
     Raises:
-        SweepError: a sweep of another model than CHGNet, no trial fits this machine, or the sample could not be trained
-            on.
-        TaskError: as the sweep itself would, and so do DownloadError, SplitError and TargetScaleError.
+        SweepError: a model that does not go with the task, no trial fits this machine, or the sample could not be
+            trained on.
+        TaskError: as the sweep itself would, and so do DownloadError, SplitError and UnsuitedError.
     """
-    imports = _age_of_process()
-    began = time.perf_counter()
-    if options.space.model != CHGNET.name:
-        before = ""
-        if open_model(options.space.model).reads != "compositions":
-            before = "; what comes before its fit, graphs and the backbone's output, --space pretrained --plan measures"
-        raise SweepError(
-            f"--plan measures training of CHGNet alone, and says nothing of {options.space.model}: leave --plan "
-            f"out, and run it on fewer rows (--ids) to see how long it takes{before}"
-        )
+    age, began = _age_of_process(), time.perf_counter()
     task, rows = options.open_task()
-    if task.inputs == "compositions":
-        raise SweepError(
-            f"--plan measures CHGNet sweeps, which read structures, and {task.name} as given has compositions only"
-        )
-    n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
-    driver_now, driver_most = own_memory(os.getpid(), now=True), own_memory(os.getpid())
     space = options.space.for_task(task.kind, task.quantity)
+    refuse_unsuited(options, task, space)
+    n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
+    driver = own_memory(os.getpid(), now=True), own_memory(os.getpid())
+    here = _measure_here(options, task, rows, space, age, began)
+
+    measured, reading = here.measured, here.reading
+    costs = _Costs(measured, len(rows), n_test, float(reading.sizes.mean()) / measured.size)
+    expected = forecast(
+        options,
+        space,
+        costs.of_trial,
+        baseline=untrained(space, task.kind),
+        slots=here.slots,
+        startup=measured.trials.start,
+        run_end=measured.trials.run_end,
+    )
+    before = _before_training(options, space, costs, here)
+    every = [*before, *_training(options, space, expected, here.slots)]
+    fixed = sum(step.seconds for step in before)
+    low, high = np.percentile(fixed + expected.search.seconds + expected.training.seconds, [10, 90])
+    return Plan(
+        title=f"{task.name}, space {space.name}",
+        n_rows=len(rows),
+        n_sample=measured.n_rows,
+        slots=here.slots,
+        device=torch.cuda.get_device_name() if options.gpus_per_trial else "CPU",
+        steps=tuple(every),
+        seconds=sum(step.seconds for step in every),
+        low=float(low),
+        high=float(high),
+        at_most=fixed + float(expected.unstopped.seconds.max()),
+        epochs=tuple(costs.of_step(space, fields) for fields in steps(space)),
+        fold_search=float(expected.search.seconds.mean()) / max(1, len(options.search_folds)),
+        fold_training=float(expected.training.seconds.mean()) / len(options.folds),
+        core_hours=sum(step.core_seconds for step in every) / 3600,
+        gpu_hours=_gpu_seconds(measured, expected, before) * options.gpus_per_trial / 3600,
+        memory=_memory(costs, here, *driver),
+        trials_a_gpu=_trials_a_gpu(measured),
+        planning=time.perf_counter() - began,
+        compiling=measured.compiled,
+        load=os.getloadavg()[0],
+        cores=here.n_cpus,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Here:
+    """What was measured on this machine.
+
+    Attributes:
+        measured: on a sample.
+        reading: of all rows.
+        missing: rows of each part of cached arrays that the cache lacks, by what they are.
+        slots: trials at once.
+        n_cpus: that Ray has.
+        object_store: bytes that it holds.
+        around: seconds before and after all of this.
+    """
+
+    measured: Measured
+    reading: Reading
+    missing: dict[str, list[int]]
+    slots: int
+    n_cpus: int
+    object_store: float
+    around: float
+
+
+def _measure_here(options: Options, task: Task, rows: Rows, space: SearchSpace, age: float, began: float) -> _Here:
+    """Measure in a Ray of this machine, which is started and ended unless there is one.
+
+    Args:
+        options: of the sweep.
+        task: of the rows.
+        rows: all of them.
+        space: what a sweep would search.
+        age: seconds that this process had lived when the plan began.
+        began: when it did, by `time.perf_counter`.
+    """
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
     own_ray = not ray.is_initialized()
     connect()
@@ -80,148 +139,155 @@ def plan(options: Options) -> Plan:
                 f"a trial asks for {options.cpus_per_trial} CPU and {options.gpus_per_trial:g} GPU, more than this "
                 "machine has: lower --cpus-per-trial or --gpus-per-trial"
             )
-        cached = _cached(rows, space, options)
-        sizes = np.diff(rows.spans).ravel() if cached.sizes is None else cached.sizes
-        measured = measure(task, rows, sizes, space, resources, collapse=not options.every_atom)
+        reading = open_family(task.family).reading(rows, space.needs, options.cache)
+        missing = _missing_parts(space, options, task.family, reading.cache_key, len(rows))
+        measured = measure(task, rows, reading, space, resources, collapse=not options.every_atom)
     finally:
         ended = time.perf_counter()
         if own_ray:
             ray.shutdown()
-    shut_down = time.perf_counter() - ended
-
-    heavier = float(sizes.mean()) / measured.size  # a mean row than one of the sample
-    cost = functools.partial(_trial_cost, measured, len(rows), n_test, heavier)
-    trials = measured.trials
-    expected = forecast(options, space, cost, slots=slots, startup=trials.start, run_end=trials.run_end)
-    n_references = len({*options.folds, *(options.search_folds if space.searched else [])})
-    start = imports + (connected - began) + n_references * measured.reference + shut_down
-    steps = [
-        _certain("start and end", start, start, "Python, Ray, the task's file, a reference for each fold"),
-        *_preparation(measured, cached, len(rows), heavier, int(have["CPU"]), space),
-    ]
-    fixed = sum(step.seconds for step in steps)
-    cpus, n_folds = options.cpus_per_trial, len(options.folds)
-    if space.searched:
-        n_searches = len(options.search_folds)
-        note = f"{options.num_samples} trials" + (f" on each of {n_searches} folds" if n_searches > 1 else "")
-        steps.append(_uncertain("search", expected.search, cpus, f"{note}, {slots} at once"))
-    n_trained = (1 + (options.seeds if space.trains else 0)) * n_folds
-    note = f"{n_trained} trials, {n_folds} of them the reference alone"
-    steps.append(_uncertain("train the chosen, and test", expected.training, cpus, note))
-    totals = fixed + expected.search.seconds + expected.training.seconds
-    low, high = np.percentile(totals, [10, 90])
-
-    none_stopped = float(expected.unstopped.seconds.max())
-    n_parallel = sum(step.core_seconds for step in steps if step.name == "backbone features")
-    gpu_seconds = expected.search.busy.mean() + expected.training.busy.mean() + n_parallel
-    bytes_of = {name: getattr(measured, f"{name}_bytes") * heavier * len(rows) for name in BYTES}
-    graph_bytes = cached.graph_bytes or bytes_of["graph"]
-    shared = graph_bytes + bytes_of["shared"] - bytes_of["graph"]
-    doubles = (len(rows) - measured.n_rows) * ELEMENT_BYTES  # beyond those of the measured trials
-    return Plan(
-        title=f"{task.name}, space {space.name}",
-        n_rows=len(rows),
-        n_sample=measured.n_rows,
-        slots=slots,
-        device=torch.cuda.get_device_name() if options.gpus_per_trial else "CPU",
-        steps=tuple(steps),
-        seconds=sum(step.seconds for step in steps),
-        low=float(low),
-        high=float(high),
-        at_most=fixed + none_stopped,
-        epochs=tuple(
-            Epoch(depth, size, cost({"freeze_depth": depth, "batch_size": size, "epochs": 1}, None, False).epoch)
-            for depth in freeze_depths(space)
-            for size in batch_sizes(space)
-            if depth != "none"
-        ),
-        fold_search=float(expected.search.seconds.mean()) / max(1, len(options.search_folds)),
-        fold_training=float(expected.training.seconds.mean()) / n_folds,
-        core_hours=sum(step.core_seconds for step in steps) / 3600,
-        gpu_hours=float(gpu_seconds) * options.gpus_per_trial / 3600,
-        memory=Memory(
-            shared=shared,
-            store_needed=shared + graph_bytes,
-            store=have["object_store_memory"],
-            trial=trials.own_bytes + doubles if trials.own_bytes else None,
-            # Graphs and backbone output pass through it, one after the other, on their way to the object store.
-            driver=max(driver_most, driver_now + max(graph_bytes, bytes_of["feature"]))
-            if driver_most and driver_now
-            else None,
-            cache_on_disk=bytes_of["cached"],
-        ),
-        trials_a_gpu=int(trials.gpu_total_bytes / (trials.gpu_bytes * GPU_MARGIN))
-        if trials.gpu_bytes and trials.gpu_total_bytes
-        else None,
-        planning=time.perf_counter() - began,
-        compiling=measured.compiled,
-        load=os.getloadavg()[0],
-        cores=int(have["CPU"]),
-    )
+    around = age + (connected - began) + (time.perf_counter() - ended)
+    return _Here(measured, reading, missing, slots, int(have["CPU"]), have["object_store_memory"], around)
 
 
 @dataclass(frozen=True, eq=False)
-class _Cached:
-    """What the cache of a task holds already.
+class _Costs:
+    """What was measured on a sample, for all rows of a task.
 
     Attributes:
-        sizes: bonds and atoms of each graph, or None where any is missing; likewise the next one.
-        graph_bytes: of all graphs.
-        read: seconds that reading them took.
-        shards, parts: rows of each missing shard of graphs, and of each missing part of the backbone's output.
+        measured: on the sample.
+        n_rows: of the task.
+        n_test: of these, test rows by fold.
+        heavier: how much larger a mean row is than one of the sample.
     """
 
-    sizes: np.ndarray | None
-    graph_bytes: int | None
-    read: float
-    shards: list[int]
-    parts: list[int]
+    measured: Measured
+    n_rows: int
+    n_test: dict[int, int]
+    heavier: float
+
+    def of_trial(self, fields: dict[str, Any], fold: int | None, test: bool) -> TrialCost:
+        """What one trial takes on a fold; None is a mean one.
+
+        Args:
+            fields: `model` and what is set of its config.
+            fold: that it is trained on.
+            test: whether it predicts the test part.
+        """
+        point = self.measured.trials.point(fields)
+        tested = float(np.mean(list(self.n_test.values()))) if fold is None else self.n_test[fold]
+        n_train = (self.n_rows - tested) * (1 - VALIDATION_FRACTION)
+        n_val = (self.n_rows - tested) * VALIDATION_FRACTION
+        more = self.heavier if point.by_work else 1.0
+        trained = point.train_row * point.n_train * point.growth(n_train)
+        last = self.measured.trials.last[point.model] * (max(1.0, point.growth(n_train)) if point.is_fit else 1.0)
+        return TrialCost(
+            epochs=planned_epochs(fields),
+            first=self.measured.trials.next + point.val_row * more * (n_train + n_val),
+            epoch=(trained + point.val_row * n_val) * more + point.report,
+            last=(last + point.val_row * more * tested) if test else 0.0,
+        )
+
+    def of_step(self, space: SearchSpace, fields: dict[str, Any]) -> Epoch:
+        """What an epoch takes, or a fit in one go, with some values of the fields by which they differ in cost."""
+        seconds, point = self.of_trial(fields, None, False).epoch, self.measured.trials.point(fields)
+        costly = [str(value) for field, value in fields.items() if field not in ("model", "batch_size")]
+        what = ", ".join(costly or [Path(space.model).stem])
+        if not point.is_fit:
+            batches = f" with batches of {fields['batch_size']}" if "batch_size" in fields else ""
+            return Epoch(f"An epoch of {what}{batches}", seconds)
+        sizes = f"{point.n_train / 2:.0f} and {point.n_train:.0f} training rows"
+        note = f", extrapolated from fits on {sizes}, which grew as their number to the power {point.power:.1f}"
+        return Epoch(f"A fit of {what}", seconds, note)
 
 
-def _cached(rows: Rows, space: SearchSpace, options: Options) -> _Cached:
-    spec = cache_spec(rows, cutoffs(space.needs.weights))
-    filesystem, path = open_folder(f"{options.cache.rstrip('/')}/{spec.key}")
-    sizes = graph_bytes = None
-    began = time.perf_counter()
-    try:
-        graphs = read_cache(filesystem, path, spec).graphs
-        sizes, graph_bytes = np.diff(graphs.bond_start) + graphs.atoms_per_graph, n_bytes(graphs)
-        missing = []
-    except (StaleCacheError, DamagedShardError) as problem:
-        damaged = getattr(problem, "names", [])
-        present = {number for number, name in shards_present(filesystem, path).items() if name not in damaged}
-        missing = [len(shard) for number, shard in enumerate(spec.shard_rows) if number not in present]
-    read = time.perf_counter() - began
-    parts = []
-    if space.needs.weights != "random":
-        prefix = prefix_of(backbone_output(space.needs.weights, not options.every_atom))
-        numbers = missing_parts(filesystem, path, prefix, len(rows))
-        parts = [len(rows_of_part(len(rows), number)) for number in numbers]
-    return _Cached(sizes, graph_bytes, read, missing, parts)
+def _missing_parts(
+    space: SearchSpace, options: Options, family: str, cache_key: str, n_rows: int
+) -> dict[str, list[int]]:
+    """Rows of each part that the cache lacks, by what the parts are of."""
+    missing = {}
+    for arrays in open_family(family).arrays(space.needs, collapse=not options.every_atom):
+        filesystem, path = open_folder(f"{options.cache.rstrip('/')}/{cache_key}")
+        numbers = missing_parts(filesystem, path, prefix_of(arrays), n_rows)
+        missing[arrays.what] = [len(rows_of_part(n_rows, number)) for number in numbers]
+    return missing
 
 
-def _preparation(
-    measured: Measured, cached: _Cached, n_rows: int, heavier: float, n_cpus: int, space: SearchSpace
-) -> list[Step]:
-    """Graphs and backbone output; what the cache holds costs nothing but to be read."""
-    if cached.sizes is not None:
-        steps = [_certain("graphs", cached.read, cached.read, "in the cache; to be read")]
-    else:
-        convert_row = measured.convert_row * heavier
-        read = measured.read_row * heavier * n_rows
-        n_actors = min(n_cpus, len(cached.shards))
-        wall = _longest(cached.shards, n_actors) * convert_row + measured.convert_start if cached.shards else 0.0
-        busy = sum(cached.shards) * convert_row + n_actors * measured.convert_start
-        note = f"{sum(cached.shards):,} of {n_rows:,} rows to convert, {n_actors} at once"
-        steps = [_certain("graphs", wall + read, busy + read, note)]
-    if space.needs.weights != "random":
-        feature_row = measured.feature_row * heavier
-        n_tasks = min(measured.feature_tasks, len(cached.parts))
-        wall = _longest(cached.parts, n_tasks) * feature_row + measured.feature_start if cached.parts else 0.0
-        busy = sum(cached.parts) * feature_row + n_tasks * measured.feature_start
-        note = f"of {sum(cached.parts):,} rows, {n_tasks} at once" if cached.parts else "in the cache"
-        steps.append(_certain("backbone features", wall, busy, note))
-    return steps
+def _before_training(options: Options, space: SearchSpace, costs: _Costs, here: _Here) -> list[Step]:
+    """The steps up to the first trial; what the cache holds costs nothing but to be read."""
+    n_references = len({*options.folds, *(options.search_folds if space.searched else [])})
+    start = here.around + n_references * here.measured.reference
+    every = [
+        _certain("start and end", start, start, "Python, Ray, the task's file, a reference for each fold"),
+        _read(costs, here.reading, here.n_cpus),
+    ]
+    for arrays in here.measured.arrays:
+        parts, row = here.missing[arrays.what], arrays.row * costs.heavier
+        n_tasks = min(arrays.tasks, len(parts))
+        wall = _longest(parts, n_tasks) * row + arrays.start if parts else 0.0
+        busy = sum(parts) * row + n_tasks * arrays.start
+        note = f"of {sum(parts):,} rows, {n_tasks} at once" if parts else "in the cache"
+        every.append(_certain(arrays.what, wall, busy, note))
+    return every
+
+
+def _read(costs: _Costs, reading: Reading, n_cpus: int) -> Step:
+    """Making and reading what trials read of the rows."""
+    if reading.held_bytes is not None:
+        return _certain(reading.what, reading.seconds, reading.seconds, "in the cache; to be read")
+    measured, missing = costs.measured, list(reading.missing)
+    read = measured.read_row * costs.heavier * costs.n_rows
+    if not reading.pieces:
+        return _certain(reading.what, read, read, "to be read")
+    row, n_processes = measured.make_row * costs.heavier, min(n_cpus, len(missing))
+    wall = _longest(missing, n_processes) * row + measured.make_start if missing else 0.0
+    busy = sum(missing) * row + n_processes * measured.make_start
+    note = f"{sum(missing):,} of {costs.n_rows:,} rows to convert, {n_processes} at once"
+    return _certain(reading.what, wall + read, busy + read, note)
+
+
+def _training(options: Options, space: SearchSpace, expected: Forecast, slots: int) -> list[Step]:
+    """The search, and the training of what it chose."""
+    search, cpus, n_folds = [], options.cpus_per_trial, len(options.folds)
+    if space.searched:
+        n_searches = len(options.search_folds)
+        note = f"{options.num_samples} trials" + (f" on each of {n_searches} folds" if n_searches > 1 else "")
+        search.append(_uncertain("search", expected.search, cpus, f"{note}, {slots} at once"))
+    n_trained = (1 + (options.seeds if space.trains else 0)) * n_folds
+    note = f"{n_trained} trials, {n_folds} of them the reference alone"
+    return [*search, _uncertain("train the chosen, and test", expected.training, cpus, note)]
+
+
+def _gpu_seconds(measured: Measured, expected: Forecast, before: list[Step]) -> float:
+    """Seconds that shares of a GPU are taken, all together."""
+    on_gpu = {arrays.what for arrays in measured.arrays if arrays.on_gpu}
+    arrays_seconds = sum(step.core_seconds for step in before if step.name in on_gpu)
+    return float(expected.search.busy.mean() + expected.training.busy.mean()) + arrays_seconds
+
+
+def _memory(costs: _Costs, here: _Here, driver_now: int | None, driver_most: int | None) -> Memory:
+    """What the machine must hold; rows and arrays pass through the driver, one after the other."""
+    measured, reading, n_rows = here.measured, here.reading, costs.n_rows
+    read = reading.held_bytes or measured.read_bytes * costs.heavier * n_rows
+    added = max(0.0, (measured.shared_bytes - measured.read_bytes) * costs.heavier * n_rows)
+    more = (n_rows - measured.n_rows) * reading.own_bytes  # beyond that of the measured trials
+    own, held = measured.trials.own_bytes, max(read, added)
+    return Memory(
+        shared=read + added,
+        store_needed=read + added + (read if added else 0.0),
+        store=here.object_store,
+        trial=own + more if own else None,
+        driver=max(driver_most, driver_now + held) if driver_most and driver_now else None,
+        cache_on_disk=measured.cached_bytes * costs.heavier * n_rows,
+    )
+
+
+def _trials_a_gpu(measured: Measured) -> int | None:
+    """Trials that fit on the GPU that was measured; None without one."""
+    trials = measured.trials
+    if not trials.gpu_bytes or not trials.gpu_total_bytes:
+        return None
+    return int(trials.gpu_total_bytes / (trials.gpu_bytes * GPU_MARGIN))
 
 
 def _longest(rows: list[int], n_workers: int) -> int:
@@ -230,31 +296,6 @@ def _longest(rows: list[int], n_workers: int) -> int:
     for count in rows:
         loads[loads.index(min(loads))] += count
     return max(loads)
-
-
-def _trial_cost(
-    measured: Measured,
-    n_rows: int,
-    n_test: dict[int, int],
-    heavier: float,
-    config: dict[str, Any],
-    fold: int | None,
-    test: bool,
-) -> TrialCost:
-    """What one trial takes on a fold; None is a mean one."""
-    defaults = CHGNetConfig.model_fields
-    fields = {name: config.get(name, defaults[name].default) for name in ("freeze_depth", "batch_size", "epochs")}
-    point = measured.trials.point(fields["freeze_depth"], fields["batch_size"])
-    tested = float(np.mean(list(n_test.values()))) if fold is None else n_test[fold]
-    n_train = (n_rows - tested) * (1 - VALIDATION_FRACTION)
-    n_val = (n_rows - tested) * VALIDATION_FRACTION
-    more = 1.0 if point.from_features else heavier
-    return TrialCost(
-        epochs=fields["epochs"],
-        first=measured.trials.next + point.val_row * more * (n_train + n_val),
-        epoch=(point.train_row * n_train + point.val_row * n_val) * more + point.report,
-        last=(measured.trials.last + point.val_row * more * tested) if test else 0.0,
-    )
 
 
 def _certain(name: str, seconds: float, core_seconds: float, note: str) -> Step:

@@ -34,11 +34,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Epoch:
-    """An epoch of one trial on the training part of a mean fold, in seconds."""
+    """An epoch of one trial, or a fit in one go, on the training part of a mean fold.
 
-    freeze_depth: str
-    batch_size: int
+    Attributes:
+        what: it is, such as `An epoch of readout with batches of 32`.
+        seconds: expected.
+        note: how they were found, where that must be known to believe them; else "".
+    """
+
+    what: str
     seconds: float
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,12 @@ class Memory:
     """Expected bytes.
 
     Attributes:
-        shared: graphs, backbone output and element fractions, once a node.
-        store_needed: of Ray's object store, which holds the graphs twice while the rest is made.
+        shared: by trials, once a node.
+        store_needed: of Ray's object store, which holds the rows twice where cached arrays are added to them.
         store: that Ray has.
         trial: of each trial's process beside them; None where /proc does not tell, as the next one.
         driver: of the sweep's own process.
-        cache_on_disk: of graphs and backbone output.
+        cache_on_disk: of what is kept of the rows.
     """
 
     shared: float
@@ -110,7 +116,7 @@ class Plan:
 
 def show(plan: Plan) -> None:
     """Print what a sweep is expected to take."""
-    say(f"Plan: {plan.title}, {plan.n_rows:,} crystals", style="bold")
+    say(f"Plan: {plan.title}, {plan.n_rows:,} rows", style="bold")
     table = Table("step", "expected", "8 in 10 between", "core-h", "", box=SIMPLE_HEAD, padding=0)
     for step in plan.steps:
         between = spread(step.low, step.high)
@@ -121,7 +127,7 @@ def show(plan: Plan) -> None:
     if plan.low < plan.high:
         say(f"At most {duration(plan.at_most)}, were no trial stopped early and the costliest configuration chosen.")
     for epoch in plan.epochs:
-        say(f"An epoch of {epoch.freeze_depth} with batches of {epoch.batch_size}: {duration(epoch.seconds)}")
+        say(f"{epoch.what}: {duration(epoch.seconds)}{epoch.note}")
     search = f"search {duration(plan.fold_search)}, " if plan.fold_search else ""
     say(f"A fold: {search}training and test {duration(plan.fold_training)}")
     memory = plan.memory
@@ -142,7 +148,7 @@ def show(plan: Plan) -> None:
     if plan.compiling > NOTABLE_SECONDS:
         say(f"{duration(plan.compiling)} went into compiling, once on this machine; the sweep is not charged for it.")
     say(
-        f"On {plan.n_sample:,} crystals, in {duration(plan.planning)}, while {plan.load:.1f} processes wanted the "
+        f"On {plan.n_sample:,} rows, in {duration(plan.planning)}, while {plan.load:.1f} processes wanted the "
         f"{plan.cores} cores; a sweep that finds them more or less busy takes longer or shorter."
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +16,53 @@ import torch
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
-from models.crystals.chgnet.model import FROM_FEATURES, CHGNetConfig
-from models.crystals.chgnet.network import FREEZE_DEPTHS
-from tune.dataset.dataset import Dataset, untrained
+from tune.dataset.dataset import Dataset
 from tune.dataset.trial_fold import TrialFold
 from tune.errors import SweepError
-from tune.spaces.space import SearchSpace
+from tune.planning.designs import Design, design, place
 from tune.trials.fields import fields_of
 from tune.trials.resources import Resources
 from tune.trials.search import train_chosen
 
 MOST_SLOTS = 8  # trials at once while measuring
-GRAPH_EPOCHS, FEATURE_EPOCHS = 3, 8  # of measured trials; the first one warms up and is not counted
+FEW, MANY, HALF = 0, 1, 2  # "folds": of rows that cost much in an epoch; of the other rows; half as many of these
+STEEPEST = 3.0  # power of a fit in one go: that of solving a dense system
 
 
 @dataclass(frozen=True)
 class Point:
-    """Cost of epochs at one freeze depth and batch size, in seconds.
+    """What trials of one config cost, in seconds.
 
     Attributes:
-        freeze_depth: of the config.
-        batch_size: of the config.
-        from_features: whether the backbone's output is read, not the graphs.
-        train_row: of a training row in an epoch.
+        model: by name.
+        at: see `tune.planning.designs.place`.
+        by_work: whether epochs read rows themselves, so that a row costs by its work.
+        is_fit: whether it is fitted in one go.
+        train_row: of a training row in an epoch, or in the whole of a fit in one go.
         val_row: of a row that is evaluated.
         report: of an epoch's checkpoint and report.
+        n_train: training rows that it was measured on.
+        power: of the number of training rows, that training grows by: 1 but for a fit in one go.
     """
 
-    freeze_depth: str
-    batch_size: int
-    from_features: bool
+    model: str
+    at: tuple[float, ...]
+    by_work: bool
+    is_fit: bool
     train_row: float
     val_row: float
     report: float
+    n_train: float
+    power: float = 1.0
+
+    def growth(self, n_train: float) -> float:
+        """How many times as much training takes on so many rows."""
+        return (n_train / self.n_train) ** self.power
+
+    def scaled(self, work: float) -> Point:
+        """The same of rows with so many times the work, where that counts."""
+        factor = work if self.by_work else 1.0
+        return replace(self, train_row=self.train_row * factor, val_row=self.val_row * factor)
 
 
 @dataclass(frozen=True)
@@ -55,10 +70,11 @@ class TrialCosts:
     """What trials take; seconds and bytes.
 
     Attributes:
-        points: of training; freeze depth "none" is always among them.
+        points: of the configs that were measured; what every result is compared with is always among them.
+        has_arrays: whether trials read cached arrays.
         start: until new processes have begun their first trials.
         next: until a process that has ended a trial begins the next.
-        last: of predicting a few test rows and keeping the model.
+        last: of predicting a few test rows and keeping the model, by model.
         run_end: from the end of a run's last trial until the run returns.
         own_bytes: most memory of a trial's process less what it shares; None where /proc does not tell.
         gpu_bytes: most memory that a trial has taken on the GPU; None without one.
@@ -66,79 +82,75 @@ class TrialCosts:
     """
 
     points: list[Point]
+    has_arrays: bool
     start: float
     next: float
-    last: float
+    last: dict[str, float]
     run_end: float
     own_bytes: int | None
     gpu_bytes: float | None
     gpu_total_bytes: int | None
 
-    def point(self, freeze_depth: str, batch_size: int) -> Point:
-        """Cost at any freeze depth and batch size, between measured ones where it was not measured itself.
+    def point(self, fields: dict[str, Any]) -> Point:
+        """What a trial costs, between those that were measured where it was not itself.
 
-        A row costs its own work and a share of its batch; each interaction block that trains adds its share.
+        Args:
+            fields: `model` and what is set of its config.
         """
-        near = [p for p in self.points if p.freeze_depth == freeze_depth]
-        near = near or [p for p in self.points if not p.from_features]
-        depths = sorted({FREEZE_DEPTHS.index(p.freeze_depth) for p in near})
+        kind = design(fields, has_arrays=self.has_arrays)
+        by_work = not (kind.reads_cached or kind.fits_once)
+        near = [point for point in self.points if point.model == fields["model"] and point.by_work == by_work]
+        at = place(fields)
 
         def between(cost: str) -> float:
-            at_depths = []
-            for depth in depths:
-                here = [p for p in near if p.freeze_depth == FREEZE_DEPTHS[depth]]
-                known = sorted((1 / p.batch_size, getattr(p, cost)) for p in here)
-                at_depths.append(np.interp(1 / batch_size, [x for x, _ in known], [y for _, y in known]))
-            return float(np.interp(FREEZE_DEPTHS.index(freeze_depth), depths, at_depths))
+            return _interpolated([(point.at, getattr(point, cost)) for point in near], at)
 
-        costs = (between(cost) for cost in ("train_row", "val_row", "report"))
-        return Point(freeze_depth, batch_size, near[0].from_features, *costs)
+        names = ("train_row", "val_row", "report", "n_train", "power")
+        return Point(fields["model"], at, by_work, kind.fits_once, **{name: between(name) for name in names})
 
 
-def batch_sizes(space: SearchSpace) -> list[int]:
-    """The smallest and the largest batch size of a space."""
-    value = space.parameters.get("batch_size", CHGNetConfig.model_fields["batch_size"].default)
-    bounds = next(iter(value.values())) if isinstance(value, dict) else [value]
-    return sorted({min(bounds), max(bounds)})
-
-
-def freeze_depths(space: SearchSpace) -> list[str]:
-    """Freeze depths that a space can take, from the readout backwards."""
-    value = space.parameters.get("freeze_depth", CHGNetConfig.model_fields["freeze_depth"].default)
-    return sorted(value["choice"] if isinstance(value, dict) else [value], key=FREEZE_DEPTHS.index)
+def _interpolated(known: Sequence[tuple[tuple[float, ...], float]], at: tuple[float, ...]) -> float:
+    """A number between those known at some places, along one coordinate after the other; beyond an end that end's."""
+    if not at:
+        return float(np.mean([number for _, number in known]))
+    along = sorted({where[0] for where, _ in known})
+    numbers = [
+        _interpolated([(where[1:], number) for where, number in known if where[0] == here], at[1:]) for here in along
+    ]
+    return float(np.interp(at[0], along, numbers))
 
 
 def measure_trials(
-    dataset: Dataset, space: SearchSpace, resources: Resources, *, has_features: bool, folder: str
+    dataset: Dataset,
+    baseline: Design,
+    trained: Sequence[Design],
+    resources: Resources,
+    *,
+    has_arrays: bool,
+    folder: str,
 ) -> TrialCosts:
-    """Train at the freeze depths and batch sizes that span those of a space.
+    """Train some configs, and what every result is compared with, on parts of a sample.
 
     Args:
-        dataset: of a sample; its "fold" 0 is for trials that read graphs, its "fold" 1 for those that read features.
-        space: what a sweep would search.
-        resources: of its trials; at least one fits.
-        has_features: whether the backbone's output is known.
+        dataset: of a sample; its "folds" are `FEW`, `MANY` and `HALF`.
+        baseline: what every result is compared with.
+        trained: other configs.
+        resources: of a trial; at least one fits.
+        has_arrays: whether trials read cached arrays.
         folder: for Ray's record.
 
     Raises:
         SweepError: trials failed.
     """
     n_slots = min(resources.slots(), MOST_SLOTS)
-    none = untrained(space, dataset.task.kind)
     # Two in each new process first, so that the others find one that has computed before.
-    runs: list[tuple[int, dict[str, Any]]] = [(int(has_features), none | {"seed": k}) for k in range(2 * n_slots)]
-    depths = [depth for depth in freeze_depths(space) if depth != "none"]
-    light = [depth for depth in depths if has_features and depth in FROM_FEATURES]
-    heavy = [depth for depth in depths if depth not in light]
-    points = [
-        (depth, size) for depth in dict.fromkeys([*heavy[-1:], *heavy[:1], *light]) for size in batch_sizes(space)
-    ]
+    of_baseline = _folds_of(baseline)
+    runs = [(fold, baseline.fields | {"seed": k}) for fold in of_baseline for k in range(2 * n_slots)]
+    points = [(fold, each.fields) for each in trained for fold in _folds_of(each)]
     # Two in each process here too: the first one evaluates with kernels that have to be loaded.
     for k in range(math.ceil(2 * n_slots / len(points)) * len(points) if points else 0):
-        depth, size = points[k % len(points)]
-        epochs = FEATURE_EPOCHS if depth in light else GRAPH_EPOCHS
-        config = none | {"freeze_depth": depth, "batch_size": size, "epochs": epochs, "lr": 1e-4, "seed": k}
-        runs.append((int(depth in light), config))
+        fold, fields = points[k % len(points)]
+        runs.append((fold, fields | {"seed": len(runs)}))
     watch = _Watch(on_gpu=resources.gpus_per_trial > 0)
     limited = Resources(resources.cpus_per_trial, resources.gpus_per_trial, n_slots)
     began = time.perf_counter()
@@ -147,19 +159,70 @@ def measure_trials(
     if failed := [outcome.error for outcome in outcomes if outcome.error]:
         raise SweepError(f"{len(failed)} of {len(runs)} measured trials failed: {'; '.join(sorted(set(failed)))}")
     parts: dict[int, TrialFold] = {fold: ray.get(part) for fold, part in dataset.trial_folds.items()}
-    return watch.costs(began, ended, parts, n_slots)
+    return TrialCosts(
+        points=watch.points([baseline, *trained], parts),
+        has_arrays=has_arrays,
+        start=float(np.mean(watch.starts(began))),
+        next=float(np.mean(watch.nexts() or [0.0])),
+        last=watch.lasts(),
+        run_end=ended - watch.reports[-1].time,
+        own_bytes=watch.own_bytes,
+        gpu_bytes=watch.gpu_bytes / n_slots if watch.on_gpu else None,
+        gpu_total_bytes=torch.cuda.mem_get_info()[1] if watch.on_gpu else None,
+    )
+
+
+def _folds_of(each: Design) -> list[int]:
+    """The folds that a config is measured on; a fit in one go on two, for its cost need not go with the rows."""
+    if each.fits_once:
+        return [MANY, HALF]
+    return [MANY if each.reads_cached else FEW]
 
 
 @dataclass(frozen=True)
 class _Report:
-    """One report of a trial, as the driver met it."""
+    """One report of a trial, as the driver met it.
+
+    Attributes:
+        time: by `time.perf_counter`.
+        pid: of the trial's process.
+        trial: by id.
+        fold: that it trains on.
+        fields: `model` and the fields of its config.
+        epoch: that has ended.
+        seconds: that it took.
+        previous: report of the same process, or None.
+    """
 
     time: float
     pid: int
     trial: str
-    run: dict[str, Any]
+    fold: int
+    fields: dict[str, Any]
     epoch: int
     seconds: float
+    previous: _Report | None
+
+    @property
+    def key(self) -> tuple[int, str, tuple[float, ...]]:
+        """What is measured together."""
+        return self.fold, self.fields["model"], place(self.fields)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since the process had reported before, less those of the epoch."""
+        assert self.previous is not None
+        return self.time - self.seconds - self.previous.time
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the trial's first one."""
+        return self.previous is None or self.previous.trial != self.trial
+
+    @property
+    def is_test(self) -> bool:
+        """Whether it says that the test part was predicted, after the last epoch."""
+        return not self.is_first and self.previous is not None and self.previous.epoch == self.epoch
 
 
 class _Watch(Callback):
@@ -168,60 +231,79 @@ class _Watch(Callback):
     def __init__(self, *, on_gpu: bool) -> None:
         self.on_gpu = on_gpu
         self.reports: list[_Report] = []
+        self.latest: dict[int, _Report] = {}  # of each process
         self.own_bytes: int | None = None
         self.gpu_bytes = 0
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        now, run = time.perf_counter(), fields_of(trial.config)
-        self.reports.append(_Report(now, result["pid"], trial.trial_id, run, result["epoch"], result["seconds"]))
-        self.own_bytes = max(filter(None, (self.own_bytes, own_memory(result["pid"]))), default=None)
+        now, fields, pid = time.perf_counter(), fields_of(trial.config), result["pid"]
+        fold, previous = fields.pop("fold"), self.latest.get(pid)
+        report = _Report(now, pid, trial.trial_id, fold, fields, result["epoch"], result["seconds"], previous)
+        self.reports.append(report)
+        self.latest[pid] = report
+        self.own_bytes = max(filter(None, (self.own_bytes, own_memory(pid))), default=None)
         if self.on_gpu:
             free, total = torch.cuda.mem_get_info()
             self.gpu_bytes = max(self.gpu_bytes, total - free)
 
-    def costs(self, began: float, ended: float, parts: dict[int, TrialFold], n_slots: int) -> TrialCosts:
-        """What the reports of a run that began and ended at these times tell."""
-        fresh, reused, last = [], [], []
-        evaluated: dict[int, list[float]] = {}  # seconds a row, by fold
-        epochs: dict[tuple[int, str, int], list[_Report]] = {}
-        reports: dict[tuple[int, str, int], list[float]] = {}
-        previous_of: dict[int, _Report] = {}
-        for report in self.reports:
-            fold, depth, size = point = report.run["fold"], report.run["freeze_depth"], report.run["batch_size"]
-            epochs.setdefault(point, [])
-            reports.setdefault(point, [])
-            previous = previous_of.get(report.pid)
-            previous_of[report.pid] = report
-            if previous is None:
-                fresh.append(report.time - report.seconds - began)
-            elif previous.trial != report.trial:
-                reused.append(report.time - report.seconds - previous.time)
-                n_rows = len(parts[fold].train) + len(parts[fold].val)
-                evaluated.setdefault(fold, []).append(report.seconds / n_rows)
-            elif previous.epoch == report.epoch:  # the test part was predicted
-                last.append(report.time - previous.time)
-            else:
-                reports[point].append(report.time - report.seconds - previous.time)
-                if report.epoch > 1:
-                    epochs[point].append(report)
-        points = []
-        for (fold, depth, size), counted in epochs.items():
-            val_row = min(evaluated[fold])  # the others have compiled, or waited
-            seconds = np.mean([report.seconds for report in counted]) if counted else 0.0
-            train_row = (seconds - val_row * len(parts[fold].val)) / len(parts[fold].train)
-            report_seconds = np.mean(reports[fold, depth, size] or [0.0])
-            costs = max(0.0, float(train_row)), val_row, max(0.0, float(report_seconds))
-            points.append(Point(depth, size, fold == 1, *costs))
-        return TrialCosts(
-            points=points,
-            start=float(np.mean(fresh)),
-            next=float(np.mean(reused)) if reused else 0.0,
-            last=float(np.mean(last)),
-            run_end=ended - self.reports[-1].time,
-            own_bytes=self.own_bytes,
-            gpu_bytes=self.gpu_bytes / n_slots if self.on_gpu else None,
-            gpu_total_bytes=torch.cuda.mem_get_info()[1] if self.on_gpu else None,
+    def starts(self, began: float) -> list[float]:
+        """Seconds from a time until each process had begun its first trial."""
+        return [each.time - each.seconds - began for each in self.reports if each.previous is None]
+
+    def nexts(self) -> list[float]:
+        """Seconds from the end of a trial until its process had begun the next."""
+        return [each.waited for each in self.reports if each.is_first and each.previous is not None]
+
+    def lasts(self) -> dict[str, float]:
+        """Mean seconds from the last epoch until the test part was predicted, by model."""
+        tested = [(each.fields["model"], each.waited + each.seconds) for each in self.reports if each.is_test]
+        models = dict.fromkeys(model for model, _ in tested)
+        return {model: float(np.mean([seconds for of, seconds in tested if of == model])) for model in models}
+
+    def points(self, measured: Sequence[Design], parts: dict[int, TrialFold]) -> list[Point]:
+        """What the configs that were measured cost."""
+        points: dict[tuple[str, tuple[float, ...]], Point] = {}
+        for each in measured:
+            of = each.fields["model"], place(each.fields)
+            points[of] = self._fit(of, parts) if each.fits_once else self._epochs(of, each, parts)
+        return list(points.values())
+
+    def _epochs(self, of: tuple[str, tuple[float, ...]], each: Design, parts: dict[int, TrialFold]) -> Point:
+        """Of epochs: the first one of a trial is not counted."""
+        (fold,) = _folds_of(each)
+        part, own = parts[fold], [report for report in self.reports if report.key == (fold, *of)]
+        evaluated = [
+            report.seconds / (len(part.train) + len(part.val))
+            for report in self.reports
+            if report.epoch == 0 and not report.is_test and report.previous and report.key[:2] == (fold, of[0])
+        ]
+        val_row = min(evaluated, default=0.0)  # the others have compiled, or waited
+        epochs = [report for report in own if not report.is_first and not report.is_test]
+        counted = [report.seconds for report in epochs if report.epoch > 1]
+        seconds = float(np.mean(counted)) if counted else 0.0
+        return Point(
+            *of,
+            by_work=not each.reads_cached,
+            is_fit=False,
+            train_row=max(0.0, (seconds - val_row * len(part.val)) / len(part.train)),
+            val_row=val_row,
+            report=max(0.0, float(np.mean([report.waited for report in epochs] or [0.0]))),
+            n_train=len(part.train),
         )
+
+    def _fit(self, of: tuple[str, tuple[float, ...]], parts: dict[int, TrialFold]) -> Point:
+        """Of a fit in one go, which predicts its training and validation rows too, from two numbers of rows."""
+        took = {}
+        for fold in (MANY, HALF):
+            trials: dict[str, float] = {}
+            for report in self.reports:
+                if report.key == (fold, *of) and not report.is_test:
+                    trials[report.trial] = trials.get(report.trial, 0.0) + report.seconds
+            took[fold] = max(min(trials.values()), 1e-9)  # the others have loaded code, or waited
+        n_train, n_half = (len(parts[fold].train) for fold in (MANY, HALF))
+        power = math.log(took[MANY] / took[HALF]) / math.log(n_train / n_half) if n_half < n_train else 1.0
+        power = min(max(power, 0.0), STEEPEST)
+        return Point(*of, False, True, took[MANY] / n_train, 0.0, 0.0, n_train, power)
 
 
 def own_memory(pid: int, *, now: bool = False) -> int | None:

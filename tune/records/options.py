@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data.fold import DEFAULT_SPLIT
 from data.task import Task, TaskRows
 from data.tasks import open_task
-from models.registry import family_of
+from models.registry import family_of, open_family, open_model
 from tune.arguments import AUTO_COPIES, Copies, Tracker, Untrusted
 from tune.errors import SweepError
 from tune.records.code_record import code_sha256, run_record
@@ -86,6 +86,15 @@ class Options(BaseModel):
             ids_file=Path(self.ids) if self.ids else None,
             download_dir=Path(self.downloads),
         )
+
+
+def refuse_unsuited(options: Options, task: Task, space: SearchSpace) -> None:
+    """Raise SweepError if a space's model, the split or the copies do not go with a task."""
+    model, family = open_model(space.model), open_family(task.family)
+    if model.family != task.family:
+        raise SweepError(f"model {space.model} is of {model.family}, and {task.name} of {task.family}")
+    if problem := family.refusal(model, task, options.split, options.tta):
+        raise SweepError(problem)
 
 
 def write_record(folder: Folder, options: Options, data_sha256: str) -> None:

@@ -21,13 +21,12 @@ from data.machine.ray_session import connect
 from data.stores.storage import StorageError
 from data.task import Task, TaskRows
 from models.family import UnsuitedError
-from models.registry import open_family, open_model
 from tune.cluster.storage_check import check_storage
 from tune.dataset.dataset import Dataset, load_dataset, untrained
 from tune.errors import SweepError
 from tune.records.folder import RECORD, Folder
 from tune.records.going_on import noted
-from tune.records.options import Batch, Options, check_record, keep_options, write_record
+from tune.records.options import Batch, Options, check_record, keep_options, refuse_unsuited, write_record
 from tune.spaces.merged import Merged, merge
 from tune.spaces.space import SearchSpace
 from tune.sweep.claim import claimed
@@ -74,11 +73,7 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
         StorageError: a folder that cannot be used.
     """
     for space in spaces:
-        model, family = open_model(space.model), open_family(task.family)
-        if model.family != task.family:
-            raise SweepError(f"model {space.model} is of {model.family}, and {task.name} of {task.family}")
-        if problem := family.refusal(model, task, options.split, options.tta):
-            raise SweepError(problem)
+        refuse_unsuited(options, task, space)
     connect(address)
     places = {"--storage": options.storage}
     if task.inputs != "compositions":
