@@ -19,9 +19,9 @@ from models.family import n_bytes
 from tune.dataset.dataset import load_dataset
 from tune.planning.designs import place
 from tune.planning.forecast import Rungs, TrialCost, forecast, known_configs, simulate
-from tune.planning.measure import sample_positions
 from tune.planning.plan import plan
 from tune.planning.plan_table import show, spread
+from tune.planning.sample import sample_positions
 from tune.planning.trial_costs import Point, TrialCosts
 from tune.records.options import Options
 from tune.run_sweep import app

@@ -28,10 +28,11 @@ from models.device import device_of_share
 from models.family import CachedArrays, Family, FamilyRows, Reading, n_bytes
 from models.model import Run, TrainingPart, TrainingRows
 from models.registry import open_family, open_model
-from tune.dataset.dataset import load_dataset, untrained
+from tune.dataset.dataset import Dataset, load_dataset, untrained
 from tune.dataset.parts import ROWS_PER_PART, cached_fields, n_parts
 from tune.dataset.trial_fold import TrialFold
 from tune.planning.designs import Design, design, designs
+from tune.planning.sample import sample_of, sample_positions, split
 from tune.planning.trial_costs import FEW, HALF, MANY, TrialCosts, measure_trials
 from tune.spaces.space import SearchSpace
 from tune.trials.resources import Resources
@@ -112,7 +113,7 @@ def measure(
         UnsuitedError: targets that do not go with the model.
     """
     chosen = sample_positions(reading.sizes, SAMPLE_ROWS)
-    sample = _sample(rows, chosen)
+    sample = sample_of(rows, chosen)
     family, gpus, n = open_family(task.family), resources.gpus_per_trial, len(sample)
     have = ray.cluster_resources()
     n_cpus = max(1, int(have["CPU"]))
@@ -136,16 +137,11 @@ def measure(
             task, sample, space, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
         )
         shared: TrainingRows = ray.get(dataset.rows_ref)
-        usable = np.setdiff1d(np.arange(n), list(dataset.quarantine))
         work = family.counted_work(inputs.rows, space.needs)
-        folds = _folds(task, sample, usable, work, kinds, dataset.rows_ref, gpus)
-        _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task.kind, task.quantity)))
-        dataset.trial_folds.update({number: ray.put(fold) for number, fold in folds.items()})
-        trials = measure_trials(
-            dataset, kinds[0], kinds[1:], resources, has_arrays=bool(all_arrays), folder=f"{folder}/trials"
+        reference, trials = _train(
+            dataset, sample, work, kinds, resources, has_arrays=bool(all_arrays), folder=f"{folder}/trials"
         )
         cached = sum(path.stat().st_size for path in Path(own_folder).glob("*"))
-    heavier = float(work[usable].mean() / work[folds[FEW].train].mean())
     return Measured(
         compiled=compiled,
         n_rows=n,
@@ -155,30 +151,11 @@ def measure(
         read_row=read / n,
         arrays=arrays,
         reference=reference,
-        trials=replace(trials, points=[point.scaled(heavier) for point in trials.points]),
+        trials=trials,
         read_bytes=n_bytes(inputs.rows) / n,
         shared_bytes=n_bytes(shared) / n,
         cached_bytes=cached / n,
     )
-
-
-def sample_positions(sizes: np.ndarray, most: int) -> np.ndarray:
-    """Rows spread evenly over all sizes, in random order; all rows where there are not more."""
-    if len(sizes) <= most:
-        return np.arange(len(sizes))
-    by_size = np.argsort(sizes, kind="stable")
-    spread = ((np.arange(most) + 0.5) * len(sizes) / most).astype(int)
-    return np.random.default_rng(0).permutation(by_size[spread])
-
-
-def _sample(rows: Rows, positions: np.ndarray) -> Rows:
-    """The rows at `positions`, in that order, with a buffer of their own; read in the order of the file."""
-    in_order = np.sort(positions)
-    payloads = rows.select(in_order.tolist(), "").chunk(0, len(positions)).payloads
-    ends = np.cumsum([len(payload) for payload in payloads])
-    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
-    chosen = rows.select(positions.tolist(), f"sample of {rows.sha256}")
-    return replace(chosen, buffer=b"".join(payloads), spans=spans[np.searchsorted(in_order, positions)])
 
 
 def _read(task: Task, rows: Rows, space: SearchSpace, place: str, collapse: bool) -> FamilyRows:
@@ -273,6 +250,37 @@ def _warm_up(rows: Any, arrays: CachedArrays, n: int, gpus: float) -> None:
         arrays.compute(rows, np.arange(min(n, count)), device)
 
 
+def _train(
+    dataset: Dataset,
+    sample: Rows,
+    work: np.ndarray,
+    kinds: Sequence[Design],
+    resources: Resources,
+    *,
+    has_arrays: bool,
+    folder: str,
+) -> tuple[float, TrialCosts]:
+    """Train on parts of the sample; seconds of a reference, and what trials on rows of its mean work take.
+
+    Args:
+        dataset: of the sample.
+        sample: its rows.
+        work: of each row.
+        kinds: what every result is compared with, and what else to train.
+        resources: of a trial.
+        has_arrays: whether trials read cached arrays.
+        folder: for Ray's record.
+    """
+    task, shared = dataset.task, ray.get(dataset.rows_ref)
+    usable = np.setdiff1d(np.arange(len(sample)), list(dataset.quarantine))
+    folds = _folds(task, sample, usable, work, kinds, dataset.rows_ref, resources.gpus_per_trial)
+    _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task.kind, task.quantity)))
+    dataset.trial_folds.update({number: ray.put(fold) for number, fold in folds.items()})
+    trials = measure_trials(dataset, kinds[0], kinds[1:], resources, has_arrays=has_arrays, folder=folder)
+    heavier = float(work[usable].mean() / work[folds[FEW].train].mean())
+    return reference, replace(trials, points=[point.scaled(heavier) for point in trials.points])
+
+
 def _folds(
     task: Task,
     sample: Rows,
@@ -284,17 +292,17 @@ def _folds(
 ) -> dict[int, TrialFold]:
     """Parts of the sample to train on: of few rows where an epoch reads them themselves, so that it ends soon."""
     most_batch = max((kind.fields.get("batch_size", 1) for kind in kinds[1:]), default=1)
-    many = _split(sample, usable, work, len(sample), most_batch)
+    many = split(sample, usable, work, len(sample), most_batch)
     n_few = len(sample)
     if by_work := [kind for kind in kinds[1:] if not kind.reads_cached and not kind.fits_once]:
-        few = _split(sample, usable, work, FEWER, 1)
+        few = split(sample, usable, work, FEWER, 1)
         pace = ray.remote(_pace).options(num_cpus=1, num_gpus=gpus)
         seconds = ray.get(pace.remote(rows_ref, few.part(task.kind, task.quantity), by_work[0], gpus))
         n_few = int(SECONDS_AN_EPOCH / max(seconds, 1e-9))
     return {
-        FEW: _split(sample, usable, work, n_few, most_batch),
+        FEW: split(sample, usable, work, n_few, most_batch),
         MANY: many,
-        HALF: _split(sample, usable, work, len(many.train) // 2, 1),
+        HALF: split(sample, usable, work, len(many.train) // 2, 1),
     }
 
 
@@ -304,17 +312,6 @@ def _pace(rows: Any, part: TrainingPart, kind: Design, gpus: float) -> float:
     torch.set_num_threads(1)
     run = _started(kind, rows, part, device=str(device_of_share(gpus)))
     return min(result.seconds for result in run.epochs() if result.epoch) / len(part.train)
-
-
-def _split(sample: Rows, usable: np.ndarray, work: np.ndarray, n_train: int, batch_size: int) -> TrialFold:
-    """Rows of all sizes to train on, whole batches where there are enough, and an eighth as many to judge on."""
-    n_train = min(max(n_train, batch_size), max(1, int(0.7 * len(usable))))
-    n_train -= n_train % batch_size if n_train > batch_size else 0
-    n_others = max(1, n_train // 8)
-    train = usable[sample_positions(work[usable], n_train)]
-    others = np.random.default_rng(0).permutation(np.setdiff1d(usable, train))[: 2 * n_others]
-    val, test = np.split(others, [n_others])
-    return TrialFold(sample.targets, train, val, test)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
