@@ -1,6 +1,6 @@
 """What a family says that has no such thing: no copies to average over, no marks of trust, no other splits.
 
-A family's `family.py` takes from here what it has not, by name: `from models.plain_family import fit_trust as fit_trust`.
+A family's `family.py` takes from here what it has not: `from models.plain_family import fit_trust as fit_trust`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ import ray
 import torch
 
 from data.crystals.rows import Rows
+from data.fold import DEFAULT_SPLIT
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
-from data.split_rule import DEFAULT_SPLIT
-from data.tasks import Task
+from data.task import Task
 from models.device import device_of_share
 from models.family import CachedArrays, Family, FamilyRows, Reading, n_bytes
 from models.model import Run, TrainingPart, TrainingRows
@@ -179,7 +179,7 @@ def _compile(task: Task, sample: Rows, space: SearchSpace, kinds: Sequence[Desig
     for each in family.arrays(space.needs, collapse=collapse):
         fields |= each.join(rows, iter([(everything, each.compute(rows, everything, "cpu"))]))
     rows = replace(rows, **fields)
-    part = TrialFold(few.targets[which], everything, everything, everything).part(task.kind, task.quantity)
+    part = TrialFold(few.targets[which], everything, everything, everything).part(task)
     ways = {kind.reads_cached: kind for kind in reversed(kinds[1:])}  # the costliest of each way to read rows
     for kind in (kinds[0], *ways.values()):
         list(_started(kind, rows, part, most_epochs=1).epochs())
@@ -274,7 +274,7 @@ def _train(
     task, shared = dataset.task, ray.get(dataset.rows_ref)
     usable = np.setdiff1d(np.arange(len(sample)), list(dataset.quarantine))
     folds = _folds(task, sample, usable, work, kinds, dataset.rows_ref, resources.gpus_per_trial)
-    _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task.kind, task.quantity)))
+    _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task)))
     dataset.trial_folds.update({number: ray.put(fold) for number, fold in folds.items()})
     trials = measure_trials(dataset, kinds[0], kinds[1:], resources, has_arrays=has_arrays, folder=folder)
     heavier = float(work[usable].mean() / work[folds[FEW].train].mean())
@@ -297,7 +297,7 @@ def _folds(
     if by_work := [kind for kind in kinds[1:] if not kind.reads_cached and not kind.fits_once]:
         few = split(sample, usable, work, FEWER, 1)
         pace = ray.remote(_pace).options(num_cpus=1, num_gpus=gpus)
-        seconds = ray.get(pace.remote(rows_ref, few.part(task.kind, task.quantity), by_work[0], gpus))
+        seconds = ray.get(pace.remote(rows_ref, few.part(task), by_work[0], gpus))
         n_few = int(SECONDS_AN_EPOCH / max(seconds, 1e-9))
     return {
         FEW: split(sample, usable, work, n_few, most_batch),

@@ -20,7 +20,7 @@ from data.crystals.rows import Rows
 from data.folds import make_folds
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder
-from data.tasks import Task
+from data.task import Task
 from models.family import Reading
 from models.registry import open_family, planned_epochs
 from tune.dataset.dataset import VALIDATION_FRACTION, untrained

@@ -76,7 +76,9 @@ def open_named(name: str, _download_dir: Path) -> tuple[Task, CurveRows]:
     whole = np.choose(shape[:, None], ways) + 0.1 * random.normal(size=place.shape)
     task, targets = (WAVES, whole[:, N_POINTS:]) if name == WAVES.name else (SHAPES, shape.astype(np.float64))
     ids, sources = [f"curve-{k:03d}" for k in range(N_CURVES)], [f"source {k}" for k in source]
-    return task, CurveRows(ids, whole[:, :N_POINTS].astype(np.float32), targets, sources, hashlib.sha256(whole).hexdigest())
+    return task, CurveRows(
+        ids, whole[:, :N_POINTS].astype(np.float32), targets, sources, hashlib.sha256(whole).hexdigest()
+    )
 
 
 def open_path(path: Path, _target: str | None) -> tuple[Task, CurveRows]:
