@@ -191,13 +191,13 @@ class Family(Protocol):
         ...
 
     def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart] | None:
-        """Rows of an embedded task, on which a lever is tried that a task of few rows cannot show; None: there are none."""
+        """Rows of an embedded task, on which a lever is tried that a task of few rows cannot show; or None."""
         ...
 
     def fit_trust(
         self, config: ModelConfig, rows: Any, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
     ) -> Any:
-        """What marks predictions: an object with `judge` and `content`, as `models/crystals/trust.py` has them; or None.
+        """What marks predictions: an object with `judge` and `content`, as in `models/crystals/trust.py`; or None.
 
         Args:
             config: of the trained model.
