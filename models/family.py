@@ -86,7 +86,9 @@ class Reading:
         pieces: rows of each piece of the work; processes take the next one when they are free. None where there is
             nothing to do but to read.
         missing: rows of those pieces that the cache lacks.
-        make: writes the piece of a number into the cache, given its rows as a `RawChunk`.
+        worker: class of what does the work, in a process of its own: its `write` puts the piece of a number into the
+            cache, given its rows as a `RawChunk`. None where there is none to do.
+        arguments: that make one.
         held_bytes: of the rows that `read` would return, where the cache holds all of them.
         seconds: that reading those took.
         own_bytes: that each row of the task takes in the memory of every trial, beside what trials share.
@@ -97,7 +99,8 @@ class Reading:
     sizes: np.ndarray
     pieces: tuple[int, ...] = ()
     missing: tuple[int, ...] = ()
-    make: Callable[[int, Any], Any] | None = None
+    worker: type | None = None
+    arguments: tuple[Any, ...] = ()
     held_bytes: int | None = None
     seconds: float = 0.0
     own_bytes: int = 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data.crystals.batches import graph_batch
 from data.crystals.graphs import element_fractions
-from data.crystals.rows import RawChunk, Rows
+from data.crystals.rows import Rows
 from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.stores.storage import open_folder
 from models.crystals.chgnet.network import cutoffs
@@ -27,7 +26,7 @@ def reading(rows: Rows, need: CrystalNeeds, cache_folder: str) -> Reading:
     """See `Family`: formulas are read, structures made graphs of, and read."""
     if rows.format == "composition":
         return Reading("formulas", "none", np.ones(len(rows)), own_bytes=FRACTION_BYTES)
-    from data.crystals.graph_cache import cache_spec  # brings Ray, which models are trained without
+    from data.crystals.graph_cache import Converter, cache_spec  # brings Ray, which models are trained without
 
     spec = cache_spec(rows, cutoffs(need.weights))
     folder = f"{cache_folder.rstrip('/')}/{spec.key}"
@@ -49,7 +48,8 @@ def reading(rows: Rows, need: CrystalNeeds, cache_folder: str) -> Reading:
         sizes=sizes,
         pieces=tuple(len(shard) for shard in spec.shard_rows),
         missing=tuple(missing),
-        make=partial(_convert, folder, spec.atom_graph_cutoff),
+        worker=Converter,
+        arguments=(folder, spec.atom_graph_cutoff),
         held_bytes=held_bytes,
         seconds=time.perf_counter() - began,
         own_bytes=FRACTION_BYTES,
@@ -63,10 +63,3 @@ def counted_work(rows: CrystalRows, need: CrystalNeeds) -> np.ndarray:
     cutoff, positions = cutoffs(need.weights)[1], np.arange(len(rows.graphs))
     batches = (graph_batch(rows.graphs, positions[k : k + 1], cutoff, collapse=rows.collapse) for k in positions)
     return np.array([len(batch.center) + len(batch.angle) for batch in batches], dtype=np.float64)
-
-
-def _convert(folder: str, cutoff_angstrom: float, number: int, chunk: RawChunk) -> int:
-    """Make one shard of graphs."""
-    from data.crystals.graph_cache import Converter
-
-    return Converter(folder, cutoff_angstrom).write(number, chunk)

@@ -40,6 +40,7 @@ from tune.trials.resources import Resources
 SAMPLE_ROWS = 1024
 SECONDS_AN_EPOCH = 1.5  # of a measured trial that reads rows themselves, about
 FEWEST, FEWER = 4, 64  # rows that warm up a process, and that tell about how long a pass takes
+WARM_UP = 99_999  # number of a piece that belongs to no cache
 TO_COMPILE = 32  # rows that meet every kernel
 
 
@@ -141,7 +142,8 @@ def measure(
         reference, trials = _train(
             dataset, sample, work, kinds, resources, has_arrays=bool(all_arrays), folder=f"{folder}/trials"
         )
-        cached = sum(path.stat().st_size for path in Path(own_folder).glob("*"))
+        kept = [path for path in Path(own_folder).glob("*") if f"-{WARM_UP}-" not in path.name]
+        cached = sum(path.stat().st_size for path in kept)
     return Measured(
         compiled=compiled,
         n_rows=n,
@@ -168,8 +170,8 @@ def _compile(task: Task, sample: Rows, space: SearchSpace, kinds: Sequence[Desig
     few = sample.select(list(range(min(len(sample), TO_COMPILE))), f"few of {sample.sha256}")
     family = open_family(task.family)
     reading = family.reading(few, space.needs, place)
-    if reading.make is not None:
-        reading.make(0, few.chunk(0, len(few)))
+    if reading.worker is not None:
+        reading.worker(*reading.arguments).write(0, few.chunk(0, len(few)))
     inputs = _read(task, few, space, place, collapse)
     which = np.array([k for k, reason in enumerate(inputs.reasons) if not reason and np.isfinite(few.targets[k])])
     if not len(which):
@@ -196,36 +198,20 @@ def _started(
     return model.start(config, rows, part, device)
 
 
-class _Maker:
-    """A process that makes what is read."""
-
-    def make(self, reading: Reading, number: int, chunk: Any) -> None:
-        """Make one piece of it."""
-        assert reading.make is not None
-        reading.make(number, chunk)
-
-
 def _make(family: Family, sample: Rows, need: Any, n_processes: int, place: str) -> tuple[float, float]:
     """Have each of some processes make what is read of the sample, the first one into `place`.
 
     Returns:
         Seconds until they were ready, and seconds that they took then; 0 where nothing is to be made.
     """
-    if not n_processes:
-        return 0.0, 0.0
-    remote = ray.remote(num_cpus=1)(_Maker)
-    makers = [remote.remote() for _ in range(n_processes)]
-
-    def make(chunk: Any, name: str) -> None:
-        places = [f"{place}{name}-{k}" if k or name else place for k in range(n_processes)]
-        readings = [family.reading(sample, need, each) for each in places]
-        ray.get([maker.make.remote(reading, 0, chunk) for maker, reading in zip(makers, readings, strict=True)])
-
-    _, ready = _timed(lambda: make(sample.chunk(0, FEWEST), "-first"))
-    _, took = _timed(lambda: make(sample.chunk(0, len(sample)), ""))
-    for maker in makers:
-        ray.kill(maker)
-    return ready, took
+    readings = [family.reading(sample, need, f"{place}-{k}" if k else place) for k in range(n_processes)]
+    workers = [ray.remote(num_cpus=1)(each.worker).remote(*each.arguments) for each in readings if each.worker]
+    first, whole = sample.chunk(0, FEWEST), sample.chunk(0, len(sample))
+    _, ready = _timed(lambda: ray.get([worker.write.remote(WARM_UP, first) for worker in workers]))
+    _, took = _timed(lambda: ray.get([worker.write.remote(0, whole) for worker in workers]))
+    for worker in workers:
+        ray.kill(worker)
+    return (ready, took) if workers else (0.0, 0.0)
 
 
 def _arrays_cost(
