@@ -39,6 +39,7 @@ class Task:
         kind: "regression", or "classification" of a boolean or, with `n_classes`, of one of several classes.
         labels: one sentence on where the labels come from, shown wherever a result appears.
         family: what an example is, and so what reads the rows.
+        example: the word for one example in messages and on pages.
         metric: name of what predictions are judged by, of `data.metrics.METRICS`.
         groups: what examples have in common that the splits and the bootstrap keep together, in a word that is also
             the column of its names in files of predictions.
@@ -60,6 +61,7 @@ class Task:
     kind: Kind
     labels: str
     family: str
+    example: str
     metric: str
     groups: str
     target_shape: tuple[int, ...] = ()

@@ -1,7 +1,8 @@
-"""Resamples compositions, to say how sure a metric or a difference of two is over crystals: every interval's source.
+"""Resamples groups of rows, to say how sure a metric or a difference of two is over them: every interval's source.
 
-The percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13) that draws compositions, not rows (a
-cluster bootstrap: Davison and Hinkley 1997, section 3.8): polymorphs have like errors, and are drawn together.
+The percentile interval of a bootstrap (Efron and Tibshirani 1993, chapter 13) that draws groups, not rows (a cluster
+bootstrap: Davison and Hinkley 1997, section 3.8): what belongs together, as polymorphs of a composition do, has like
+errors, and is drawn together.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import pandas as pd
 
 from data.metrics import Metric
 
-MIN_COMPOSITIONS = 10  # below, an interval from resampling means nothing
+MIN_GROUPS = 10  # below, an interval from resampling means nothing
 RESAMPLES = 10_000
 _AT_ONCE = 4_000_000  # weights in memory
-_NO_FORMULA = ("", "unknown")  # what rows without a graph have for a composition
+_NO_GROUP = ("", "unknown")  # what rows that could not be read have for a group
 
 
-def clusters(rows: pd.DataFrame) -> np.ndarray:
-    """Number of each row's composition, int64 from 0, shape (n,); a row without a formula is like no other row."""
-    name = rows["composition"].where(~rows["composition"].isin(_NO_FORMULA), "id " + rows["id"])
+def group_numbers(rows: pd.DataFrame) -> np.ndarray:
+    """Number of each row's group, int64 from 0, shape (n,); a row without a group is like no other row."""
+    name = rows["group"].where(~rows["group"].isin(_NO_GROUP), "id " + rows["id"])
     return pd.factorize(name)[0]
 
 
@@ -32,19 +33,19 @@ def resampled_scores(
     n_resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> np.ndarray:
-    """The metric of several models on the same resamples of compositions.
+    """The metric of several models on the same resamples of groups.
 
-    Compositions are drawn with replacement within each fold, n - 1 of its n, which keeps intervals from being too
+    Groups are drawn with replacement within each fold, n - 1 of its n, which keeps intervals from being too
     narrow (McCarthy and Snowden, Vital and Health Statistics 2-95, 1985); one that is in several folds is drawn with
     the fold that has most of its rows and brings those of the other folds along. A resample's value is
 
         mean over folds f of  sum_i w_i e_i / sum_i w_i,  i in f,
 
-    with w_i how often the composition of i was drawn and e the absolute error, mean over a model's seeds; for a
+    with w_i how often the group of i was drawn and e the absolute error, mean over a model's seeds; for a
     ROC-AUC, the weighted ROC-AUC, mean over seeds.
 
     Args:
-        rows: fold, id, composition, y_true; n rows.
+        rows: fold, id, group, y_true; n rows.
         predicted: of each model, shape (seeds, n); what is resampled is the mean over its seeds.
         metric: MAE or ROC-AUC.
         n_resamples: of the bootstrap.
@@ -53,31 +54,34 @@ def resampled_scores(
     Returns:
         Shape (resamples, models).
     """
-    cluster, y_true = clusters(rows), rows["y_true"].to_numpy()
+    group, y_true = group_numbers(rows), rows["y_true"].to_numpy()
     folds, fold = np.unique(rows["fold"].to_numpy(), return_inverse=True)
-    counts = np.zeros((int(cluster.max()) + 1, len(folds)))
-    np.add.at(counts, (cluster, fold), 1)
-    # Compositions of a fold stand side by side, for a slice is written ten times as fast as scattered columns.
+    counts = np.zeros((int(group.max()) + 1, len(folds)))
+    np.add.at(counts, (group, fold), 1)
+    # Groups of a fold stand side by side, for a slice is written ten times as fast as scattered columns.
     home = counts.argmax(axis=1)
     order = np.argsort(home, kind="stable")
-    cluster, counts = np.argsort(order)[cluster], counts[order]
+    group, counts = np.argsort(order)[group], counts[order]
     draws = _draw(np.bincount(home), n_resamples, np.random.default_rng(seed))
     if metric.name == "mae":
         sums = np.zeros((*counts.shape, len(predicted)))
         for model, of_model in enumerate(predicted):
-            np.add.at(sums[:, :, model], (cluster, fold), np.abs(of_model - y_true).mean(axis=0))
+            np.add.at(sums[:, :, model], (group, fold), np.abs(of_model - y_true).mean(axis=0))
         flat = sums.reshape(len(counts), -1)
         return np.concatenate(
             [_fold_means((weights @ flat).reshape(-1, *sums.shape[1:]), weights @ counts) for weights in draws]
         )
     true = y_true > 0.5
-    parts = [np.flatnonzero(fold == position) for position in range(len(folds))]
+    rows_by_fold = [np.flatnonzero(fold == position) for position in range(len(folds))]
     resampled = []
     for weights in draws:
         by_fold = []
-        for part in parts:
-            of_rows = weights[:, cluster[part]]
-            aucs = [[weighted_auc(true[part], scores[part], of_rows) for scores in of_model] for of_model in predicted]
+        for fold_rows in rows_by_fold:
+            of_rows = weights[:, group[fold_rows]]
+            aucs = [
+                [weighted_auc(true[fold_rows], scores[fold_rows], of_rows) for scores in of_model]
+                for of_model in predicted
+            ]
             by_fold.append([np.mean(of_model, axis=0) for of_model in aucs])
         resampled.append(np.mean(by_fold, axis=0).T)
     return np.concatenate(resampled)
@@ -113,10 +117,10 @@ def weighted_auc(y_true: np.ndarray, y_pred: np.ndarray, weights: np.ndarray) ->
 
 
 def _draw(sizes: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each composition is drawn, shape (resamples of this portion, compositions), fold after fold.
+    """How often each group is drawn, shape (resamples of this portion, groups), fold after fold.
 
     Args:
-        sizes: number of compositions of each fold.
+        sizes: number of groups of each fold.
         n_resamples: in all.
         rng: draws.
     """

@@ -1,23 +1,28 @@
 """What a sweep asks of a family: what an example is, and so how its rows are read, split, moved and trusted.
 
 A family is a folder in `data/` and one in `models/`. The latter has a module `family.py` with the functions that
-`Family` lists; a line in `models/registry.py` names it. `tune/` knows no more of a family.
+`Family` lists, and may have a second one with those that `FamilyFacts` lists; a line in `models/registry.py` names
+each. `tune/` knows no more of a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from data.errors import UserError
-from data.fold import Fold
-from data.metrics import Metric
-from data.task import Kind, Quantity, Task
-from models.config import ModelConfig
-from models.model import Fitted, Model, Prediction, TrainingPart
+
+if TYPE_CHECKING:  # pages that read a finished sweep import this module, and not torch
+    import pandas as pd
+
+    from data.fold import Fold
+    from data.metrics import Metric
+    from data.task import Kind, Quantity, Task
+    from models.config import ModelConfig
+    from models.model import Fitted, Model, Prediction, TrainingPart
 
 # Runs of rows, in order: the positions of each run's rows, and its arrays by name.
 Parts = Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]
@@ -249,4 +254,134 @@ class Family(Protocol):
 
     def about(self, config: ModelConfig) -> dict[str, str]:
         """The facts of a config that are kept with a trained model."""
+        ...
+
+
+class FactsError(ValueError):
+    """Nothing can be said of examples; the message says why, as a sentence for the reader without its full stop."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A fact of every example, which a page shows beside the example's error.
+
+    Attributes:
+        name: of the column in the tables that `FamilyFacts` makes.
+        kind: a category is a text, or a list of several, as of the elements of a crystal; a picture is HTML.
+        title: of the page's section with the mean error of each category, or of each range of a number; "" for none.
+        phrase: puts a category or a range into a sentence: `compounds with {}`.
+        several: what the categories or ranges are together: `elements`.
+        head: of the table of categories or ranges.
+        list_head: of the column in the list of the worst examples; "" where it has none.
+        ranges: of a number, the upper end of each and what it is called.
+        within: name of a coarser category, in whose section the most frequent values of this one stand.
+        opened: whether it takes the opened row, and not the name of its group alone.
+        share: puts a category into a sentence on the worst examples, `contain {}`; "" for none.
+        note: how it was found out or drawn, in small print.
+        figure: draws the mean errors in place of bars, given a table with `error` and `n` by category and the title of
+            an axis: a plotly figure with its height and its least width.
+    """
+
+    name: str
+    kind: Literal["category", "number", "picture"]
+    title: str = ""
+    phrase: str = "{}"
+    several: str = ""
+    head: str = "group"
+    list_head: str = ""
+    ranges: tuple[tuple[float, str], ...] = ()
+    within: str = ""
+    opened: bool = False
+    share: str = ""
+    note: str = ""
+    figure: Callable[[pd.DataFrame, str], Any] | None = None
+
+
+class SeenExamples(Protocol):
+    """Examples that pretraining has seen.
+
+    Attributes:
+        ids: those by which the file names them.
+        groups: the names of their groups; an example of another group equals none of them.
+        n_unreadable: examples of the file that could not be read.
+    """
+
+    ids: set[str]
+    groups: Collection[str]
+    n_unreadable: int
+
+    def equal_ids(self, rows: Any, groups: Mapping[str, str]) -> set[str]:
+        """Ids of the rows that equal one of these; the group of each row is given by id.
+
+        Raises:
+            FactsError: the rows are not what could be compared.
+        """
+        ...
+
+
+class FamilyFacts(Protocol):
+    """What commands that read finished sweeps say of a family's examples; its module imports neither torch nor Ray.
+
+    `rows` are those of a task, as `data.tasks.open_task` returns them.
+    """
+
+    @property
+    def COLUMNS(self) -> Sequence[Column]:  # noqa: N802 - a constant of a module
+        """The facts that are known, in the order of a page."""
+        ...
+
+    @property
+    def OPENED(self) -> str:  # noqa: N802
+        """What is opened again for the facts that the name of a group does not tell, such as `structure`."""
+        ...
+
+    @property
+    def GROUP_HEAD(self) -> str:  # noqa: N802
+        """The head of a page's column of groups."""
+        ...
+
+    @property
+    def PRETRAINED(self) -> str:  # noqa: N802
+        """What models with pretrained weights start from, in words."""
+        ...
+
+    @property
+    def TRUST(self) -> str:  # noqa: N802
+        """When `fit_trust` of the family marks a prediction, in words."""
+        ...
+
+    def group_html(self, group: str) -> str:
+        """The name of a group as a page shows it, escaped."""
+        ...
+
+    def facts_of_groups(self, groups: Sequence[str]) -> dict[str, list[Any]]:
+        """The facts that the name of an example's group tells: by column one for each group."""
+        ...
+
+    def facts_of_rows(self, rows: Any) -> pd.DataFrame:
+        """The other facts but pictures, indexed by id; rows that cannot be read are left out.
+
+        Raises:
+            FactsError: nothing is known of these rows.
+        """
+        ...
+
+    def pictures(self, rows: Any, ids: Iterable[str]) -> dict[str, str]:
+        """Pictures of some rows by id, as HTML, as far as they can be drawn."""
+        ...
+
+    def read_seen(self, source: str) -> SeenExamples | None:
+        """What pretraining has seen; None where the file or folder, which is there, holds no examples but other text.
+
+        Raises:
+            FactsError: it holds examples that cannot be read or compared.
+        """
+        ...
+
+    def training_note(self, configs: Sequence[Mapping[str, Any]]) -> str:
+        """How models of these configs were trained, as words behind the model's name: `with ...`; "" for no words."""
+        ...
+
+    def references(self, model: str, notes: Sequence[str]) -> list[str]:
+        """What a trained model builds upon, in BibTeX, given its name and the notes of its sweep."""
         ...

@@ -20,7 +20,7 @@ from data.machine.import_path import users_last
 from data.stores.places import expanded
 
 if TYPE_CHECKING:
-    from models.family import Family
+    from models.family import Family, FamilyFacts
     from models.model import Model
 
 # By name the module and its constant, which is imported when it is asked for: torch and the like take seconds.
@@ -36,6 +36,8 @@ DEFAULT_MODEL = "chgnet"  # of a space or a queue that names none
 # By name the module, and the packages whose versions its numbers depend on beside those of every sweep.
 FAMILIES = {"crystals": "models.crystals.family"}
 PACKAGES = {"crystals": ("chgnet", "pymatgen", "matbench")}
+# The same of what is known of examples beside their predictions; a family need not have one.
+FAMILY_FACTS = {"crystals": "models.crystals.facts"}
 
 
 class ModelError(UserError, ValueError):
@@ -99,6 +101,11 @@ def open_family(name: str) -> Family:
     if name not in FAMILIES:
         raise ModelError(f"no family {name!r}: choose one of {', '.join(FAMILIES)}")
     return importlib.import_module(FAMILIES[name])
+
+
+def open_facts(name: str) -> FamilyFacts | None:
+    """What a family says of its examples, or None where it says nothing; imports neither torch nor Ray."""
+    return importlib.import_module(FAMILY_FACTS[name]) if name in FAMILY_FACTS else None
 
 
 def planned_epochs(fields: dict[str, Any]) -> int:

@@ -37,16 +37,16 @@ def main(
     ] = STORAGE,
 ) -> None:
     """Average the predictions of finished sweeps into a run of its own."""
-    from tune.analysis.average import average, collect, report, write
+    from tune.analysis.average import average, average_markdown, average_results, write_average
     from tune.records.folder import Folder, refuse_taken
     from tune.runs import load_sweep
 
     refuse_taken("--name", name, storage)
     loaded = [load_sweep(run, storage) for run in runs]
-    found = average(loaded, weights)
-    results = collect(name, loaded, found, weights)
-    write(Folder(f"{storage}/{name}"), loaded, found, results)
-    typer.echo(report(results))
+    mean = average(loaded, weights)
+    results = average_results(name, loaded, mean, weights)
+    write_average(Folder(f"{storage}/{name}"), loaded, mean, results)
+    typer.echo(average_markdown(results))
     typer.echo(f"Written to {storage}/{name}")
 
 

@@ -20,12 +20,13 @@ from typing import Any
 import pandas as pd
 from pyarrow import fs
 
-from data.metrics import METRICS, Metric
+from data.metrics import Metric
 from data.stores.storage import file_names, open_folder, read_whole
+from data.task_words import TaskWords, family_of, task_words
 from tune.arguments import STORAGE, On
 from tune.errors import RunError
 from tune.records.going_on import how_to_go_on
-from tune.records.members import Member, load_history, load_member
+from tune.records.members import Member, as_written, load_history, load_member
 
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
@@ -41,7 +42,7 @@ class SweepRun:
         name: of the sweep, `NAME`; or of the member, `NAME/seed_1`.
         address: the sweep's folder, a path or URI.
         results: all of its results.json.
-        members: by name; one alone where one was asked for.
+        members: by name; one alone where one was member_name for.
         folds: that were trained and tested.
         configs: the chosen configuration by fold; empty where nothing was trained.
         metric: that it is judged by.
@@ -58,6 +59,16 @@ class SweepRun:
     metric: Metric
     task: dict[str, Any]
     data_sha256: str
+
+    @property
+    def family(self) -> str:
+        """The family of the task."""
+        return family_of(self.task)
+
+    @property
+    def words(self) -> TaskWords:
+        """What the task calls its examples and their groups."""
+        return task_words(self.task)
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -92,14 +103,14 @@ class SweepRun:
     def predictions(self) -> pd.DataFrame:
         """Predictions of every member.
 
-        Columns: member, part (`test` or `validation`), fold, id, composition, y_true, y_pred, abs_error, and std where
-        something is known of it.
+        Columns: member, part (`test` or `validation`), fold, id, that of the groups as the files call it (of crystals
+        composition), y_true, y_pred, abs_error, and std where something is known of it.
         """
         tables = []
         for name, member in self.members.items():
             for part, table in (("test", member.test), ("validation", member.validation)):
                 if table is not None:
-                    labelled = table.copy()
+                    labelled = as_written(table, self.words.group)
                     labelled.insert(0, "member", name)
                     labelled.insert(1, "part", part)
                     tables.append(labelled)
@@ -118,7 +129,7 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         RunError: no such run (the message lists those there are), one that is not finished, one without such a
             member, or one with missing or damaged files (the message names them).
     """
-    folder, wanted = _find(address.rstrip("/"), storage)
+    folder, member_name = _find(address.rstrip("/"), storage)
     filesystem, path = open_folder(folder)
     try:
         results = json.loads(read_whole(filesystem, f"{path}/results.json"))
@@ -127,7 +138,7 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         names = ["reference", *(f"seed_{entry['seed']}" for entry in results["seeds"])]
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
-        metric = METRICS[results["metric"]]
+        metric, group = METRICS[results["metric"]], task_words(task).group
         needed = _NEEDED | ({"weights", "chose_by_validation"} if "members" in results else {"model"})
         if lacking := sorted(needed - results.keys()):
             raise KeyError(", ".join(lacking))
@@ -137,17 +148,19 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
             f"({type(problem).__name__}: {problem})"
         ) from None
     names += ["ensemble"] if "ensemble" in results else []
-    if wanted is not None and wanted not in names:
-        raise RunError(f"{folder} has no member {wanted!r}: it has {', '.join(names)}")
-    members = {member: load_member(filesystem, path, member, folds) for member in names if wanted in (None, member)}
+    if member_name is not None and member_name not in names:
+        raise RunError(f"{folder} has no member {member_name!r}: it has {', '.join(names)}")
+    members = {
+        member: load_member(filesystem, path, member, folds, group) for member in names if member_name in (None, member)
+    }
     for member, content in members.items():
         for fold, n_rows in content.test["fold"].value_counts().items():
             if n_rows != n_test[fold]:
                 file = f"{folder}/{member}/preds_fold_{fold}.csv"
                 raise RunError(f"{file} is damaged: it has {n_rows} predictions, and results.json says {n_test[fold]}")
-    trained = bool(results["seeds"] or "ensemble" in results) and wanted != "reference"
+    trained = bool(results["seeds"] or "ensemble" in results) and member_name != "reference"
     return SweepRun(
-        name=name if wanted is None else f"{name}/{wanted}",
+        name=name if member_name is None else f"{name}/{member_name}",
         address=folder,
         results=results,
         members=members,
@@ -169,11 +182,11 @@ def finished_runs(storage: str = STORAGE) -> list[str]:
             if "results.json" in files:
                 names.append(info.base_name)
             elif "queue.json" in files:
-                names += [f"{info.base_name}/{one}" for one in finished_runs(f"{storage}/{info.base_name}")]
+                names += [f"{info.base_name}/{name}" for name in finished_runs(f"{storage}/{info.base_name}")]
     return sorted(names)
 
 
-def judged(run: SweepRun) -> list[Member]:
+def compared_members(run: SweepRun) -> list[Member]:
     """The members a run is judged by: all its seeds, else its ensemble, else the untrained reference."""
     seeds = [member for name, member in run.members.items() if name.startswith("seed_")]
     return seeds or [run.members.get("ensemble") or run.members["reference"]]
@@ -181,12 +194,12 @@ def judged(run: SweepRun) -> list[Member]:
 
 def by_chance(run: SweepRun) -> bool:
     """Whether a seed has a part in what a run is judged by: not in a reference, nor in what draws nothing."""
-    return judged(run)[0].name != "reference" and bool(run.results["by_chance"])
+    return compared_members(run)[0].name != "reference" and bool(run.results["by_chance"])
 
 
 def contribution(run: SweepRun) -> Member:
     """The one member that stands for a run: its ensemble, else its only seed, else the untrained reference."""
-    return run.members.get("ensemble") or judged(run)[0]
+    return run.members.get("ensemble") or compared_members(run)[0]
 
 
 def weights_of(run: SweepRun) -> str:
@@ -253,7 +266,7 @@ def refuse_different(a: SweepRun, b: SweepRun) -> None:
 
 
 def _find(address: str, storage: str) -> tuple[str, str | None]:
-    """Folder of a sweep, and the member that was asked for."""
+    """Folder of a sweep, and the member that was member_name for."""
     elsewhere = "://" in address or address.startswith(("/", ".", "~"))
     for folder in [address] if elsewhere else [f"{storage}/{address}", address]:
         above, _, last = folder.rpartition("/")
@@ -265,6 +278,6 @@ def _find(address: str, storage: str) -> tuple[str, str | None]:
                 return candidate, member
             if "sweep.json" in files:
                 raise RunError(f"{candidate} is not finished (no results.json): {how_to_go_on(candidate)}")
-    there = finished_runs(storage)
-    listed = ", ".join(there[:_LISTED]) + (f" and {len(there) - _LISTED} more" if len(there) > _LISTED else "")
-    raise RunError(f"no run {address!r}. Finished runs in {storage}: {listed or 'none'}")
+    runs = finished_runs(storage)
+    names = ", ".join(runs[:_LISTED]) + (f" and {len(runs) - _LISTED} more" if len(runs) > _LISTED else "")
+    raise RunError(f"no run {address!r}. Finished runs in {storage}: {names or 'none'}")

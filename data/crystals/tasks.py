@@ -76,6 +76,7 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
         kind=kind,
         family="crystals",
         metric=USUAL_METRIC[kind],
+        example="crystal",
         groups="composition",
         labels=f"Labels are the user's own, column {column!r} of {path.name}.",
         inputs="structures",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from data.metrics import Metric
-from models.bootstrap import MIN_COMPOSITIONS, interval, resampled_scores
+from models.bootstrap import MIN_GROUPS, interval, resampled_scores
 from models.crystals.augment import copy_of
 from models.crystals.rows import CrystalRows
 from models.model import Fitted, Prediction
@@ -84,7 +84,7 @@ def judge(
     before, after = metric.value(val_targets, without), metric.value(val_targets, mean)
     compositions = _compositions(rows.fractions[val])
     low, high = _gain(compositions, val_targets, without, mean, metric)
-    is_better = low > 0 and len(set(compositions)) >= MIN_COMPOSITIONS
+    is_better = low > 0 and len(set(compositions)) >= MIN_GROUPS
     used = is_better or not only_if_better
     return AugmentationResult(copies, used, before, after, low, high, seconds_without, seconds_with)
 
@@ -105,7 +105,7 @@ def _gain(
         targets, without, averaged: labels and both predictions, shape (n,).
         metric: that the gain is one of.
     """
-    rows = pd.DataFrame({"fold": 0, "id": compositions, "composition": compositions, "y_true": targets})
+    rows = pd.DataFrame({"fold": 0, "id": compositions, "group": compositions, "y_true": targets})
     resampled = resampled_scores(rows, [without[None], averaged[None]], metric, RESAMPLES)
     sign = 1 if metric.mode == "max" else -1
     return interval(sign * (resampled[:, 1] - resampled[:, 0]))

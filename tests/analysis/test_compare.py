@@ -15,17 +15,136 @@ from scipy.stats import t, ttest_ind
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
 
-from data.metrics import METRICS
+from data.task_words import task_words
 from models.bootstrap import weighted_auc
 from tune.analysis.comparison import compare, differences
-from tune.analysis.paired import Pair, difference, fold_scores
-from tune.analysis.verdict import judge, seed_noise
+from tune.analysis.paired import PairedPredictions, difference, fold_scores
+from tune.analysis.verdict import seed_noise, verdict_on
 from tune.compare import app
 from tune.errors import RunError
-from tune.pages.comparison_page import COLOURS, config_differences, curves, report
-from tune.runs import finished_runs, judged, load_sweep
+from tune.pages.comparison_page import COLOURS, comparison_markdown, config_differences, curves
+from tune.records.options import Options
+from tune.runs import SweepRun, compared_members, finished_runs, load_sweep
+from tune.spaces.space import load_space
 
-MAE, ROCAUC = METRICS["mae"], METRICS["rocauc"]
+REPOSITORY = Path(__file__).parents[2]
+MAE, ROCAUC = metric_of("regression"), metric_of("classification")
+
+
+def make_rows(n_folds: int = 5, n: int = 40, *, of_each: int = 1, prefix: str = "c", seed: int = 0) -> pd.DataFrame:
+    """Labelled crystals of some folds, `of_each` of them of every composition, those of one in different folds."""
+    total = n_folds * n
+    return pd.DataFrame(
+        {
+            "fold": np.arange(total) % n_folds,
+            "id": [f"{prefix}-{i:04d}" for i in range(total)],
+            "composition": [f"{prefix.upper()}{i // of_each}" for i in range(total)],
+            "y_true": np.random.default_rng(seed).normal(size=total),
+        }
+    )
+
+
+def in_memory(rows: pd.DataFrame) -> pd.DataFrame:
+    """The same rows as they are once they have been read."""
+    return rows.rename(columns={"composition": "group"})
+
+
+def write_run(
+    folder: Path,
+    rows: pd.DataFrame,
+    members: dict[str, np.ndarray],
+    *,
+    val_rows: pd.DataFrame | None = None,
+    val_members: dict[str, np.ndarray] | None = None,
+    configs: dict[int, dict] | None = None,
+    task: dict | None = None,
+    sha256: str = "0123456789abcdef",
+    by_chance: bool = True,
+) -> Path:
+    """A finished sweep; `members` are predictions of all rows by subfolder, an untrained reference is added."""
+    metric = "rocauc" if (task or {}).get("kind") == "classification" else "mae"
+    folds = sorted(set(rows["fold"].tolist()))
+    parts = [("preds", rows, {"reference": np.full(len(rows), 0.5), **members})]
+    if val_rows is not None:
+        parts.append(("val", val_rows, {"reference": np.full(len(val_rows), 0.5), **(val_members or {})}))
+    entries: dict[str, dict] = {}
+    for prefix, of_part, predicted in parts:
+        for name, y_pred in predicted.items():
+            table = of_part.assign(y_pred=y_pred, abs_error=np.abs(of_part["y_true"] - y_pred))
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for fold in folds:
+                of_fold = table[table["fold"] == fold].drop(columns="fold")
+                of_fold.to_csv(folder / name / f"{prefix}_fold_{fold}.csv", index=False)
+            if prefix == "preds":
+                means = table.groupby("fold")["abs_error"].mean()
+                by_fold = [{"fold": fold, "n_test": int((rows["fold"] == fold).sum()), metric: m}
+                           for fold, m in means.items()]  # fmt: skip
+                entries[name] = {"folds": by_fold, "mean": {metric: float(means.mean())}, "n_folds": len(folds)}
+    for position, name in enumerate(name for name in entries if name.startswith("seed_")):
+        for fold in folds:
+            epochs = np.arange(6)
+            history = pd.DataFrame(
+                {"epoch": epochs, "train_loss": 0.1, f"val_{metric}": 0.1 * (1 + position + fold) / (1 + epochs)}
+            )
+            history.to_csv(folder / name / f"history_fold_{fold}.csv", index=False)
+    results = {
+        "sweep": folder.name,
+        "options": {"search_folds": [0], "num_samples": 4, "seed": 0, "every_atom": False, "space": {"parameters": {}}},
+        "record": {"git_commit": "abc", "created": "2026-11-21T20:49:52+00:00", "versions": {"torch": "2.13.0"}},
+        "model": {"name": "chgnet"},
+        "task": {"name": "made", "target": "e", "unit": "eV/atom", "kind": "regression", **(task or {})},
+        "data": {"description": f"n={len(rows)}", "sha256": sha256},
+        "notes": ["Labels are made."],
+        "flags": [],
+        "inert": [],
+        "by_chance": by_chance,
+        "cost": {"trainings": 1, "epochs": 5, "cpu_hours": 0.5, "gpu_hours": 0.0},
+        "protocol": "no search.",
+        "metric": metric,
+        "reference": {"title": "pretrained + reference", **entries["reference"]},
+        "seeds": [
+            {"seed": int(name[5:]), **entry, "training": [{"fold": fold, "n_trained": 400} for fold in folds]}
+            for name, entry in entries.items()
+            if name.startswith("seed_")
+        ],
+        "chosen": [{"fold": fold, "config": (configs or {}).get(fold, {"lr": 0.001, "seed": 0})} for fold in folds],
+        "trials": [],
+    }
+    if "ensemble" in entries:
+        results["ensemble"] = entries["ensemble"]
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def write_options(folder: Path, **options) -> Options:
+    """The sweep.json of a sweep of the demo task, by which its rows are opened again."""
+    told = {name: None for name, field in Options.model_fields.items() if field.is_required()}
+    told |= {"name": folder.name, "space": load_space("head_finetune"), "task": "demo", "search_folds": [0]}
+    told |= {"folds": [0, 1], "num_samples": 6, "seed": 0, "seeds": 2, "storage": str(folder.parent), "cache": "none"}
+    told |= {"downloads": "not-needed", "cpus_per_trial": 1, "gpus_per_trial": 0.0, "every_atom": False, "tta": "none"}
+    made = Options(**told | options)
+    (folder / "sweep.json").write_text(json.dumps({"options": made.model_dump(), "data_sha256": "none"}))
+    return made
+
+
+def predict(rows: pd.DataFrame, error: float, seed: int = 0, seeds: int = 1, jitter: float = 0.0) -> dict:
+    """Predictions of several seeds whose errors are about `error` and, by seed alone, differ by `jitter` in size.
+
+    Runs of the same `seed` have the same errors up to their size: some crystals are harder than others.
+    """
+    y_true = rows["y_true"].to_numpy()
+    pattern = np.random.default_rng(seed).normal(size=len(rows))
+    sizes = error + jitter * np.linspace(-1, 1, seeds) if seeds > 1 else [error]
+    return {f"seed_{number}": y_true + size * pattern for number, size in enumerate(sizes)}
+
+
+def made(tmp_path: Path, name: str, rows: pd.DataFrame, members: dict, **options) -> SweepRun:
+    return load_sweep(str(write_run(tmp_path / "ray_results" / name, rows, members, **options)))
+
+
+def mean_error(run: SweepRun, member: str) -> float:
+    """Mean over folds of the mean absolute error."""
+    return run.members[member].test.groupby("fold")["abs_error"].mean().mean()
 
 
 # --- verdicts ---
@@ -88,7 +207,7 @@ def test_crystals_and_seeds_that_make_half_of_a_difference_each_make_it_noise_to
     assert low < 0 < high
     assert found.verdict == "within noise"
     assert f"{low:.3g} to {high:.3g} over crystals and seeds together" in found.sentence
-    assert f"{low:+.5f} to {high:+.5f}" in report(found)
+    assert f"{low:+.5f} to {high:+.5f}" in comparison_markdown(found)
 
 
 def test_one_seed_each_is_undecided_until_a_noise_run_tells(tmp_path):
@@ -173,10 +292,11 @@ def test_equally_good_runs_get_a_verdict_5_times_in_100_whatever_makes_them_diff
         rng = np.random.default_rng(repetition)
         rows = make_rows(n=20, seed=repetition)
         sizes = 1 + of_seeds * rng.normal(size=(2, 4, 1))
-        pair = Pair(rows, *(rows["y_true"].to_numpy() + sizes * rng.normal(size=(2, 1, 100))))
-        scores = [fold_scores(rows, predicted, MAE).mean(axis=1) for predicted in (pair.a, pair.b)]
-        found = difference(pair, MAE, n_resamples=500, seed=repetition)
-        called.append(judge(pair, MAE, found, seed_noise(*scores))[0] in ("better", "worse"))
+        predicted = rows["y_true"].to_numpy() + sizes * rng.normal(size=(2, 1, 100))
+        paired = PairedPredictions(in_memory(rows), *predicted)
+        scores = [fold_scores(rows, predicted, MAE).mean(axis=1) for predicted in (paired.a, paired.b)]
+        found = difference(paired, MAE, n_resamples=500, seed=repetition)
+        called.append(verdict_on(paired, MAE, found, seed_noise(*scores), task_words({}))[0] in ("better", "worse"))
     print(f"called better or worse in {np.mean(called):.1%}")
     assert 0.01 <= np.mean(called) <= 0.085
 
@@ -198,9 +318,9 @@ def test_the_noise_of_another_run_by_hand():
     assert seed_noise(np.array([5.0]), np.array([5.0])) is None
 
 
-def of_errors(rows: pd.DataFrame, error_a: np.ndarray, error_b: np.ndarray) -> Pair:
+def of_errors(rows: pd.DataFrame, error_a: np.ndarray, error_b: np.ndarray) -> PairedPredictions:
     y_true = rows["y_true"].to_numpy()
-    return Pair(rows, (y_true + error_a)[None], (y_true + error_b)[None])
+    return PairedPredictions(in_memory(rows), (y_true + error_a)[None], (y_true + error_b)[None])
 
 
 def test_polymorphs_that_err_alike_widen_the_interval_even_across_folds():
@@ -218,7 +338,7 @@ def test_polymorphs_that_err_alike_widen_the_interval_even_across_folds():
 
 def test_rows_without_a_formula_are_not_taken_for_polymorphs():
     rows = make_rows().assign(composition="unknown")
-    assert difference(of_errors(rows, np.ones(200), np.zeros(200)), MAE, 100).n_compositions == 200
+    assert difference(of_errors(rows, np.ones(200), np.zeros(200)), MAE, 100).n_groups == 200
 
 
 def test_the_interval_is_that_of_the_mean_over_folds_and_repeatable():
@@ -280,7 +400,7 @@ def test_a_classification_is_judged_by_the_area(tmp_path):
     assert found.verdict == "better"  # B has the larger area
     assert "ROCAUC of B is higher" in found.sentence
     assert curves(found).startswith(b"\x89PNG")
-    assert "not for ROCAUC" in report(found)
+    assert "not for ROCAUC" in comparison_markdown(found)
 
 
 # --- reading runs, and what is refused ---
@@ -302,7 +422,7 @@ def test_a_run_is_read_whole_or_one_member_of_it(tmp_path):
     assert list(run.members["seed_0"].history.columns[:2]) == ["epoch", "train_loss"]
     assert len(run.members["seed_0"].history) == 30
     one = load_sweep("a/seed_1", storage=str(tmp_path / "ray_results"))
-    assert (one.name, [member.name for member in judged(one)]) == ("a/seed_1", ["seed_1"])
+    assert (one.name, [member.name for member in compared_members(one)]) == ("a/seed_1", ["seed_1"])
 
 
 def test_ids_and_formulas_are_read_as_they_are_written(tmp_path):
@@ -311,7 +431,7 @@ def test_ids_and_formulas_are_read_as_they_are_written(tmp_path):
     rows.loc[:2, "composition"] = ["NaN", "NA", "None"]  # sodium nitride is no missing value
     read = make_run(tmp_path, "a", rows, predict(rows, 0.1)).members["seed_0"].test
     assert read["id"][:3].tolist() == ["007", "1e5", "nan"]
-    assert read["composition"][:3].tolist() == ["NaN", "NA", "None"]
+    assert read["group"][:3].tolist() == ["NaN", "NA", "None"]
 
 
 def test_what_cannot_be_read_is_told(tmp_path):
@@ -399,7 +519,7 @@ def test_ids_in_one_run_only_are_told_and_left_out(tmp_path):
     a = make_run(tmp_path, "a", rows, predict(rows, 0.1, seeds=2, jitter=0.001))
     b = make_run(tmp_path, "b", fewer, predict(fewer, 0.1, seeds=2, jitter=0.001))
     found = compare(a, b)
-    assert len(found.pair.rows) == 159
+    assert len(found.paired.rows) == 159
     warning = next(line for line in found.warnings if "partly" in line)
     assert "159 ids of fold(s) [0, 1, 2, 3]" in warning
     assert "a has 41 more" in warning
@@ -416,7 +536,7 @@ def test_validation_parts_are_compared_where_there_are_any(tmp_path):
         for name, error in (("a", 0.1), ("b", 0.2))
     )  # fmt: skip
     found = compare(a, b, on="validation")
-    assert (found.verdict, len(found.pair.rows)) == ("worse", 50)
+    assert (found.verdict, len(found.paired.rows)) == ("worse", 50)
     assert not any("test data" in warning for warning in found.warnings)
     assert compare(a, b).verdict == "identical (inert)"
     with pytest.raises(RunError, match=r"old has no predictions of its validation parts \(seed_0/val_fold_0.csv"):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from data.crystals.convert import reduced_formula
 from data.crystals.rows import Rows
 from data.tasks import open_task
-from tune.analysis.contamination import exposures, report
-from tune.analysis.ranking import Section, sections
+from tune.analysis.contamination import exposure_markdown, exposures
+from tune.analysis.ranking import Ranking, rankings
 from tune.analysis.seen import SeenError, read_seen, seen_ids
 from tune.ensemble import app as average
 from tune.leaderboard import app as leaderboard
@@ -38,7 +38,7 @@ def listed(rows, tmp_path) -> Path:
     return file
 
 
-def section_of(tmp_path: Path, rows: pd.DataFrame, **errors: tuple[float, float]) -> Section:
+def section_of(tmp_path: Path, rows: pd.DataFrame, **errors: tuple[float, float]) -> Ranking:
     """Runs with these errors on seen and on unseen crystals; `scratch` starts from random weights."""
     y, seen = rows["y_true"].to_numpy(), np.arange(len(rows)) < 100
     runs = []
@@ -46,14 +46,14 @@ def section_of(tmp_path: Path, rows: pd.DataFrame, **errors: tuple[float, float]
         configs = FROM_SCRATCH if name == "scratch" else PRETRAINED
         spread = 1 + 0.2 * np.random.default_rng(len(runs)).normal(size=len(rows))
         predicted = y + np.where(seen, on_seen, on_unseen) * spread
-        runs.append(make_run(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
-    return sections(runs, {})[0]
+        runs.append(made(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
+    return rankings(runs, {})[0]
 
 
 def test_errors_are_split_by_listed_ids_beside_the_controls(tmp_path, rows, listed):
     section = section_of(tmp_path, rows, tuned=(0.1, 0.3), scratch=(0.4, 0.4))
-    (split,) = exposures([section], read_seen(str(listed)))
-    assert (split.n_by_id, split.n_by_structure, split.n_unseen, split.control) == (100, 0, 100, "scratch")
+    (split,) = exposures([section], str(listed))
+    assert (split.n_by_id, split.n_equal, split.n_unseen, split.control) == (100, 0, 100, "scratch")
     lines = {line.name: line for line in split.lines}
     assert {name: line.role for name, line in lines.items()} == {
         "tuned": "pretrained", "scratch": "from scratch", "pretrained + reference (0.3.0)": "zero-shot",
@@ -69,7 +69,7 @@ def test_errors_are_split_by_listed_ids_beside_the_controls(tmp_path, rows, list
     assert tuned.advantage.low > 0.15
     assert tuned.beyond_control.value == pytest.approx(tuned.advantage.value - lines["scratch"].advantage.value)
     assert lines["scratch"].beyond_control is None
-    text = report(split, 3)
+    text = exposure_markdown(split, 3)
     assert "100 test crystals were seen (100 by id, 0 by structure), 100 were not." in text
     assert "| scratch | from scratch (control) |" in text
     assert "more than crystals that are easier for any model explain, so that its score flatters it." in text
@@ -78,20 +78,20 @@ def test_errors_are_split_by_listed_ids_beside_the_controls(tmp_path, rows, list
 
 def test_crystals_that_are_easier_for_everyone_show_no_gain(tmp_path, rows, listed):
     section = section_of(tmp_path, rows, tuned=(0.10, 0.20), scratch=(0.21, 0.31))
-    (split,) = exposures([section], read_seen(str(listed)))
+    (split,) = exposures([section], str(listed))
     assert split.lines[0].advantage.low > 0
-    assert "the interval holds 0, so that nothing shows a gain from having seen them." in report(split, 3)
+    assert "the interval holds 0, so that nothing shows a gain from having seen them." in exposure_markdown(split, 3)
 
 
 def test_without_a_control_nothing_is_concluded_and_a_peer_can_be_one(tmp_path, rows, listed):
     section = section_of(tmp_path, rows, tuned=(0.1, 0.3))
-    (split,) = exposures([section], read_seen(str(listed)))
+    (split,) = exposures([section], str(listed))
     assert split.control == ""
-    assert "sweep --space scratch, or give --peers." in report(split, 3)
-    assert "beyond" not in report(split, 3)
+    assert "sweep --space scratch, or give --peers." in exposure_markdown(split, 3)
+    assert "beyond" not in exposure_markdown(split, 3)
     peers = pd.DataFrame({"good": rows["y_true"].to_numpy() + 0.05, "bad": 9.0}, index=rows["id"])
-    (section,) = sections(section.runs, {"peers.parquet": peers})
-    (split,) = exposures([section], read_seen(str(listed)))
+    (section,) = rankings(section.runs, {"peers.parquet": peers})
+    (split,) = exposures([section], str(listed))
     assert (split.control, [line.name for line in split.lines][:2]) == ("good", ["good", "tuned"])
     assert "bad" not in [line.name for line in split.lines]
 
@@ -103,8 +103,8 @@ def test_an_average_of_pretrained_networks_is_no_control(tmp_path, rows, listed,
         assert CliRunner().invoke(average, [*parts, "--name", name]).exit_code == 0
     averages = [load_sweep(name) for name in ("both", "all")]
     assert [weights_of(run) for run in averages] == ["0.3.0", "0.3.0, random"]
-    (section,) = sections([*section.runs, *averages], {})
-    (split,) = exposures([section], read_seen(str(listed)))
+    (section,) = rankings([*section.runs, *averages], {})
+    (split,) = exposures([section], str(listed))
     assert split.control == "scratch"
     assert {line.name for line in split.lines if line.role == "pretrained"} == {"tuned", "other", "both", "all"}
     assert [line.name for line in split.lines if line.role == "zero-shot"] == ["pretrained + reference (0.3.0)"]
@@ -137,7 +137,7 @@ def structures(demo: Rows, positions: list[int]) -> list[Structure]:
 
 
 def test_a_crystal_is_seen_if_it_equals_a_structure_however_that_is_written(tmp_path, demo):
-    (section,) = sections([demo_run(tmp_path, demo)], {})
+    (section,) = rankings([demo_run(tmp_path, demo)], {})
     positions = list(range(0, 300, 12))
     wanted = {demo.ids[k] for k in positions}
     changed = structures(demo, positions)
@@ -157,31 +157,31 @@ def test_a_crystal_is_seen_if_it_equals_a_structure_however_that_is_written(tmp_
         structure.to(filename=str(folder / ("deeper" if k % 3 else ".") / f"{k}.cif"))
     (folder / "notes.txt").write_text("not a structure")
 
-    by_id, of_file = seen_ids(section, read_seen(str(file)))
+    by_id, of_file = seen_ids(section, read_seen(str(file), "crystals"))
     assert by_id == set()
     assert wanted <= of_file
     # others that equal one of them are distorted copies of the same prototype and elements
-    formula = dict(zip(section.places[0].entry.table["id"], section.places[0].entry.table["composition"], strict=True))
+    formula = dict(zip(section.places[0].entry.table["id"], section.places[0].entry.table["group"], strict=True))
     assert {formula[one] for one in of_file} == {formula[one] for one in wanted}
     assert len(of_file) < 150
-    assert seen_ids(section, read_seen(str(folder)))[1] == of_file
+    assert seen_ids(section, read_seen(str(folder), "crystals"))[1] == of_file
 
-    (split,) = exposures([section], read_seen(str(file)))
-    assert (split.n_by_structure, split.n_unseen) == (len(of_file), 300 - len(of_file))
+    (split,) = exposures([section], str(file))
+    assert (split.n_equal, split.n_unseen) == (len(of_file), 300 - len(of_file))
 
 
 def test_ids_of_a_file_of_structures_count_too(tmp_path, demo):
-    (section,) = sections([demo_run(tmp_path, demo)], {})
+    (section,) = rankings([demo_run(tmp_path, demo)], {})
     alone = structures(demo, [700])[0]  # which the run does not have, under the id of one that it has
     file = tmp_path / "seen.json"
     file.write_text(json.dumps({"index": [demo.ids[5]], "columns": ["structure"], "data": [[alone.as_dict()]]}))
-    assert seen_ids(section, read_seen(str(file)))[0] == {demo.ids[5]}
+    assert seen_ids(section, read_seen(str(file), "crystals"))[0] == {demo.ids[5]}
 
 
 def test_what_cannot_be_split_says_why(tmp_path, rows, listed, demo):
-    def refused(source: str | Path, section: Section) -> str:
+    def refused(source: str | Path, section: Ranking) -> str:
         with pytest.raises(SeenError) as problem:
-            exposures([section], read_seen(str(source)))
+            exposures([section], str(source))
         return str(problem.value)
 
     section = section_of(tmp_path, rows, tuned=(0.1, 0.3))
@@ -200,7 +200,7 @@ def test_what_cannot_be_split_says_why(tmp_path, rows, listed, demo):
 
     run = demo_run(tmp_path, demo)
     write_options(Path(run.address), task="gone.json.gz")
-    (section,) = sections([run], {})
+    (section,) = rankings([run], {})
     file = tmp_path / "seen.json"
     cell = structures(demo, [0])[0].as_dict()
     file.write_text(json.dumps({"index": [0], "columns": ["structure"], "data": [[cell]]}))

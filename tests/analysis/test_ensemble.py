@@ -11,9 +11,9 @@ from finished_runs import make_rows, make_run, mean_error, predict, write_run
 from typer.testing import CliRunner
 
 from models.fitted import ModelFileError, load_model
-from tune.analysis.average import average, collect, report, tables
+from tune.analysis.average import average, average_markdown, average_results, tables
 from tune.analysis.comparison import compare
-from tune.analysis.ranking import sections
+from tune.analysis.ranking import rankings
 from tune.ensemble import app
 from tune.errors import RunError
 from tune.runs import SweepRun, chose_by_validation, contribution, load_sweep
@@ -80,7 +80,7 @@ def test_two_experiments_of_a_queue_are_two_runs_and_members_of_one_sweep_cost_i
     two = two_runs(tmp_path, rows, val_rows)[1]
     members = [load_sweep(f"{two.address}/seed_{number}") for number in (0, 1)]
     for together, cpu_hours in ((members, 0.5), ([*members, runs[0]], 1.0)):
-        results = collect("mean", together, average(together), "equal")
+        results = average_results("mean", together, average(together), "equal")
         assert (results["cost"]["cpu_hours"], results["cost"]["trainings"]) == (cpu_hours, 2 * cpu_hours)
 
 
@@ -91,7 +91,7 @@ def test_weights_that_flatter_a_run_which_chose_its_epoch_by_validation_say_so(t
                  configs={fold: {"keep": kept} for fold in (0, 1)})
             for name, kept in zip("ab", keep, strict=True)
         ]  # fmt: skip
-        return collect("mean", runs, average(runs, "validation"), "validation")["notes"]
+        return average_results("mean", runs, average(runs, "validation"), "validation")["notes"]
 
     assert notes("best", "last")[-1].startswith("The epoch or the config of a/seed_0 was chosen on the validation part")
     assert notes("best", "best") == notes("last", "last") == ["Labels are made."]
@@ -220,8 +220,8 @@ def test_the_command_leaves_a_run_that_others_can_read(tmp_path, rows, val_rows,
     assert not [one for one in compare(runs[0], both).warnings if "weights" in one]
 
     peer = pd.DataFrame({"peer": rows["y_true"].to_numpy()}, index=rows["id"])
-    (section,) = sections([both], {"peers.parquet": peer})
-    scores = {place.entry.name: place.scores["mae"] for place in section.places}
+    (ranking,) = rankings([both], {"peers.parquet": peer})
+    scores = {place.entry.name: place.scores["mae"] for place in ranking.places}
     assert (scores["peer"], scores["both"]) == pytest.approx((0.0, 0.06))
 
 
@@ -266,8 +266,8 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
     table = pd.concat(tables(mean.test).values()).set_index("id").loc[rows["id"]]
     np.testing.assert_array_equal(table["trust"].to_numpy(), np.minimum(trust, doubted))
     assert table.index[~table["trusted"]].tolist() == [rows["id"][0], rows["id"][5]]
-    results = collect("mean", runs, mean, "equal")
+    results = average_results("mean", runs, mean, "equal")
     assert results["ensemble"]["trust"]["n_untrusted"] == 2
-    assert f"2 of {len(rows)} test predictions are not trusted" in report(results)
-    older = make_run(tmp_path, "older", rows, predict(rows, 0.2))
+    assert f"2 of {len(rows)} test predictions are not trusted" in average_markdown(results)
+    older = made(tmp_path, "older", rows, predict(rows, 0.2))
     assert "trust" not in tables(average([*runs, older]).test)[0]

@@ -22,7 +22,7 @@ from data.metrics import METRICS
 from tune.analysis.comparison import compare
 from tune.analysis.matbench_record import refuse_incomplete
 from tune.analysis.peers import peer_tables, read_peers
-from tune.analysis.ranking import Section, mean_scores, pooled_spread, sections
+from tune.analysis.ranking import Ranking, mean_scores, pooled_spread, rankings
 from tune.errors import RunError
 from tune.leaderboard import app
 from tune.pages.leaderboard_page import FILES, caption, cells, facts, heading
@@ -40,11 +40,11 @@ def two_folds() -> pd.DataFrame:
     )
 
 
-def names(section: Section) -> list[str]:
+def names(section: Ranking) -> list[str]:
     return [place.entry.name for place in section.places]
 
 
-def ranks(section: Section) -> dict[str, tuple[int | None, bool]]:
+def ranks(section: Ranking) -> dict[str, tuple[int | None, bool]]:
     return {place.entry.name: (place.rank, place.tied) for place in section.places}
 
 
@@ -75,7 +75,7 @@ def test_everyone_is_scored_on_the_runs_crystals_best_first(tmp_path):
     good = {"x": 90.0, "d": -1.0, "c": 3.06, "b": 1.97, "a": 1.0, "y": -90.0}
     bad = {"x": 0.0, "d": 1.2, "c": 0.0, "b": 2.0, "a": 1.0, "y": 0.0}
     peers = write_peers(tmp_path / "peers.parquet", {"bad": bad, "good": good})
-    (section,) = sections([run], {str(peers): read_peers(peers)})
+    (section,) = rankings([run], {str(peers): read_peers(peers)})
     assert names(section) == ["good", "mine", ZERO_SHOT, "bad"]
     # by fold, then over folds: good 0.03, 0; bad 1, 2.2; the untrained one predicts 0.5
     scores = {place.entry.name: place.scores for place in section.places}
@@ -85,21 +85,21 @@ def test_everyone_is_scored_on_the_runs_crystals_best_first(tmp_path):
     spread = [facts(place, section)["std_over_folds"] for place in section.places]
     assert spread == pytest.approx([0.03 / 2**0.5, 0, 0, 1.2 / 2**0.5], abs=1e-12)
     assert all(facts(place, section)["n_ids"] == 4 for place in section.places)
-    assert [place.entry.kind for place in section.places] == ["peer", "run", "zero-shot", "peer"]
+    assert [place.entry.origin for place in section.places] == ["peer", "run", "zero-shot", "peer"]
 
 
 def test_ids_that_a_peer_lacks_are_counted_and_one_is_named(tmp_path):
     run = make_run(tmp_path, "mine", two_folds(), {"seed_0": two_folds()["y_true"]})
     few = write_peers(tmp_path / "few.parquet", {"few": {"a": 1.0, "c": 3.0}})
     with pytest.raises(RunError, match=rf"^2 test ids are not in {few}, for example b: name runs"):
-        sections([run], {str(few): read_peers(few)})
+        rankings([run], {str(few): read_peers(few)})
     for nothing in (np.nan, np.inf):
         gap = write_peers(tmp_path / "gap.parquet", {"gap": {**dict.fromkeys("abc", 1.0), "d": nothing}})
         with pytest.raises(RunError, match=rf"^gap of {gap} has no prediction of 1 test ids, for example d: take"):
-            sections([run], {str(gap): read_peers(gap)})
+            rankings([run], {str(gap): read_peers(gap)})
     other = write_peers(tmp_path / "other.parquet", {"other": {"mb-phonons-0001": 1.0}})
     with pytest.raises(RunError, match=r"other.parquet: it has none of the test ids of these runs"):
-        sections([run], {str(other): read_peers(other)})
+        rankings([run], {str(other): read_peers(other)})
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -135,7 +135,7 @@ def test_peers_have_the_errors_that_they_published(tmp_path):
     table = pd.read_parquet(PREDICTIONS).set_index("mbid")[list(published)].astype(float)
     folds = make_folds(official_task("matbench_mp_e_form"), labels.index.tolist(), None)
     rows = pd.concat([pd.DataFrame({"fold": fold.index, "id": fold.test_ids}) for fold in folds], ignore_index=True)
-    rows = rows.assign(composition="X", y_true=labels.loc[rows["id"]].to_numpy())
+    rows = rows.assign(group="X", y_true=labels.loc[rows["id"]].to_numpy())
     for name, expected in published.items():
         by_fold = {fold.index: table.loc[fold.test_ids, name].to_dict() for fold in folds}
         file = write_record(tmp_path / f"matbench_v0.1_{name}", by_fold)
@@ -156,10 +156,10 @@ def test_a_difference_that_crystals_explain_shares_the_first_rank(tmp_path):
     rows = make_rows()
     y = rows["y_true"].to_numpy()
     noise = np.random.default_rng(1).normal(size=(2, len(rows)))
-    best = make_run(tmp_path, "best", rows, {"seed_0": y + 0.1 * noise[0]})
-    other = make_run(tmp_path, "other", rows, {"seed_0": y + 0.1001 * noise[1]})
-    worse = make_run(tmp_path, "worse", rows, {"seed_0": y + 0.2 * noise[0]})
-    (section,) = sections([worse, other, best], {})
+    best = made(tmp_path, "best", rows, {"seed_0": y + 0.1 * noise[0]})
+    other = made(tmp_path, "other", rows, {"seed_0": y + 0.1001 * noise[1]})
+    worse = made(tmp_path, "worse", rows, {"seed_0": y + 0.2 * noise[0]})
+    (section,) = rankings([worse, other, best], {})
     first, second = names(section)[:2]
     assert {first, second} == {"best", "other"}
     assert ranks(section) == {first: (1, True), second: (1, True), "worse": (3, False), ZERO_SHOT: (4, False)}
@@ -175,13 +175,13 @@ def test_a_difference_that_crystals_explain_shares_the_first_rank(tmp_path):
 
 def test_a_difference_that_seeds_explain_shares_the_first_rank(tmp_path):
     rows = make_rows()
-    best = make_run(tmp_path, "best", rows, predict(rows, 0.100))
-    near = make_run(tmp_path, "near", rows, predict(rows, 0.104))  # the same pattern: crystals tell them apart
-    far = make_run(tmp_path, "far", rows, predict(rows, 0.150))
-    (section,) = sections([best, near, far], {})
+    best = made(tmp_path, "best", rows, predict(rows, 0.100))
+    near = made(tmp_path, "near", rows, predict(rows, 0.104))  # the same pattern: crystals tell them apart
+    far = made(tmp_path, "far", rows, predict(rows, 0.150))
+    (section,) = rankings([best, near, far], {})
     assert [section.spread, ranks(section)["near"]] == [None, (2, False)]
-    noisy = make_run(tmp_path, "noisy", rows, predict(rows, 0.3, seeds=4, jitter=0.003))
-    (section,) = sections([best, near, far, noisy], {})
+    noisy = made(tmp_path, "noisy", rows, predict(rows, 0.3, seeds=4, jitter=0.003))
+    (section,) = rankings([best, near, far, noisy], {})
     assert section.spread.freedom == 3
     assert ranks(section)["near"] == (1, True)
     assert ranks(section)["best"] == (1, True)
@@ -190,13 +190,13 @@ def test_a_difference_that_seeds_explain_shares_the_first_rank(tmp_path):
 
 def test_seeds_count_once_and_only_where_all_folds_were_trained(tmp_path):
     rows = make_rows()
-    noisy = make_run(tmp_path, "noisy", rows, predict(rows, 0.1, seeds=4, jitter=0.003))
-    alone = sections([noisy], {})[0].spread
+    noisy = made(tmp_path, "noisy", rows, predict(rows, 0.1, seeds=4, jitter=0.003))
+    alone = rankings([noisy], {})[0].spread
     assert alone.freedom == 3
     members = [load_sweep(f"{noisy.address}/seed_{number}") for number in (0, 2)]
     first = rows[rows["fold"] == 0]  # one fold's mean is spread otherwise than that of five
-    part = make_run(tmp_path, "part", first, predict(first, 0.1, seeds=3, jitter=0.05))
-    assert sections([noisy, *members, part], {})[0].spread == alone
+    part = made(tmp_path, "part", first, predict(first, 0.1, seeds=3, jitter=0.05))
+    assert rankings([noisy, *members, part], {})[0].spread == alone
 
 
 def test_the_spread_of_seeds_is_pooled_and_its_band_as_by_hand():
@@ -211,10 +211,10 @@ def test_the_spread_of_seeds_is_pooled_and_its_band_as_by_hand():
 def test_a_run_is_judged_by_its_ensemble_else_its_seed_else_its_reference(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
-    several = make_run(tmp_path, "several", rows, {"seed_0": y + 0.2, "seed_1": y + 0.4, "ensemble": y + 0.3})
-    one = make_run(tmp_path, "one", rows, {"seed_0": y + 0.1})
-    none = make_run(tmp_path, "none", rows, {})
-    (section,) = sections([several, one, none], {})
+    several = made(tmp_path, "several", rows, {"seed_0": y + 0.2, "seed_1": y + 0.4, "ensemble": y + 0.3})
+    one = made(tmp_path, "one", rows, {"seed_0": y + 0.1})
+    none = made(tmp_path, "none", rows, {})
+    (section,) = rankings([several, one, none], {})
     assert names(section) == ["one", "several", "none"]
     told = {place.entry.name: facts(place, section) for place in section.places}
     assert [told[name]["member"] for name in names(section)] == ["seed_0", "ensemble", "reference"]
@@ -228,9 +228,9 @@ def test_a_model_that_draws_nothing_has_its_seeds_and_no_noise_of_seeds(tmp_path
     """As of two Gaussian processes of which one learns from rows drawn at random."""
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
-    drawing = make_run(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
-    exact = make_run(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
-    (section,) = sections([drawing, exact], {})
+    drawing = made(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
+    exact = made(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
+    (section,) = rankings([drawing, exact], {})
     lines = {place.entry.name: (place.entry.n_draws, facts(place, section)) for place in section.places}
     assert [lines[name][1]["seeds"] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 1, 0]
     assert [lines[name][0] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 0, 0]
@@ -241,28 +241,28 @@ def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
     weights = {name: {fold: {"weights": name, "seed": 0} for fold in (0, 1)} for name in ("0.3.0", "r2scan")}
-    a = make_run(tmp_path, "a", rows, {"seed_0": y + 0.1}, configs=weights["0.3.0"])
-    b = make_run(tmp_path, "b", rows, {"seed_0": y + 0.2}, configs=weights["0.3.0"])
-    part = make_run(tmp_path, "part", rows[rows["fold"] == 0], {"seed_0": y[rows["fold"] == 0] + 0.3})
-    c = make_run(tmp_path, "c", rows, {"seed_0": y + 0.4, "reference": y + 0.9}, configs=weights["r2scan"])
-    (section,) = sections([a, b, part, c], {})
-    zero_shot = [place.entry.name for place in section.places if place.entry.kind == "zero-shot"]
+    a = made(tmp_path, "a", rows, {"seed_0": y + 0.1}, configs=weights["0.3.0"])
+    b = made(tmp_path, "b", rows, {"seed_0": y + 0.2}, configs=weights["0.3.0"])
+    part = made(tmp_path, "part", rows[rows["fold"] == 0], {"seed_0": y[rows["fold"] == 0] + 0.3})
+    c = made(tmp_path, "c", rows, {"seed_0": y + 0.4, "reference": y + 0.9}, configs=weights["r2scan"])
+    (section,) = rankings([a, b, part, c], {})
+    zero_shot = [place.entry.name for place in section.places if place.entry.origin == "zero-shot"]
     assert sorted(zero_shot) == [f"{ZERO_SHOT} (0.3.0)", f"{ZERO_SHOT} (r2scan)"]
     # a reference that no network is part of is no control of pretraining
     results = json.loads((tmp_path / "ray_results" / "a" / "results.json").read_text())
     results["reference"]["title"] = "reference: linear in the element fractions"
     (tmp_path / "ray_results" / "a" / "results.json").write_text(json.dumps(results))
-    (section,) = sections([load_sweep(a.address)], {})
+    (section,) = rankings([load_sweep(a.address)], {})
     assert names(section) == ["a"]
 
 
 def test_other_rows_and_other_tasks_are_other_sections(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     predicted = {"seed_0": rows["y_true"].to_numpy() + 0.1}
-    a = make_run(tmp_path, "a", rows, predicted)
-    b = make_run(tmp_path, "b", rows, predicted, sha256="another")
-    c = make_run(tmp_path, "c", rows, predicted, task={"name": "zzz"})
-    found = sections([a, b, c], {})
+    a = made(tmp_path, "a", rows, predicted)
+    b = made(tmp_path, "b", rows, predicted, sha256="another")
+    c = made(tmp_path, "c", rows, predicted, task={"name": "zzz"})
+    found = rankings([a, b, c], {})
     assert sorted(names(section)[0] for section in found) == ["a", "b", "c"]
     assert found[-1].task["name"] == "zzz"
 
@@ -277,7 +277,7 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
     file.write_text(json.dumps(record))
     left = load_sweep(str(file.parent))
     peers = write_peers(tmp_path / "peers.parquet", {"peer": dict(zip(rows["id"], rows["y_true"], strict=True))})
-    tables = sections([own, left], {str(peers): read_peers(peers)})
+    tables = rankings([own, left], {str(peers): read_peers(peers)})
     # A peer was trained on what the split leaves out.
     assert {heading(table): "peer" in names(table) for table in tables} == {
         "made: e, eV/atom": True,
@@ -292,8 +292,8 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
 def test_ids_that_several_folds_test_are_counted_once(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     rows.loc[1, ["id", "composition", "y_true"]] = rows.loc[0, ["id", "composition", "y_true"]]
-    run = make_run(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
-    (section,) = sections([run], {})
+    run = made(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
+    (section,) = rankings([run], {})
     assert "39 test ids of fold(s) 0, 1 (40 predictions: some are in several)" in caption(section)[0]
     assert facts(section.places[0], section)["n_ids"] == 39
 
@@ -302,9 +302,9 @@ def test_a_run_that_lacks_folds_has_no_rank_and_is_compared_on_what_it_has(tmp_p
     rows = make_rows(n_folds=3, n=40)
     y = rows["y_true"].to_numpy()
     of_fold = rows["fold"].to_numpy() == 1
-    best = make_run(tmp_path, "best", rows, {"seed_0": y + np.where(of_fold, 0.4, 0.1)})
-    part = make_run(tmp_path, "part", rows[of_fold], {"seed_0": y[of_fold] + 0.3})
-    (section,) = sections([part, best], {})
+    best = made(tmp_path, "best", rows, {"seed_0": y + np.where(of_fold, 0.4, 0.1)})
+    part = made(tmp_path, "part", rows[of_fold], {"seed_0": y[of_fold] + 0.3})
+    (section,) = rankings([part, best], {})
     assert ranks(section) == {"best": (1, False), ZERO_SHOT: (2, False), "part": (None, False)}
     place = section.places[-1]
     assert (place.n_common, place.scores["mae"]) == (40, pytest.approx(0.3))
@@ -320,9 +320,9 @@ def test_a_classification_is_ranked_by_its_roc_auc(tmp_path):
     rows = make_rows().assign(y_true=lambda table: (table["y_true"] > 0).astype(float))
     noise = np.random.default_rng(3).normal(size=(2, len(rows)))
     task = {"kind": "classification"}
-    good = make_run(tmp_path, "good", rows, {"seed_0": rows["y_true"] + 0.5 * noise[0]}, task=task)
-    bad = make_run(tmp_path, "bad", rows, {"seed_0": rows["y_true"] + 3.0 * noise[1]}, task=task)
-    (section,) = sections([bad, good], {})
+    good = made(tmp_path, "good", rows, {"seed_0": rows["y_true"] + 0.5 * noise[0]}, task=task)
+    bad = made(tmp_path, "bad", rows, {"seed_0": rows["y_true"] + 3.0 * noise[1]}, task=task)
+    (section,) = rankings([bad, good], {})
     assert names(section) == ["good", "bad", ZERO_SHOT]
     assert section.metric == METRICS["rocauc"]
     place = section.places[1]

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
-from finished_runs import REPOSITORY, write_run
-from official_runs import OPTIONS, SMALL, official_rows, official_run
+from matbench_records import read_record
+from test_compare import REPOSITORY, write_run
 from typer.testing import CliRunner
 
 from data.metrics import METRICS
 from models.crystals.family import PRETRAINED_ON
-from tune.analysis.matbench_record import quiet_matbench, read_record
+from tune.analysis.matbench_record import quiet_matbench
 from tune.analysis.submission import MISSING
 from tune.ensemble import app as average
 from tune.runs import load_sweep

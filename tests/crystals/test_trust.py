@@ -13,7 +13,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
 from data.crystals.task_table import DEMO
-from data.metrics import METRICS, TRUSTED
+from data.metrics import TRUSTED
 from models.crystals.ase_calculator import EnergyCalculator
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.linear import RIDGE, RidgeConfig, fit_ridge
@@ -294,7 +294,7 @@ def test_counts_and_scores_with_and_without():
     table = pd.DataFrame(
         {
             "id": list("abcd"),
-            "composition": ["NaCl", "PCl3", "MgO", "Fe"],
+            "group": ["NaCl", "PCl3", "MgO", "Fe"],
             "y_true": [1.0, -1.0, 2.0, 3.0],
             "y_pred": [1.1, 15.0, 2.1, 3.1],
             "abs_error": [0.1, 16.0, 0.1, 0.1],
@@ -302,13 +302,15 @@ def test_counts_and_scores_with_and_without():
             "trusted": [True, False, True, True],
         }
     )
-    facts = trust_facts([(2, table)], METRICS["mae"])
+    facts = trust_facts([(2, table)], "regression", "composition")
     assert (facts["n"], facts["n_untrusted"]) == (4, 1)
     assert [row["id"] for row in facts["worst"]] == ["b"]
     assert facts["mean_of_trusted"]["mae"] == pytest.approx(0.1)
-    sentence = trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae")
+    sentence = trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae", "composition")
     assert "1 of 4 test predictions are not trusted" in sentence
     assert "PCl3 (b, fold 2) 15 for -1" in sentence
     assert "MAE 4.0750 with them, 0.1000 without" in sentence
-    assert "the baseline's" in trust_sentence({"trust": facts, "mean": {"mae": 4.075}}, "mae", "baseline")
-    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], METRICS["mae"]) == {}
+    assert "the baseline's" in trust_sentence(
+        {"trust": facts, "mean": {"mae": 4.075}}, "mae", "composition", "baseline"
+    )
+    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], "regression", "composition") == {}

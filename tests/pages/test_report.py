@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from data.crystals.convert import reduced_formula
 from data.metrics import TRUSTED
 from data.tasks import open_task
-from tune.analysis.crystal_facts import crystal_facts, crystals_of, elements_of, families, picture
+from models.crystals.cell_picture import cell_picture
+from models.crystals.chemical_families import elements_of, families
+from models.crystals.facts import crystals_of, facts_of_rows
 from tune.pages.report_page import write_report
 from tune.report import app
 from tune.runs import load_sweep
@@ -393,11 +395,11 @@ def test_a_sweep_that_cannot_be_read_is_one_line(tmp_path):
 
 def test_symmetry_and_pictures_of_known_crystals(demo):
     _, rows = demo
-    facts = crystal_facts(rows.select(list(range(0, 946, 60)), rows.sha256))
+    facts = facts_of_rows(rows.select(list(range(0, 946, 60)), rows.sha256))
     pictured = crystals_of(rows, facts.index)
     for one, crystal in pictured.items():
         assert facts.loc[one, "n_atoms"] == len(crystal.numbers)
-        drawn = picture(crystal)
+        drawn = cell_picture(crystal)
         assert drawn.count("<circle") >= len(crystal.numbers)  # those on faces are drawn on both sides
         assert "nan" not in drawn
     from pymatgen.core import Lattice, Structure
@@ -413,7 +415,7 @@ def test_symmetry_and_pictures_of_known_crystals(demo):
             warnings.simplefilter("ignore", DeprecationWarning)  # spglib's, of how pymatgen calls it
             analyzer = SpacegroupAnalyzer(structure, symprec=0.1)
         assert facts.loc[one, "space_group"].endswith(f"({analyzer.get_space_group_number()})")
-        assert facts.loc[one, "crystal_system"] == analyzer.get_crystal_system()
+        assert facts.loc[one, "symmetry"] == analyzer.get_crystal_system()
 
 
 @pytest.mark.parametrize(

@@ -119,10 +119,7 @@ def test_nothing_hides_a_module_of_python_or_of_an_installed_package(folder):
     assert names & taken == set()
 
 
-# These still speak of crystals or of CHGNet by name: facts and controls of crystals, references to papers.
-KNOW_CRYSTALS = {
-    *(f"tune/analysis/{name}.py" for name in ("crystal_facts", "seen", "submission", "comparison")),
-}
+KNOW_CRYSTALS: set[str] = {}
 # `Rows` is what a task is opened as.
 NAMES_OF_A_FAMILY = re.compile(r"(data|models)\.crystals\.(?!rows$)|^(chgnet|freeze_depth|undo_mp2020|unfreeze_every)$")
 

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from data.metrics import Metric, all_scores, over_folds
-from tune.analysis.paired import pair_up
+from data.task_words import task_words
+from tune.analysis.paired import paired_predictions
 from tune.analysis.trusted import trust_facts, trust_sentence
 from tune.arguments import On, Weights
 from tune.errors import RunError
 from tune.records.code_record import run_record
 from tune.records.folder import Folder
-from tune.records.members import marked
+from tune.records.members import as_written, marked
 from tune.runs import (
     Member,
     SweepRun,
@@ -36,11 +37,11 @@ _HOW = {
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class AveragedPart:
     """The test parts, or the validation parts, of all folds.
 
     Attributes:
-        rows: fold, id, composition, y_true; n rows.
+        rows: fold, id, group, y_true; n rows.
         members: predictions of each member, shape (members, n).
         mean: their weighted mean, shape (n,).
         trust: the least of the members', shape (n,); None where one of them, by an earlier version, has none.
@@ -66,8 +67,8 @@ class Average:
 
     labels: list[str]
     weights: dict[int, np.ndarray]
-    test: Part
-    validation: Part | None
+    test: AveragedPart
+    validation: AveragedPart | None
     why_no_validation: str
 
 
@@ -76,7 +77,7 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
 
     Weights by validation are w_k = MAE_k^-2 / sum_j MAE_j^-2, MAE_k being member k's on the fold's validation part:
     those of least variance for independent members, if a member's variance goes as MAE^2. They have nothing to fit,
-    so that some 80 crystals are enough for them, where a regression on the members' predictions would overfit.
+    so that some 80 examples are enough for them, where a regression on the members' predictions would overfit.
 
     Args:
         runs: two or more, of the same task, rows and folds.
@@ -86,6 +87,33 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
         RunError: fewer than two runs, the same one twice, runs that do not go together, or weights that cannot
             be had of them.
     """
+    members, labels = _members(runs)
+    if weights == "validation" and runs[0].metric.name != "mae":
+        raise RunError("--weights validation goes by the MAE, which a classification has not: take --weights equal")
+    test = _aligned(runs, members, "test")
+    validation, why = None, ""
+    try:
+        validation = _aligned(runs, members, "validation")
+    except RunError as problem:
+        if weights == "validation":
+            raise
+        why = str(problem)
+    by_fold = {fold: np.full(len(runs), 1 / len(runs)) for fold in runs[0].folds}
+    if weights == "validation":
+        assert validation is not None
+        rows, predicted, _ = validation
+        by_fold = {fold: _weights_by_validation(rows, predicted, fold) for fold in runs[0].folds}
+    return Average(
+        labels=labels,
+        weights=by_fold,
+        test=_averaged(*test, by_fold),
+        validation=None if validation is None else _averaged(*validation, by_fold),
+        why_no_validation=why,
+    )
+
+
+def _members(runs: list[SweepRun]) -> tuple[list[Member], list[str]]:
+    """What each run contributes, and its name; RunError unless the runs go together."""
     if len(runs) < 2:
         raise RunError(f"{len(runs)} run: an average takes at least two")
     first = runs[0]
@@ -100,60 +128,44 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
     repeated = sorted({label for label in labels if labels.count(label) > 1})
     if repeated:
         raise RunError(f"{', '.join(repeated)} is given more than once")
-    if weights == "validation" and first.metric.name != "mae":
-        raise RunError("--weights validation goes by the MAE, which a classification has not: take --weights equal")
+    return members, labels
 
-    test = _aligned(runs, members, "test")
-    validation, why = None, ""
-    try:
-        validation = _aligned(runs, members, "validation")
-    except RunError as problem:
-        if weights == "validation":
-            raise
-        why = str(problem)
-    by_fold = {fold: np.full(len(runs), 1 / len(runs)) for fold in first.folds}
-    if weights == "validation":
-        assert validation is not None
-        rows, predicted, _ = validation
-        for fold in first.folds:
-            here = (rows["fold"] == fold).to_numpy()
-            mae = np.abs(predicted[:, here] - rows["y_true"].to_numpy()[here]).mean(axis=1)
-            inverse = 1 / np.maximum(mae, 1e-12) ** 2  # a member without any error gets all the weight
-            by_fold[fold] = inverse / inverse.sum()
-    return Average(
-        labels=labels,
-        weights=by_fold,
-        test=_part(*test, by_fold),
-        validation=None if validation is None else _part(*validation, by_fold),
-        why_no_validation=why,
-    )
+
+def _weights_by_validation(rows: pd.DataFrame, predicted: np.ndarray, fold: int) -> np.ndarray:
+    """Weights in proportion to 1 / MAE^2 on a fold's rows, shape (members,), sum 1."""
+    is_here = (rows["fold"] == fold).to_numpy()
+    mae = np.abs(predicted[:, is_here] - rows["y_true"].to_numpy()[is_here]).mean(axis=1)
+    inverse = 1 / np.maximum(mae, 1e-12) ** 2  # a member without any error gets all the weight
+    return inverse / inverse.sum()
 
 
 def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
     """Rows of all folds, the members' predictions of them, shape (members, n), and the least of their trusts."""
     tables = [predictions(run, member, on) for run, member in zip(runs, members, strict=True)]
-    pair = pair_up(tables[:1], tables[1:])
+    paired = paired_predictions(tables[:1], tables[1:])
     for run, table in zip(runs, tables, strict=True):
-        if len(table) != len(pair.rows):
+        if len(table) != len(paired.rows):
             raise RunError(
                 f"the runs do not have the same ids in their {on} parts: {run.name} has {len(table)}, "
-                f"{len(pair.rows)} of them are in all"
+                f"{len(paired.rows)} of them are in all"
                 + ("; split the folds alike (run_sweep.py --seed)" if on == "validation" else "")
             )
     trust = None
     if all("trust" in table for table in tables):
-        keys = pd.MultiIndex.from_frame(pair.rows[["fold", "id"]])
+        keys = pd.MultiIndex.from_frame(paired.rows[["fold", "id"]])
         trust = np.min([table.set_index(["fold", "id"])["trust"].loc[keys].to_numpy() for table in tables], axis=0)
-    return pair.rows, np.concatenate([pair.a, pair.b]), trust
+    return paired.rows, np.concatenate([paired.a, paired.b]), trust
 
 
-def _part(rows: pd.DataFrame, predicted: np.ndarray, trust: np.ndarray | None, weights: dict[int, np.ndarray]) -> Part:
+def _averaged(
+    rows: pd.DataFrame, predicted: np.ndarray, trust: np.ndarray | None, weights: dict[int, np.ndarray]
+) -> AveragedPart:
     of_rows = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
-    return Part(rows, predicted, (of_rows * predicted).sum(axis=0), trust)
+    return AveragedPart(rows, predicted, (of_rows * predicted).sum(axis=0), trust)
 
 
-def tables(part: Part) -> dict[int, pd.DataFrame]:
-    """By fold: id, composition, y_true, y_pred, abs_error, std, the spread (ddof 1) between the members, and trust."""
+def tables(part: AveragedPart) -> dict[int, pd.DataFrame]:
+    """By fold: id, group, y_true, y_pred, abs_error, std, the spread (ddof 1) between the members, and trust."""
     table = part.rows.assign(y_pred=part.mean, abs_error=np.abs(part.rows["y_true"] - part.mean))
     table["std"] = part.members.std(axis=0, ddof=1)
     return _by_fold(table if part.trust is None else marked(table.assign(trust=part.trust)))
@@ -163,45 +175,32 @@ def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
     return {fold: table[table["fold"] == fold].drop(columns="fold") for fold in sorted(set(table["fold"]))}
 
 
-def scores(part: Part, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
+def scores(part: AveragedPart, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
     """Scores by fold, their mean and their standard deviation over folds, as in a sweep's results.json."""
     y_true, fold = part.rows["y_true"].to_numpy(), part.rows["fold"].to_numpy()
-    parts = [(int(one), np.flatnonzero(fold == one)) for one in np.unique(fold)]
-    return over_folds([(one, len(here), all_scores(metric, y_true[here], predicted[here])) for one, here in parts])
+    rows_by_fold = {int(index): np.flatnonzero(fold == index) for index in np.unique(fold)}
+    return over_folds(
+        [
+            (index, len(which), all_scores(metric, y_true[which], predicted[which]))
+            for index, which in rows_by_fold.items()
+        ]
+    )
 
 
-def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -> dict[str, Any]:
+def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Weights) -> dict[str, Any]:
     """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
     first = runs[0]
     metric = first.metric
-    members = []
-    for position, (run, label) in enumerate(zip(runs, found.labels, strict=True)):
-        member = {"member": label, "address": run.address, "notes": run.results["notes"]}
-        member["git_commit"] = run.results["record"]["git_commit"]
-        member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
-        for on, part in (("test", found.test), ("validation", found.validation)):
-            if part is not None:
-                member[on] = scores(part, part.members[position], metric)["mean"]
-        members.append(member)
-    notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
-    if found.validation is None:
-        notes.append(f"No predictions of the validation parts: {found.why_no_validation}.")
-    flattered = [label for run, label in zip(runs, found.labels, strict=True) if chose_by_validation(run)]
-    if weights == "validation" and len(flattered) in range(1, len(runs)):
-        notes.append(
-            f"The epoch or the config of {', '.join(flattered)} was chosen on the validation parts, that of the others "
-            "was not: the weights flatter it."
-        )
     title = f"mean of {len(runs)} runs"
-    trust = trust_facts(list(tables(found.test).items()), metric)
+    trust = trust_facts(list(tables(mean.test).items()), metric, first.words.group)
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
-        "options": {"name": name, "members": found.labels, "weights": weights, "split": split_of(first)},
+        "options": {"name": name, "members": mean.labels, "weights": weights, "split": split_of(first)},
         "record": run_record(),
         "task": first.task,
         "data": first.results["data"],
-        "notes": notes,
+        "notes": _notes(runs, mean, weights),
         "flags": list(dict.fromkeys(flag for run in runs for flag in run.results["flags"])),
         "protocol": f"{title}, {_HOW[weights]}; nothing was trained. "
         + " ".join(f"{run.name}: {run.results['protocol']}" for run in runs),
@@ -211,29 +210,57 @@ def collect(name: str, runs: list[SweepRun], found: Average, weights: Weights) -
         "chosen": [
             {
                 "fold": fold,
-                "config": {f"weight of {label}": float(w) for label, w in zip(found.labels, of_fold, strict=True)},
+                "config": {f"weight of {label}": float(w) for label, w in zip(mean.labels, of_fold, strict=True)},
             }
-            for fold, of_fold in found.weights.items()
+            for fold, of_fold in mean.weights.items()
         ],
         "trials": [],
         "cost": {what: sum(spent[what] for spent in costs) for what in first.results["cost"]},
         "inert": [],
         "ensemble": {
             "title": title,
-            **scores(found.test, found.test.mean, metric),
+            **scores(mean.test, mean.test.mean, metric),
             **({"trust": trust} if trust else {}),
         },
-        "members": members,
+        "members": _member_entries(runs, mean, metric),
         "by_chance": any(by_chance(run) for run in runs),
-        "chose_by_validation": bool(flattered),
-        "weights": ", ".join(sorted({one for run in runs for one in weights_of(run).split(", ") if one})),
+        "chose_by_validation": any(chose_by_validation(run) for run in runs),
+        "weights": ", ".join(sorted({name for run in runs for name in weights_of(run).split(", ") if name})),
     }
-    if found.validation is not None:
-        results["validation"] = scores(found.validation, found.validation.mean, metric)["mean"]
+    if mean.validation is not None:
+        results["validation"] = scores(mean.validation, mean.validation.mean, metric)["mean"]
     return results
 
 
-def report(results: dict[str, Any]) -> str:
+def _member_entries(runs: list[SweepRun], mean: Average, metric: Metric) -> list[dict[str, Any]]:
+    """Of each member its name, where it is, how it was trained, and its scores."""
+    members = []
+    for position, (run, label) in enumerate(zip(runs, mean.labels, strict=True)):
+        member = {"member": label, "address": run.address, "notes": run.results["notes"]}
+        member["git_commit"] = run.results["record"]["git_commit"]
+        member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
+        for on, part in (("test", mean.test), ("validation", mean.validation)):
+            if part is not None:
+                member[on] = scores(part, part.members[position], metric)["mean"]
+        members.append(member)
+    return members
+
+
+def _notes(runs: list[SweepRun], mean: Average, weights: Weights) -> list[str]:
+    """The notes of all runs, and what a reader must know of their average."""
+    notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
+    if mean.validation is None:
+        notes.append(f"No predictions of the validation parts: {mean.why_no_validation}.")
+    flattered = [label for run, label in zip(runs, mean.labels, strict=True) if chose_by_validation(run)]
+    if weights == "validation" and len(flattered) in range(1, len(runs)):
+        notes.append(
+            f"The epoch or the config of {', '.join(flattered)} was chosen on the validation parts, that of the others "
+            "was not: the weights flatter it."
+        )
+    return notes
+
+
+def average_markdown(results: dict[str, Any]) -> str:
     """RESULTS.md: members, weights and scores."""
     task, metric = results["task"], results["metric"]
     unit = f" ({task['unit']})" if task["unit"] and metric == "mae" else ""
@@ -259,26 +286,27 @@ def report(results: dict[str, Any]) -> str:
     for member in results["members"]:
         own = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
         lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in own) + " |")
-    if sentence := trust_sentence(results["ensemble"], metric):
+    if sentence := trust_sentence(results["ensemble"], metric, task_words(task).group):
         lines += ["", f"Of the mean {sentence}."]
     record = results["record"]
     lines += ["", f"Code {record['git_commit']}, {record['created']}; data {results['data']['sha256'][:12]}."]
     return "\n".join(lines) + "\n"
 
 
-def write(folder: Folder, runs: list[SweepRun], found: Average, results: dict[str, Any]) -> None:
+def write_average(folder: Folder, runs: list[SweepRun], mean: Average, results: dict[str, Any]) -> None:
     """Write the run; results.json last, for it says that the rest is there."""
     # Readers of a sweep expect the untrained model beside what is judged; that of the first run.
     reference = load_sweep(f"{runs[0].address}/reference").members["reference"]
+    group_name = runs[0].words.group
     for prefix, part, untrained in (
-        ("preds", found.test, reference.test),
-        ("val", found.validation, reference.validation),
+        ("preds", mean.test, reference.test),
+        ("val", mean.validation, reference.validation),
     ):
         if part is not None:
             for fold, table in tables(part).items():
-                folder.write_csv(f"ensemble/{prefix}_fold_{fold}.csv", table)
+                folder.write_csv(f"ensemble/{prefix}_fold_{fold}.csv", as_written(table, group_name))
         if untrained is not None:
             for fold, table in _by_fold(untrained).items():
-                folder.write_csv(f"reference/{prefix}_fold_{fold}.csv", table)
-    folder.write("RESULTS.md", report(results))
+                folder.write_csv(f"reference/{prefix}_fold_{fold}.csv", as_written(table, group_name))
+    folder.write("RESULTS.md", average_markdown(results))
     folder.write_json("results.json", results)

@@ -1,4 +1,4 @@
-"""Two finished sweeps on the crystals that both predicted: what `tune/compare.py` shows, and queues rank by."""
+"""Two finished sweeps on the examples that both predicted: what `tune/compare.py` shows, and queues rank by."""
 
 from __future__ import annotations
 
@@ -7,22 +7,36 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from tune.analysis.paired import Difference, Pair, abs_errors, difference, fold_scores, pair_up
-from tune.analysis.verdict import Noise, judge, seed_noise
+from models.registry import open_facts
+from tune.analysis.paired import (
+    Difference,
+    PairedPredictions,
+    abs_errors,
+    difference,
+    fold_scores,
+    paired_predictions,
+)
+from tune.analysis.verdict import Noise, seed_noise, verdict_on
 from tune.arguments import On
 from tune.errors import RunError
-from tune.runs import SweepRun, by_chance, chose_by_validation, judged, predictions, refuse_different
+from tune.runs import SweepRun, by_chance, chose_by_validation, compared_members, predictions, refuse_different
+
+_CHOSEN_OTHERWISE = (
+    "The epoch or the config of one of the runs was chosen on validation, that of the other one was not: "
+    "validation flatters the first. Compare runs that were chosen alike (`keep: last`, no search), or "
+    "with --on test to report."
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two runs on their common crystals.
+    """Two runs on their common examples.
 
     Attributes:
         a: the first run.
         b: the second.
         on: the parts that were compared, test or validation.
-        pair: the predictions on the common ids.
+        paired: the predictions on the common ids.
         difference: A minus B, with its interval.
         noise: what the seed alone does; None if nothing tells.
         verdict: of B against A: identical (inert), better, worse, within noise or undecided.
@@ -33,7 +47,7 @@ class Comparison:
     a: SweepRun
     b: SweepRun
     on: On
-    pair: Pair
+    paired: PairedPredictions
     difference: Difference
     noise: Noise | None
     verdict: str
@@ -42,7 +56,7 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Ends of the difference's 95 % interval, over crystals and, where something tells of them, over seeds."""
+        """Ends of the difference's 95 % interval, over examples and, where something tells of them, over seeds."""
         return self.difference.with_seeds(0.0 if self.noise is None else self.noise.band)
 
 
@@ -60,78 +74,102 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
             noise run that tells nothing about these.
     """
     refuse_different(a, b)
-    tables = {run: [predictions(run, member, on) for member in judged(run)] for run in (a, b)}
-    pair = pair_up(tables[a], tables[b])
+    tables = {run: [predictions(run, member, on) for member in compared_members(run)] for run in (a, b)}
+    paired = paired_predictions(tables[a], tables[b])
+    sizes = {run: len(of_run[0]) for run, of_run in tables.items()}
+    warnings = [*_part_warnings(paired, sizes, on), *_noise_warnings(a, b, noise), *_weights_warnings(a, b, on)]
+    a_minus_b = difference(paired, a.metric)
+    band = _noise(a, b, noise, paired, on)
+    verdict, sentence = verdict_on(paired, a.metric, a_minus_b, band, a.words)
+    if on == "validation" and len({chose_by_validation(run) for run in (a, b)}) > 1:
+        verdict, sentence = "undecided", _CHOSEN_OTHERWISE
+    return Comparison(a, b, on, paired, a_minus_b, band, verdict, sentence, warnings)
+
+
+def _part_warnings(paired: PairedPredictions, sizes: dict[SweepRun, int], on: On) -> list[str]:
+    """What a reader must know of the compared parts, given how many ids each run has in them."""
     warnings = []
+    words = next(iter(sizes)).words
     if on == "test":
         warnings.append(
-            "These are test crystals: report with this page, and do not choose by it. To choose a configuration by "
-            "it is to choose on test data; choose with --on validation."
+            f"These are test {words.examples}: report with this page, and do not choose by it. To choose a "
+            "configuration by it is to choose on test data; choose with --on validation."
         )
-    lacking = [(run, len(tables[run][0]) - len(pair.rows)) for run in (a, b)]
-    if any(n for _, n in lacking):
-        told = ", ".join(f"{run.name} has {n} more" for run, n in lacking if n)
-        folds = sorted(int(fold) for fold in pair.rows["fold"].unique())
+    more = {run.name: n - len(paired.rows) for run, n in sizes.items() if n > len(paired.rows)}
+    if more:
+        folds = sorted(int(fold) for fold in paired.rows["fold"].unique())
         warnings.append(
-            f"The runs agree only partly in their {on} parts: {len(pair.rows)} ids of fold(s) {folds} are compared; "
-            f"{told}."
+            f"The runs agree only partly in their {on} parts: {len(paired.rows)} ids of fold(s) {folds} are compared; "
+            f"{', '.join(f'{name} has {n} more' for name, n in more.items())}."
         )
-    own_seeds = _is_ensemble_of(a, b) or _is_ensemble_of(b, a)
-    if not own_seeds and any(judged(run)[0].name == "ensemble" for run in (a, b)):
+    return warnings
+
+
+def _noise_warnings(a: SweepRun, b: SweepRun, noise: SweepRun | None) -> list[str]:
+    """What a reader must know of the noise of seeds."""
+    warnings = []
+    if not _share_seeds(a, b) and any(compared_members(run)[0].name == "ensemble" for run in (a, b)):
         warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
-    other = None if noise is None else _noise_scores(noise, a, pair, on)
-    odd = [run.name for run in (a, b) if noise is not None and by_chance(run) and _trained(run) != _trained(noise)]
-    if noise is not None and odd:
+    if noise is None:
+        return warnings
+    trained = _trained(noise)
+    if others := [run.name for run in (a, b) if by_chance(run) and _trained(run) != trained]:
         warnings.append(
-            f"--noise {noise.name} is of {_trained(noise)}; {' and '.join(odd)} trained otherwise, and seeds may do "
-            "more or less to that."
+            f"--noise {noise.name} is of {trained}; {' and '.join(others)} trained otherwise, and seeds may do more or "
+            "less to that."
         )
-    if on == "validation":
-        warnings += [
-            f"The weights of {run.name} were chosen by these validation parts, which flatters it a little."
-            for run in (a, b)
-            if run.results["options"].get("weights") == "validation"
-        ]
-    found = difference(pair, a.metric)
+    return warnings
+
+
+def _weights_warnings(a: SweepRun, b: SweepRun, on: On) -> list[str]:
+    """Of averages on validation parts: that these chose their weights."""
+    if on == "test":
+        return []
+    return [
+        f"The weights of {run.name} were chosen by these validation parts, which flatters it a little."
+        for run in (a, b)
+        if run.results["options"].get("weights") == "validation"
+    ]
+
+
+def _noise(a: SweepRun, b: SweepRun, noise: SweepRun | None, paired: PairedPredictions, on: On) -> Noise | None:
+    """What the seed alone does to the difference of two runs; None where nothing tells."""
+    other = None if noise is None else _noise_scores(noise, a, paired, on)
+    if _share_seeds(a, b):
+        # Another seed would move an ensemble and its members together: what it leaves of their difference is small.
+        return Noise(0.0, "both sides having the same seeds: none")
     of_a, of_b = (
-        fold_scores(pair.rows, predicted, a.metric).mean(axis=1) if by_chance(run) else np.empty(0)
-        for run, predicted in ((a, pair.a), (b, pair.b))
+        fold_scores(paired.rows, predicted, a.metric).mean(axis=1) if by_chance(run) else np.empty(0)
+        for run, predicted in ((a, paired.a), (b, paired.b))
     )
-    # Another seed would move an ensemble and its members together: what it leaves of their difference is small.
-    band = Noise(0.0, "both sides having the same seeds: none") if own_seeds else seed_noise(of_a, of_b, other)
-    verdict, sentence = judge(pair, a.metric, found, band)
-    if on == "validation" and len({chose_by_validation(run) for run in (a, b)}) > 1:
-        verdict, sentence = (
-            "undecided",
-            (
-                "The epoch or the config of one of the runs was chosen on validation, that of the other one was not: "
-                "validation flatters the first. Compare runs that were chosen alike (`keep: last`, no search), or "
-                "with --on test to report."
-            ),
-        )
-    return Comparison(a, b, on, pair, found, band, verdict, sentence, warnings)
+    return seed_noise(of_a, of_b, other)
+
+
+def _share_seeds(a: SweepRun, b: SweepRun) -> bool:
+    """Whether one of two runs is the ensemble of all the seeds that the other is."""
+    return _is_ensemble_of(a, b) or _is_ensemble_of(b, a)
 
 
 def _is_ensemble_of(a: SweepRun, b: SweepRun) -> bool:
     """Whether A is the ensemble of all the seeds that B is."""
-    return (a.address, judged(a)[0].name) == (b.address, "ensemble") and set(b.members) > {"ensemble"}
+    return (a.address, compared_members(a)[0].name) == (b.address, "ensemble") and set(b.members) > {"ensemble"}
 
 
 def _trained(run: SweepRun) -> str:
-    """Model and freeze depth of a run, in words."""
-    depths = sorted({str(config["freeze_depth"]) for config in run.configs.values() if "freeze_depth" in config})
-    model = run.results["model"]["name"] if "model" in run.results else "an average"
-    return f"{model} with freeze depth {', '.join(depths)}" if depths else str(model)
+    """Model of a run and how it was trained, in words."""
+    model = str(run.results["model"]["name"]) if "model" in run.results else "an average"
+    facts = open_facts(run.family)
+    return model if facts is None else f"{model} {facts.training_note(list(run.configs.values()))}".rstrip()
 
 
-def _noise_scores(noise: SweepRun, a: SweepRun, pair: Pair, on: On) -> np.ndarray:
+def _noise_scores(noise: SweepRun, a: SweepRun, paired: PairedPredictions, on: On) -> np.ndarray:
     """Metric by seed of a noise run on the compared ids, as far as it has them; shape (seeds,)."""
     refuse_different(a, noise)
-    members = judged(noise)
+    members = compared_members(noise)
     if len(members) < 2:
         raise RunError(f"--noise {noise.name}: it has one seed, at least two are needed (run_sweep.py --seeds)")
-    own = pair_up([predictions(noise, member, on) for member in members], [pair.rows.assign(y_pred=0.0)])
-    lacking = sorted({int(fold) for fold in pair.rows["fold"]} - {int(fold) for fold in own.rows["fold"]})
+    own = paired_predictions([predictions(noise, member, on) for member in members], [paired.rows.assign(y_pred=0.0)])
+    lacking = sorted({int(fold) for fold in paired.rows["fold"]} - {int(fold) for fold in own.rows["fold"]})
     if lacking:
         raise RunError(f"--noise {noise.name}: it has none of the compared ids of fold(s) {lacking}")
     return fold_scores(own.rows, own.a, a.metric).mean(axis=1)
@@ -139,8 +177,8 @@ def _noise_scores(noise: SweepRun, a: SweepRun, pair: Pair, on: On) -> np.ndarra
 
 def differences(comparison: Comparison) -> pd.DataFrame:
     """One row an id: predictions and absolute errors, means over a run's seeds; the largest difference first."""
-    pair = comparison.pair
-    table = pair.rows.assign(y_pred_a=pair.a.mean(axis=0), y_pred_b=pair.b.mean(axis=0))
-    table["abs_error_a"], table["abs_error_b"] = abs_errors(pair)
+    paired = comparison.paired
+    table = paired.rows.assign(y_pred_a=paired.a.mean(axis=0), y_pred_b=paired.b.mean(axis=0))
+    table["abs_error_a"], table["abs_error_b"] = abs_errors(paired)
     table["difference"] = table["abs_error_a"] - table["abs_error_b"]
     return table.sort_values("difference", key=np.abs, ascending=False, kind="stable", ignore_index=True)

@@ -1,7 +1,7 @@
-"""Errors on test crystals that pretraining has seen, and on those that it has not.
+"""Errors on test examples that pretraining has seen, and on those that it has not.
 
-Crystals that were seen may be easier for any model, so that each is told beside the controls: the network before any
-training, and models trained from scratch. `seen.py` tells what was seen, `tune/leaderboard.py` is the command.
+Examples that were seen may be easier for any model, so that each score stands beside the controls: the network before
+any training, and models trained from scratch. `seen.py` tells what was seen, `tune/leaderboard.py` is the command.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.bootstrap import MIN_COMPOSITIONS, clusters, interval, resampled_scores
+import numpy as np
+import pandas as pd
+
+from data.task_words import family_of, several
+from models.bootstrap import MIN_GROUPS, group_numbers, interval, resampled_scores
 from tune.analysis.entries import OVERLAP_FLAG, Entry
-from tune.analysis.paired import fold_scores, pair_up
-from tune.analysis.ranking import Section, resamples_for
-from tune.analysis.seen import Seen, SeenError, seen_ids
+from tune.analysis.paired import fold_scores, paired_predictions
+from tune.analysis.ranking import Ranking, resamples_for
+from tune.analysis.seen import Seen, SeenError, read_seen, seen_ids
 from tune.runs import weights_of
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number and its 95 % interval over compositions."""
+class Estimate:
+    """A number and its 95 % interval over groups."""
 
     value: float
     low: float
@@ -29,12 +33,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Line:
-    """One entry of a leaderboard on seen and on unseen crystals.
+    """One entry of a leaderboard on seen and on unseen examples.
 
     Attributes:
         name: of the entry.
         role: `pretrained`, `zero-shot`, `from scratch` or `peer`.
-        seen: its score on the crystals that were seen.
+        seen: its score on the examples that were seen.
         unseen: its score on the others.
         advantage: how much better it is on the seen ones.
         beyond_control: its advantage less that of the control, on the same resamples; None of the control, or where
@@ -43,34 +47,36 @@ class Line:
 
     name: str
     role: str
-    seen: Measured
-    unseen: Measured
-    advantage: Measured
-    beyond_control: Measured | None
+    seen: Estimate
+    unseen: Estimate
+    advantage: Estimate
+    beyond_control: Estimate | None
 
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """A section of a leaderboard, split.
+    """A ranking of a leaderboard, split.
 
     Attributes:
-        section: that was split.
+        ranking: that was split.
         source: what was seen.
-        n_by_id: test crystals that are listed; like the next two 0 where the section cannot be split.
-        n_by_structure: others that equal a structure.
+        n_by_id: test examples that are listed; like the next two 0 where the ranking cannot be split.
+        n_equal: others that equal an example of the source.
         n_unseen: the rest.
-        n_unreadable: structures of the source that could not be read.
+        n_unreadable: examples of the source that could not be read.
+        opened: what of an example is compared, such as `structure`.
         control: name of the model from scratch that others are held against, or "".
-        lines: one an entry; none where the section cannot be split.
+        lines: one an entry; none where the ranking cannot be split.
         why_not: the reason for that, or "".
     """
 
-    section: Section
+    ranking: Ranking
     source: str
     n_by_id: int
-    n_by_structure: int
+    n_equal: int
     n_unseen: int
     n_unreadable: int
+    opened: str
     control: str
     lines: list[Line]
     why_not: str
@@ -79,79 +85,92 @@ class Exposure:
         """For JSON, without empty values."""
         if self.why_not:
             return {"source": self.source, "not_split_because": self.why_not}
-        told: dict[str, Any] = {"source": self.source, "n_by_id": self.n_by_id, "n_by_structure": self.n_by_structure}
-        told |= {"n_unseen": self.n_unseen, "n_unreadable": self.n_unreadable, "lines": []}
-        told |= {"control": self.control} if self.control else {}
+        content: dict[str, Any] = {"source": self.source, "n_by_id": self.n_by_id}
+        content |= {f"n_by_{self.opened}": self.n_equal, "n_unseen": self.n_unseen}
+        content |= {"n_unreadable": self.n_unreadable, "lines": []}
+        content |= {"control": self.control} if self.control else {}
         for line in self.lines:
-            entry = {what: one for what, one in vars(line).items() if one is not None}
-            told["lines"].append({k: vars(one) if isinstance(one, Measured) else one for k, one in entry.items()})
-        return told
+            entry = {name: value for name, value in vars(line).items() if value is not None}
+            content["lines"].append(
+                {name: vars(value) if isinstance(value, Estimate) else value for name, value in entry.items()}
+            )
+        return content
 
 
-def exposures(found: Sequence[Section], seen: Seen) -> list[Exposure]:
-    """Split the errors of every section; one that cannot be split says why.
+def exposures(rankings: Sequence[Ranking], source: str) -> list[Exposure]:
+    """Split the errors of every ranking by what a file says was seen; one that cannot be split says why.
 
     Raises:
-        SeenError: none of them can be split.
+        SeenError: the file cannot be read, or none of the rankings can be split.
     """
-    split = [_split(section, seen) for section in found]
-    if all(one.why_not for one in split):
-        raise SeenError(f"--contamination {seen.source}: {'; '.join(dict.fromkeys(one.why_not for one in split))}")
+    families = dict.fromkeys(family_of(ranking.task) for ranking in rankings)
+    seen = {family: read_seen(source, family) for family in families}
+    split = [_split(ranking, seen[family_of(ranking.task)]) for ranking in rankings]
+    if all(exposure.why_not for exposure in split):
+        reasons = dict.fromkeys(exposure.why_not for exposure in split)
+        raise SeenError(f"--contamination {source}: {'; '.join(reasons)}")
     return split
 
 
 def role_of(entry: Entry) -> str:
     """What an entry is to a question of pretraining."""
-    if entry.kind != "run":
-        return entry.kind
+    if entry.origin != "run":
+        return entry.origin
     pretrained = OVERLAP_FLAG in entry.flags or (entry.run is not None and weights_of(entry.run) not in ("", "random"))
     return "pretrained" if pretrained else "from scratch"
 
 
-def report(exposure: Exposure, digits: int) -> str:
-    """A split section as Markdown; `digits` behind the point."""
+def exposure_markdown(exposure: Exposure, digits: int) -> str:
+    """A split ranking as Markdown; `digits` behind the point."""
     lines = [f"### Seen in pretraining, by {exposure.source}", ""]
     if exposure.why_not:
         return "\n".join([*lines, f"Not split: {exposure.why_not}."])
-    metric = exposure.section.metric.name.upper()
-    n_seen = exposure.n_by_id + exposure.n_by_structure
+    metric, words = exposure.ranking.metric.name.upper(), exposure.ranking.words
+    n_seen = exposure.n_by_id + exposure.n_equal
     columns = ["name", "role", f"{metric} seen", f"{metric} unseen", "advantage on seen"]
     columns += [f"beyond that of {exposure.control}"] if exposure.control else []
     lines += [
         (
-            f"{n_seen:,} test crystals were seen ({exposure.n_by_id:,} by id, {exposure.n_by_structure:,} by "
-            f"structure), {exposure.n_unseen:,} were not. 95 % intervals over compositions in brackets; an advantage "
-            "is how much better the score of the seen ones is."
-            + (f" {exposure.n_unreadable:,} structures could not be read." if exposure.n_unreadable else "")
+            f"{n_seen:,} test {words.examples} were seen ({exposure.n_by_id:,} by id, {exposure.n_equal:,} by "
+            f"{exposure.opened}), {exposure.n_unseen:,} were not. 95 % intervals over {words.groups} in brackets; "
+            "an advantage is how much better the score of the seen ones is."
+            + (
+                f" {exposure.n_unreadable:,} {several(exposure.opened)} could not be read."
+                if exposure.n_unreadable
+                else ""
+            )
         ),
         "",
         f"| {' | '.join(columns)} |",
         "|---" * len(columns) + "|",
     ]
-
-    def told(one: Measured | None, sign: str = "") -> str:
-        if one is None:
-            return ""
-        return f"{one.value:{sign}.{digits}f} ({one.low:{sign}.{digits}f} to {one.high:{sign}.{digits}f})"
-
     for line in exposure.lines:
         role = f"{line.role} (control)" if line.name == exposure.control else line.role
-        scores = [told(line.seen), told(line.unseen), told(line.advantage, "+"), told(line.beyond_control, "+")]
+        scores = [_text(line.seen, digits), _text(line.unseen, digits)]
+        scores += [_text(line.advantage, digits, "+"), _text(line.beyond_control, digits, "+")]
         lines.append(f"| {' | '.join([line.name, role, *scores][: len(columns)])} |")
-    return "\n".join([*lines, "", sentence(exposure, digits)])
+    return "\n".join([*lines, "", exposure_sentence(exposure, digits)])
 
 
-def sentence(exposure: Exposure, digits: int) -> str:
+def _text(estimate: Estimate | None, digits: int, sign: str = "") -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (f"{number:{sign}.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
+    return f"{value} ({low} to {high})"
+
+
+def exposure_sentence(exposure: Exposure, digits: int) -> str:
     """What the split says of the best pretrained entry."""
+    examples = exposure.ranking.words.examples
     pretrained = [line for line in exposure.lines if line.role in ("pretrained", "zero-shot")]
     if not pretrained:
         return "No model here was pretrained on what this task comes from."
     line = pretrained[0]
     better = "better" if line.advantage.value >= 0 else "worse"
-    text = f"{line.name} is {better} on seen crystals by {abs(line.advantage.value):.{digits}f}"
+    text = f"{line.name} is {better} on seen {examples} by {abs(line.advantage.value):.{digits}f}"
     if line.beyond_control is None:
         return (
-            f"{text}. No model trained from scratch is here to tell whether those crystals are easier for any model: "
+            f"{text}. No model trained from scratch is here to tell whether those {examples} are easier for any model: "
             "sweep --space scratch, or give --peers."
         )
     beyond = line.beyond_control
@@ -160,62 +179,93 @@ def sentence(exposure: Exposure, digits: int) -> str:
         f"({beyond.low:+.{digits}f} to {beyond.high:+.{digits}f})"
     )
     if beyond.low > 0:
-        return f"{text}: more than crystals that are easier for any model explain, so that its score flatters it."
+        return f"{text}: more than {examples} that are easier for any model explain, so that its score flatters it."
     if beyond.high < 0:
         return f"{text}: less than for a model from scratch, so that nothing speaks for a gain from having seen them."
     return f"{text}: the interval holds 0, so that nothing shows a gain from having seen them."
 
 
-def _split(section: Section, seen: Seen) -> Exposure:
-    """A section split, or why it is not."""
+def _split(ranking: Ranking, seen: Seen) -> Exposure:
+    """A ranking split, or why it is not."""
     try:
-        return _measured(section, seen)
+        return _exposure(ranking, seen)
     except SeenError as problem:
-        return Exposure(section, seen.source, 0, 0, 0, seen.n_unreadable, "", [], str(problem))
+        return Exposure(ranking, seen.source, 0, 0, 0, seen.n_unreadable, _opened(ranking, seen), "", [], str(problem))
 
 
-def _measured(section: Section, seen: Seen) -> Exposure:
-    listed, equal = seen_ids(section, seen)
-    entries = [place.entry for place in section.places if place.rank is not None]
+def _exposure(ranking: Ranking, seen: Seen) -> Exposure:
+    listed, equal = seen_ids(ranking, seen)
+    entries = [place.entry for place in ranking.places if place.rank is not None]
     control = _control(entries)
     # Of all the peers, that alone which the others are held against.
-    entries = [entry for entry in entries if entry.kind != "peer" or entry is control]
-    pair = pair_up([entry.table for entry in entries], [])
-    was_seen = pair.rows["id"].isin(listed | equal).to_numpy()
-    for which, n in (("seen", int(was_seen.sum())), ("unseen", int((~was_seen).sum()))):
-        if n == 0:
-            raise SeenError(f"none of the {len(was_seen):,} test crystals of {section.task['name']} is {which}")
-    parts = [(pair.rows[mask].reset_index(drop=True), pair.a[:, mask]) for mask in (was_seen, ~was_seen)]
-    few = min(int(clusters(rows).max()) + 1 for rows, _ in parts)
-    if few < MIN_COMPOSITIONS:
-        raise SeenError(f"{few} compositions on one side are too few for an interval, {MIN_COMPOSITIONS} are needed")
-    metric = section.metric
+    entries = [entry for entry in entries if entry.origin != "peer" or entry is control]
+    paired = paired_predictions([entry.table for entry in entries], [])
+    was_seen = paired.rows["id"].isin(listed | equal).to_numpy()
+    sides = [(paired.rows[mask].reset_index(drop=True), paired.a[:, mask]) for mask in (was_seen, ~was_seen)]
+    _refuse_few(ranking, [rows for rows, _ in sides])
+    metric = ranking.metric
     values, resampled = [], []
-    n_resamples = resamples_for(int(clusters(pair.rows).max()) + 1, metric)
-    for seed, (rows, predicted) in enumerate(parts):
+    n_resamples = resamples_for(int(group_numbers(paired.rows).max()) + 1, metric)
+    for seed, (rows, predicted) in enumerate(sides):
         values.append(fold_scores(rows, predicted, metric).mean(axis=1))
         resampled.append(resampled_scores(rows, list(predicted[:, None]), metric, n_resamples, seed))
-    sign = 1.0 if metric.mode == "min" else -1.0
-    advantage, of_resamples = (sign * (unseen - seen_) for seen_, unseen in (values, resampled))
-    held = None if control is None else entries.index(control)
+    of_control = None if control is None else entries.index(control)
+    lines = _lines(entries, of_control, values, resampled, 1.0 if metric.mode == "min" else -1.0)
+    name, n_unseen = "" if control is None else control.name, int((~was_seen).sum())
+    opened = _opened(ranking, seen)
+    return Exposure(ranking, seen.source, len(listed), len(equal), n_unseen, seen.n_unreadable, opened, name, lines, "")
+
+
+def _opened(ranking: Ranking, seen: Seen) -> str:
+    """The word for what is compared of examples."""
+    return seen.opened or ranking.words.example
+
+
+def _refuse_few(ranking: Ranking, sides: list[pd.DataFrame]) -> None:
+    """Raise SeenError unless both the seen and the unseen rows have enough groups for an interval."""
+    words, n_rows = ranking.words, sum(len(rows) for rows in sides)
+    for side, rows in zip(("seen", "unseen"), sides, strict=True):
+        if not len(rows):
+            raise SeenError(f"none of the {n_rows:,} test {words.examples} of {ranking.task['name']} is {side}")
+    few = min(int(group_numbers(rows).max()) + 1 for rows in sides)
+    if few < MIN_GROUPS:
+        raise SeenError(f"{few} {words.groups} on one side are too few for an interval, {MIN_GROUPS} are needed")
+
+
+def _lines(
+    entries: Sequence[Entry],
+    of_control: int | None,
+    values: list[np.ndarray],
+    resampled: list[np.ndarray],
+    sign: float,
+) -> list[Line]:
+    """The line of each entry.
+
+    Args:
+        entries: of a ranking.
+        of_control: position of the control among them, or None.
+        values: metric of each entry on the seen and on the unseen rows, shape (entries,).
+        resampled: the same of resamples, shape (resamples, entries).
+        sign: 1 where a lower metric is better, else -1.
+    """
+    advantage, of_resamples = (sign * (on_unseen - on_seen) for on_seen, on_unseen in (values, resampled))
     lines = []
     for k, entry in enumerate(entries):
         beyond = None
-        if held is not None and k != held:
-            differences = of_resamples[:, k] - of_resamples[:, held]
-            beyond = Measured(float(advantage[k] - advantage[held]), *interval(differences))
-        on_seen, on_unseen = (Measured(float(values[part][k]), *interval(resampled[part][:, k])) for part in (0, 1))
-        gain = Measured(float(advantage[k]), *interval(of_resamples[:, k]))
+        if of_control is not None and k != of_control:
+            differences = of_resamples[:, k] - of_resamples[:, of_control]
+            beyond = Estimate(float(advantage[k] - advantage[of_control]), *interval(differences))
+        on_seen, on_unseen = (Estimate(float(values[side][k]), *interval(resampled[side][:, k])) for side in (0, 1))
+        gain = Estimate(float(advantage[k]), *interval(of_resamples[:, k]))
         lines.append(Line(entry.name, role_of(entry), on_seen, on_unseen, gain, beyond))
-    name, n_unseen = "" if control is None else control.name, int((~was_seen).sum())
-    return Exposure(section, seen.source, len(listed), len(equal), n_unseen, seen.n_unreadable, name, lines, "")
+    return lines
 
 
 def _control(entries: Sequence[Entry]) -> Entry | None:
     """The best model trained from scratch: with random weights, else another of ours, else a peer."""
-    wanted = (
-        lambda entry: entry.kind == "run" and entry.run is not None and weights_of(entry.run) == "random",
+    conditions = (
+        lambda entry: entry.origin == "run" and entry.run is not None and weights_of(entry.run) == "random",
         lambda entry: role_of(entry) == "from scratch",
         lambda entry: role_of(entry) == "peer",
     )
-    return next((entry for is_wanted in wanted for entry in entries if is_wanted(entry)), None)
+    return next((entry for is_control in conditions for entry in entries if is_control(entry)), None)

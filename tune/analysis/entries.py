@@ -13,7 +13,7 @@ import pandas as pd
 from tune.errors import RunError
 from tune.runs import SweepRun, by_chance, contribution, finished_runs, load_sweep, weights_of
 
-Kind = Literal["run", "zero-shot", "peer"]
+Origin = Literal["run", "zero-shot", "peer"]
 OVERLAP_FLAG = "pretraining overlap"
 
 
@@ -23,8 +23,8 @@ class Entry:
 
     Attributes:
         name: of the run, of the untrained reference, or of the peer.
-        kind: a run of ours; what nothing was trained for; or somebody else's model.
-        table: fold, id, composition, y_true, y_pred of its test crystals.
+        origin: a run of ours; what nothing was trained for; or somebody else's model.
+        table: fold, id, group, y_true, y_pred of its test examples.
         member: what of the run is judged: `ensemble`, `seed_0` or `reference`; "" of a peer.
         n_seeds: that it is the mean of; 0 where nothing was trained; 1 of a peer, whose seeds nobody knows.
         flags: what a reader must know.
@@ -33,7 +33,7 @@ class Entry:
     """
 
     name: str
-    kind: Kind
+    origin: Origin
     table: pd.DataFrame
     member: str
     n_seeds: int
@@ -79,8 +79,8 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
     for run in runs:
         member = contribution(run)
         if member.name == "reference":
-            kind: Kind = "zero-shot" if is_zero_shot(run) else "run"
-            entries.append(Entry(run.name, kind, member.test, member.name, 0, run.results["flags"], run, False))
+            origin: Origin = "zero-shot" if is_zero_shot(run) else "run"
+            entries.append(Entry(run.name, origin, member.test, member.name, 0, run.results["flags"], run, False))
             references.setdefault(_fingerprint(member.test), []).append(run)
             continue
         n_seeds = max(1, len(run.results["seeds"])) if member.name == "ensemble" else 1
@@ -88,23 +88,23 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, flags, run, by_chance(run)))
         if is_zero_shot(run) and "reference" in run.members:
             references.setdefault(_fingerprint(run.members["reference"].test), []).append(run)
-    listed = {entry.run for entry in entries if entry.member == "reference"}
-    shown: list[frozenset[tuple[int, str]]] = []
-    taken: set[str] = set()
+    entered = {entry.run for entry in entries if entry.member == "reference"}
+    largest: list[frozenset[tuple[int, str]]] = []
+    names: set[str] = set()
     for folds in sorted(references, key=len, reverse=True):
-        if any(folds <= more for more in shown):  # the same network on fewer folds
+        if any(folds <= more for more in largest):  # the same network on fewer folds
             continue
-        shown.append(folds)
-        those = references[folds]
-        if any(run in listed for run in those):
+        largest.append(folds)
+        same = references[folds]
+        if any(run in entered for run in same):
             continue
         # An average has the reference of one of its members, and does not say of which.
-        run = next((run for run in those if "members" not in run.results), those[0])
+        run = next((run for run in same if "members" not in run.results), same[0])
         table = run.members["reference"].test
         name = str(run.results["reference"]["title"])
         name += f" ({weights_of(run)})" if weights_of(run) and "members" not in run.results else ""
-        name = f"{name} of {run.name}" if name in taken else name
-        taken.add(name)
+        name = f"{name} of {run.name}" if name in names else name
+        names.add(name)
         flags = [flag for flag in run.results["flags"] if flag in ("subset", "labels of a model", OVERLAP_FLAG)]
         entries.append(Entry(name, "zero-shot", table, "reference", 0, flags, run, False))
     return entries
@@ -117,9 +117,9 @@ def short_protocol(run: SweepRun) -> str:
 
 def _fingerprint(table: pd.DataFrame) -> frozenset[tuple[int, str]]:
     """Tells predictions apart to the last bit, fold by fold."""
-    found = []
-    for fold, part in table.groupby("fold"):
-        ordered = part.sort_values("id")
+    hashes = []
+    for fold, of_fold in table.groupby("fold"):
+        ordered = of_fold.sort_values("id")
         content = "\n".join(ordered["id"]).encode() + ordered["y_pred"].to_numpy().tobytes()
-        found.append((int(str(fold)), hashlib.sha256(content).hexdigest()))
-    return frozenset(found)
+        hashes.append((int(str(fold)), hashlib.sha256(content).hexdigest()))
+    return frozenset(hashes)

@@ -53,22 +53,21 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
     task = official_task(name)
     if run.task["target"] != task.target:
         raise RunError(f"{run.name} predicts {run.task['target']!r}; {name} asks for {task.target!r}")
-    wanted = pd.concat(
+    official = pd.concat(
         [
             pd.DataFrame({"fold": fold.index, "id": fold.test_ids})
             for fold in make_folds(task, official_ids(task), None)
         ],
         ignore_index=True,
     )
-    there = member.test[["fold", "id"]]
-    both = wanted.merge(there, on=["fold", "id"], how="outer", indicator=True)
+    both = official.merge(member.test[["fold", "id"]], on=["fold", "id"], how="outer", indicator=True)
     missing = both.loc[both["_merge"] == "left_only", ["fold", "id"]].reset_index(drop=True)
     strange = both[both["_merge"] == "right_only"]
     if len(missing):
-        told = []
+        lines = []
         for fold, of_fold in missing.groupby("fold"):
-            n, some = int((wanted["fold"] == fold).sum()), ", ".join(of_fold["id"].iloc[:3])
-            told.append(
+            n, some = int((official["fold"] == fold).sum()), ", ".join(of_fold["id"].iloc[:3])
+            lines.append(
                 f"fold {fold}: all {n:,} ids"
                 if len(of_fold) == n
                 else f"fold {fold}: {len(of_fold):,} of {n:,} ids, {some}{', ...' if len(of_fold) > 3 else ''}"
@@ -76,7 +75,7 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
         why = f"{run.name} is not a complete {name} ({description})."
         if "subset" in description:
             why += " Matbench takes whole tasks only: a result on some of the crystals is no submission."
-        raise IncompleteError("\n  ".join([f"{why} Missing:", *told]), missing)
+        raise IncompleteError("\n  ".join([f"{why} Missing:", *lines]), missing)
     if len(strange):
         first = strange.iloc[0]
         raise RunError(
@@ -94,13 +93,13 @@ def refuse_other_labels(run: SweepRun, member: Member) -> None:
         return
     labels = member.test["y_true"].to_numpy()
     published = _metadata(run.task["official"])
-    what, found = "mean absolute deviation", float(np.abs(labels - labels.mean()).mean())
+    what, spread = "mean absolute deviation", float(np.abs(labels - labels.mean()).mean())
     expected = published.get("mad")
     if run.task["kind"] == "classification":
-        what, found, expected = "share of true ones", float((labels > 0.5).mean()), published.get("frac_true")
-    if expected is not None and abs(found - expected) > _TOLERANCE * abs(expected):
+        what, spread, expected = "share of true ones", float((labels > 0.5).mean()), published.get("frac_true")
+    if expected is not None and abs(spread - expected) > _TOLERANCE * abs(expected):
         raise RunError(
-            f"{run.name}: the labels are not Matbench's, their {what} is {found:.8g} where {run.task['official']} has "
+            f"{run.name}: the labels are not Matbench's, their {what} is {spread:.8g} where {run.task['official']} has "
             f"{expected:.8g}. Sweep the official file, --task {run.task['official']}"
         )
 
@@ -126,7 +125,7 @@ def make_record(run: SweepRun, member: Member, params: dict[int, dict[str, Any]]
         task = benchmark.tasks_map[name]
         # `load()` would download what the sweep has read already; only labels are used, to score.
         labels = rows["y_true"] > 0.5 if classification else rows["y_true"]
-        task.df = pd.DataFrame({task.metadata.input_type: rows["composition"], task.metadata.target: labels})
+        task.df = pd.DataFrame({task.metadata.input_type: rows["group"], task.metadata.target: labels})
         for fold, key in task.folds_map.items():
             of_fold = rows.loc[list(task.validation[key].test)]
             std = None
@@ -160,21 +159,6 @@ def file_content(benchmark: Any) -> bytes:
     if not valid:
         raise RunError("matbench finds its record not valid")
     return gzip.compress(content, mtime=0)
-
-
-def read_record(file: str | Path) -> Any:
-    """A `results.json.gz`, compressed or not, read and validated by `MatbenchBenchmark.from_file`.
-
-    Raises:
-        ValueError: it is not valid, or was changed after it was written.
-    """
-    content = Path(file).read_bytes()
-    with tempfile.TemporaryDirectory() as folder, quiet_matbench():
-        from matbench.bench import MatbenchBenchmark
-
-        plain = Path(folder) / "results.json"
-        plain.write_bytes(gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content)
-        return MatbenchBenchmark.from_file(str(plain))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Two runs on the same crystals: how far apart they are, and how sure that is over crystals.
+"""Two runs on the same examples: how far apart they are, and how sure that is over examples.
 
 A difference is always A minus B, of the metric (MAE or ROC-AUC): the mean over folds of the mean over a run's
 seeds. What seeds do to it, and whether it is a gain, is `tune/analysis/verdict.py`.
@@ -14,16 +14,16 @@ import pandas as pd
 from scipy.stats import wilcoxon
 
 from data.metrics import Metric
-from models.bootstrap import RESAMPLES, clusters, interval, resampled_scores
+from models.bootstrap import RESAMPLES, group_numbers, interval, resampled_scores
 from tune.errors import RunError
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class PairedPredictions:
     """Predictions of two runs on the rows that both have.
 
     Attributes:
-        rows: fold, id, composition, y_true; n rows.
+        rows: fold, id, group, y_true; n rows.
         a: shape (seeds of A, n), in the task's unit, or probabilities.
         b: shape (seeds of B, n).
     """
@@ -39,20 +39,20 @@ class Difference:
 
     Attributes:
         value: of the metric.
-        low: lower end of its 95 % interval over crystals.
+        low: lower end of its 95 % interval over examples.
         high: upper end.
         p_value: of Wilcoxon's signed-rank test; None for a ROC-AUC.
-        n_compositions: that were resampled.
+        n_groups: that were resampled.
     """
 
     value: float
     low: float
     high: float
     p_value: float | None
-    n_compositions: int
+    n_groups: int
 
     def with_seeds(self, band: float) -> tuple[float, float]:
-        """Ends of the 95 % interval over crystals and seeds together.
+        """Ends of the 95 % interval over examples and seeds together.
 
         The two vary independently, so the distances from the value to the ends of either interval add as squares
         (Zou and Donner, Statistics in Medicine 27, 1693, 2008): to ask each by itself would call a difference real
@@ -65,7 +65,7 @@ class Difference:
         return self.value - float(np.hypot(below, band)), self.value + float(np.hypot(above, band))
 
 
-def pair_up(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> Pair:
+def paired_predictions(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> PairedPredictions:
     """Predictions of A and of B, one table a seed, on the (fold, id) that all of them have.
 
     Raises:
@@ -87,44 +87,44 @@ def pair_up(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> Pair:
                 f"the labels of {len(differ)} common ids differ, for example of {common[first][1]!r}: "
                 f"{labels[first]!s} and {table['y_true'].iloc[first]!s}"
             )
-    rows = tables[0][["composition", "y_true"]].reset_index()[["fold", "id", "composition", "y_true"]]
+    rows = tables[0][["group", "y_true"]].reset_index()[["fold", "id", "group", "y_true"]]
     predicted = np.stack([table["y_pred"].to_numpy() for table in tables])
-    return Pair(rows, predicted[: len(a)], predicted[len(a) :])
+    return PairedPredictions(rows, predicted[: len(a)], predicted[len(a) :])
 
 
 def fold_scores(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np.ndarray:
     """The metric by seed and fold, shape (seeds, folds); `predicted` has shape (seeds, n)."""
     y_true, fold = rows["y_true"].to_numpy(), rows["fold"].to_numpy()
-    parts = [np.flatnonzero(fold == one) for one in np.unique(fold)]
-    return np.array([[metric.value(y_true[part], one[part]) for part in parts] for one in predicted])
+    rows_by_fold = [np.flatnonzero(fold == index) for index in np.unique(fold)]
+    return np.array([[metric.value(y_true[which], of_seed[which]) for which in rows_by_fold] for of_seed in predicted])
 
 
-def abs_errors(pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+def abs_errors(paired: PairedPredictions) -> tuple[np.ndarray, np.ndarray]:
     """Absolute errors of A and of B by row, each the mean over its seeds; both of shape (n,)."""
-    y_true = pair.rows["y_true"].to_numpy()
-    return np.abs(pair.a - y_true).mean(axis=0), np.abs(pair.b - y_true).mean(axis=0)
+    y_true = paired.rows["y_true"].to_numpy()
+    return np.abs(paired.a - y_true).mean(axis=0), np.abs(paired.b - y_true).mean(axis=0)
 
 
-def difference(pair: Pair, metric: Metric, n_resamples: int = RESAMPLES, seed: int = 0) -> Difference:
-    """A minus B with a 95 % interval over crystals: what other crystals of the kind would have given.
+def difference(paired: PairedPredictions, metric: Metric, n_resamples: int = RESAMPLES, seed: int = 0) -> Difference:
+    """A minus B with a 95 % interval over examples: what others of the kind would have given.
 
-    The interval is that of `models/bootstrap.py`: compositions are resampled, the same ones for both runs. The p value
+    The interval is that of `models/bootstrap.py`: groups are resampled, the same ones for both runs. The p value
     is that of Wilcoxon's signed-rank test (Biometrics Bulletin 1, 80, 1945) over the mean difference of each
-    composition; it asks about the typical composition, not the mean.
+    group; it asks about the typical group, not the mean.
 
     Args:
-        pair: the predictions.
+        paired: the predictions.
         metric: MAE or ROC-AUC.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    resampled = resampled_scores(pair.rows, [pair.a, pair.b], metric, n_resamples, seed)
+    resampled = resampled_scores(paired.rows, [paired.a, paired.b], metric, n_resamples, seed)
     low, high = interval(resampled[:, 0] - resampled[:, 1])
-    value = fold_scores(pair.rows, pair.a, metric).mean() - fold_scores(pair.rows, pair.b, metric).mean()
-    cluster = clusters(pair.rows)
+    value = fold_scores(paired.rows, paired.a, metric).mean() - fold_scores(paired.rows, paired.b, metric).mean()
+    group = group_numbers(paired.rows)
     p_value = None
     if metric.name == "mae":
-        error_a, error_b = abs_errors(pair)
-        by_cluster = np.bincount(cluster, weights=error_a - error_b) / np.bincount(cluster)
-        p_value = float(wilcoxon(by_cluster).pvalue) if by_cluster.any() else 1.0
-    return Difference(float(value), low, high, p_value, int(cluster.max()) + 1)
+        error_a, error_b = abs_errors(paired)
+        by_group = np.bincount(group, weights=error_a - error_b) / np.bincount(group)
+        p_value = float(wilcoxon(by_group).pvalue) if by_group.any() else 1.0
+    return Difference(float(value), low, high, p_value, int(group.max()) + 1)

@@ -52,25 +52,25 @@ def peer_tables(peers: pd.DataFrame, rows: pd.DataFrame, file: str) -> dict[str,
 
     Args:
         peers: as `read_peers` gives them.
-        rows: fold, id, composition, y_true.
+        rows: fold, id, group, y_true.
         file: where they come from, for messages.
 
     Raises:
         RunError: they have some of the ids only.
     """
     ids = rows["id"]
-    known = ids.isin(peers.index).to_numpy()
-    if not known.any():
+    is_predicted = ids.isin(peers.index).to_numpy()
+    if not is_predicted.any():
         return {}
-    if not known.all():
+    if not is_predicted.all():
         raise RunError(
-            f"{(~known).sum()} test ids are not in {file}, for example {ids[~known].iloc[0]}: name runs of those "
-            "crystals alone that it has"
+            f"{(~is_predicted).sum()} test ids are not in {file}, for example {ids[~is_predicted].iloc[0]}: name runs "
+            "of those ids alone that it has"
         )
-    found = peers.loc[ids]
+    of_rows = peers.loc[ids]
     tables = {}
-    for name in found.columns:
-        predicted = found[name].to_numpy()
+    for name in of_rows.columns:
+        predicted = of_rows[name].to_numpy()
         lacking = ~np.isfinite(predicted)
         if lacking.all():  # a model that did not enter this task
             continue

@@ -1,6 +1,6 @@
 """Runs of the same rows, and other people's models on the same ids, ranked: what `tune/leaderboard.py` shows.
 
-Everyone is compared with the best alone, on the same resamples of compositions (`models/bootstrap.py`).
+Everyone is compared with the best alone, on the same resamples of groups (`models/bootstrap.py`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from scipy.stats import t
 
 from data.fold import DEFAULT_SPLIT
 from data.metrics import Metric, scores_of
-from models.bootstrap import MIN_COMPOSITIONS, RESAMPLES, clusters, interval, resampled_scores
+from data.task_words import TaskWords, task_words
+from models.bootstrap import MIN_GROUPS, RESAMPLES, group_numbers, interval, resampled_scores
 from tune.analysis.entries import Entry, run_entries
-from tune.analysis.paired import Difference, fold_scores, pair_up
+from tune.analysis.paired import Difference, fold_scores, paired_predictions
 from tune.analysis.peers import peer_tables
 from tune.errors import RunError
 from tune.runs import SweepRun, split_of
 
-# Resamples times compositions: some ten seconds for ten models of 130,000 crystals.
+# Resamples times groups: some ten seconds for ten models of 130,000 examples.
 _BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}
 
 
@@ -73,7 +74,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class Section:
+class Ranking:
     """All entries of the same task, target, rows and kind of folds, best first; those that lack ids last.
 
     Attributes:
@@ -94,8 +95,13 @@ class Section:
     n_resamples: int
     runs: list[SweepRun]
 
+    @property
+    def words(self) -> TaskWords:
+        """What the task calls its examples and their groups."""
+        return task_words(self.task)
 
-def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[Section]:
+
+def rankings(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[Ranking]:
     """Rank runs and peers, each with those of its own task, target and rows.
 
     Args:
@@ -105,29 +111,29 @@ def sections(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[S
     Raises:
         RunError: a peer lacks some ids, labels differ, or a file of peers has none of any task's ids.
     """
-    grouped: dict[tuple[str, ...], list[SweepRun]] = {}
+    alike: dict[tuple[str, ...], list[SweepRun]] = {}
     for run in runs:
         key = (run.task["name"], run.task["target"], run.task["kind"], run.data_sha256, split_of(run))
-        grouped.setdefault(key, []).append(run)
-    used: set[str] = set()
-    found = []
-    for group in grouped.values():
-        entries = run_entries(group)
-        rows = max((entry.table for entry in entries), key=len)[["fold", "id", "composition", "y_true"]]
+        alike.setdefault(key, []).append(run)
+    used_files: set[str] = set()
+    ranked = []
+    for same_rows in alike.values():
+        entries = run_entries(same_rows)
+        rows = max((entry.table for entry in entries), key=len)[["fold", "id", "group", "y_true"]]
         # Peers were trained on the task's own folds: what another split leaves out, they have seen.
-        of_task = peers if split_of(group[0]) == DEFAULT_SPLIT else {}
+        of_task = peers if split_of(same_rows[0]) == DEFAULT_SPLIT else {}
         for file, table in of_task.items():
             of_these = peer_tables(table, rows, file)
-            used |= {file} if of_these else set()
+            used_files |= {file} if of_these else set()
             flags = ["trained on the whole task"] if any("subset" in entry.flags for entry in entries) else []
-            entries += [Entry(name, "peer", one, "", 1, flags, None) for name, one in of_these.items()]
-        found.append(rank(entries, group))
-    if unused := [file for file in peers if file not in used]:
+            entries += [Entry(name, "peer", predicted, "", 1, flags, None) for name, predicted in of_these.items()]
+        ranked.append(rank(entries, same_rows))
+    if unused := [file for file in peers if file not in used_files]:
         raise RunError(f"--peers {unused[0]}: it has none of the test ids of these runs, so of which task is it?")
-    return sorted(found, key=lambda section: (section.task["name"], -len(section.places[0].entry.table)))
+    return sorted(ranked, key=lambda ranking: (ranking.task["name"], -len(ranking.places[0].entry.table)))
 
 
-def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
+def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Ranking:
     """Rank entries of the same task, target and rows."""
     metric = runs[0].metric
     sign = 1.0 if metric.mode == "min" else -1.0
@@ -135,54 +141,54 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Section:
     whole = [entry for entry in entries if len(entry.table) == most]
     folds = set(whole[0].table["fold"])
     whole = [entry for entry in whole if set(entry.table["fold"]) == folds]
-    pair = pair_up([entry.table for entry in whole], [])
-    values = fold_scores(pair.rows, pair.a, metric)
+    paired = paired_predictions([entry.table for entry in whole], [])
+    values = fold_scores(paired.rows, paired.a, metric)
     order = np.argsort(sign * values.mean(axis=1), kind="stable").tolist()
     first = order[0]
     best = whole[first]
-    n_compositions = int(clusters(pair.rows).max()) + 1
-    n_resamples = resamples_for(n_compositions, metric)
-    resampled = resampled_scores(pair.rows, list(pair.a[:, None]), metric, n_resamples)
+    n_groups = int(group_numbers(paired.rows).max()) + 1
+    n_resamples = resamples_for(n_groups, metric)
+    resampled = resampled_scores(paired.rows, list(paired.a[:, None]), metric, n_resamples)
     # Each run once, whichever of its members are ranked; the mean over fewer folds is spread otherwise.
-    alike = {run.address: seed_scores(run) for run in runs if set(run.folds) == folds}
-    spread = pooled_spread(list(alike.values()))
-    names = np.unique(pair.rows["fold"]).tolist()
+    by_run = {run.address: seed_scores(run) for run in runs if set(run.folds) == folds}
+    spread = pooled_spread(list(by_run.values()))
+    names = np.unique(paired.rows["fold"]).tolist()
     places = []
-    for position, one in enumerate(order, start=1):
-        entry, found, tied = whole[one], None, False
-        if one != first:
-            value = sign * float(values[one].mean() - values[first].mean())
-            low, high = interval(sign * (resampled[:, one] - resampled[:, first]))
-            found = Difference(value, low, high, None, n_compositions)
-            tied = is_noise(found, spread, entry.n_draws, best.n_draws)
-        by_fold = dict(zip(names, values[one].tolist(), strict=True))
-        placed = 1 if tied else position
-        places.append(Place(entry, mean_scores(entry.table, metric), by_fold, placed, tied, found, most))
+    for position, k in enumerate(order, start=1):
+        entry, behind, tied = whole[k], None, False
+        if k != first:
+            value = sign * float(values[k].mean() - values[first].mean())
+            low, high = interval(sign * (resampled[:, k] - resampled[:, first]))
+            behind = Difference(value, low, high, None, n_groups)
+            tied = is_noise(behind, spread, entry.n_draws, best.n_draws)
+        by_fold = dict(zip(names, values[k].tolist(), strict=True))
+        rank_of_entry = 1 if tied else position
+        places.append(Place(entry, mean_scores(entry.table, metric), by_fold, rank_of_entry, tied, behind, most))
     if any(place.tied for place in places):
         places[0] = Place(best, places[0].scores, places[0].by_fold, 1, True, None, most)
     for entry in entries:
         if entry not in whole:
             places.append(_place_apart(entry, best, metric))
-    return Section(runs[0].task, runs[0].results["data"], metric, places, spread, n_resamples, runs)
+    return Ranking(runs[0].task, runs[0].results["data"], metric, places, spread, n_resamples, runs)
 
 
-def is_noise(found: Difference, spread: SeedSpread | None, *n_seeds: int) -> bool:
-    """Whether a difference to the best says nothing: its interval over crystals and seeds together holds 0.
+def is_noise(difference: Difference, spread: SeedSpread | None, *n_seeds: int) -> bool:
+    """Whether a difference to the best says nothing: its interval over examples and seeds together holds 0.
 
-    Where no run has several seeds, nothing is known of them, and crystals alone decide.
+    Where no run has several seeds, nothing is known of them, and examples alone decide.
     """
-    low, high = found.with_seeds(0.0 if spread is None else spread.band(*n_seeds))
-    return found.n_compositions < MIN_COMPOSITIONS or low <= 0 <= high
+    low, high = difference.with_seeds(0.0 if spread is None else spread.band(*n_seeds))
+    return difference.n_groups < MIN_GROUPS or low <= 0 <= high
 
 
-def resamples_for(n_compositions: int, metric: Metric) -> int:
-    """How many resamples are worth their time: 10,000, fewer where there are many compositions."""
-    return int(np.clip(_BUDGET[metric.name] // n_compositions, 500, RESAMPLES))
+def resamples_for(n_groups: int, metric: Metric) -> int:
+    """How many resamples are worth their time: 10,000, fewer where there are many groups."""
+    return int(np.clip(_BUDGET[metric.name] // n_groups, 500, RESAMPLES))
 
 
 def mean_scores(table: pd.DataFrame, metric: Metric) -> dict[str, float]:
     """Means over folds of what Matbench scores, and the largest error of all."""
-    by_fold = [scores_of(metric, part) for _, part in table.groupby("fold")]
+    by_fold = [scores_of(metric, of_fold) for _, of_fold in table.groupby("fold")]
     means = {name: float(np.mean([scores[name] for scores in by_fold])) for name in by_fold[0]}
     return means | {name: max(scores[name] for scores in by_fold) for name in ("max_error",) if name in means}
 
@@ -212,13 +218,13 @@ def _place_apart(entry: Entry, best: Entry, metric: Metric) -> Place:
     by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))
     scores = mean_scores(entry.table, metric)
     try:
-        pair = pair_up([entry.table], [best.table])
+        paired = paired_predictions([entry.table], [best.table])
     except RunError:
         return Place(entry, scores, by_fold, None, False, None, 0)
     sign = 1.0 if metric.mode == "min" else -1.0
-    n_compositions = int(clusters(pair.rows).max()) + 1
-    resampled = resampled_scores(pair.rows, [pair.a, pair.b], metric, resamples_for(n_compositions, metric))
+    n_groups = int(group_numbers(paired.rows).max()) + 1
+    resampled = resampled_scores(paired.rows, [paired.a, paired.b], metric, resamples_for(n_groups, metric))
     low, high = interval(sign * (resampled[:, 0] - resampled[:, 1]))
-    values = [float(fold_scores(pair.rows, one, metric).mean()) for one in (pair.a, pair.b)]
-    found = Difference(sign * (values[0] - values[1]), low, high, None, n_compositions)
-    return Place(entry, scores, by_fold, None, False, found, len(pair.rows))
+    values = [float(fold_scores(paired.rows, predicted, metric).mean()) for predicted in (paired.a, paired.b)]
+    behind = Difference(sign * (values[0] - values[1]), low, high, None, n_groups)
+    return Place(entry, scores, by_fold, None, False, behind, len(paired.rows))

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 import yaml
 
+from models.registry import open_facts
 from tune.analysis.matbench_record import (
     IncompleteError,
     file_content,
@@ -24,12 +25,6 @@ from tune.records.folder import Folder
 from tune.runs import Member, SweepRun, contribution, load_sweep
 
 MISSING = "missing_ids.csv"
-CHGNET = (
-    "@article{deng2023chgnet, title={CHGNet as a pretrained universal neural network potential for charge-informed "
-    "atomistic modelling}, author={Deng, Bowen and Zhong, Peichen and Jun, KyuJung and Riebesell, Janosh and Han, "
-    "Kevin and Bartel, Christopher J. and Ceder, Gerbrand}, journal={Nature Machine Intelligence}, volume={5}, "
-    "pages={1031--1041}, year={2023}}"
-)
 _RUN = '''"""Repeats this submission: {title}.
 
 In a checkout of matsweep at commit {commit},
@@ -67,49 +62,49 @@ def fold_params(run: SweepRun, member: Member) -> dict[int, dict[str, Any]]:
     if member.name == "reference":
         return {fold: {**common, "trained": "nothing"} for fold in run.folds}
     common |= {"seeds": seeds} if seeds else {}
-    common |= {"members": [one["member"] for one in results.get("members", [])]} if "members" in results else {}
+    common |= {"members": [entry["member"] for entry in results["members"]]} if "members" in results else {}
     return {fold: {**common, "config": run.configs[fold]} for fold in run.folds}
 
 
-def notes(run: SweepRun, member: Member, scores: dict[str, Any]) -> str:
+def notes_of(run: SweepRun, member: Member, scores: dict[str, Any]) -> str:
     """What a reader of the leaderboard must know, in sentences."""
     results = run.results
     flags = results["flags"]
     code = results["record"]["git_commit"]
-    told = [
+    sentences = [
         f"Made by matsweep, sweep {run.name} ({member.name}), code {code}, data {run.data_sha256}.",
         f"Protocol: {results['protocol']}",
         *results["notes"],
     ]
     if flags:
-        told.append(f"Flags: {', '.join(flags)}.")
+        sentences.append(f"Flags: {', '.join(flags)}.")
     if "std" in member.test and run.metric.name == "mae":
         n = len(results["seeds"]) or len(results.get("members", []))
         of = f"over the {n} members of the ensemble" if member.name == "ensemble" else "as the model itself gives it"
-        told.append(f"The uncertainty of a prediction is its standard deviation {of}.")
+        sentences.append(f"The uncertainty of a prediction is its standard deviation {of}.")
     if run.metric.name == "rocauc":
-        told.append(
+        sentences.append(
             f"ROC-AUC of the recorded probabilities: {scores['own']:.4f}. That in the record, {scores['rocauc']:.4f}, "
             "is of labels: matbench 0.6 rounds probabilities before it scores them (its issues 137 and 181)."
         )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def info(
-    run: SweepRun, authors: str, algorithm: str, algorithm_long: str | None, bibtex: str | None, noted: str
+    run: SweepRun, authors: str, algorithm: str, algorithm_long: str | None, bibtex: str | None, notes: str
 ) -> dict[str, Any]:
     """Matbench's info.json."""
     record, name = run.results["record"], run.results.get("model", {}).get("name", "average")
+    facts = open_facts(run.family)
     described = f"{name}, {run.results['protocol'].split(';')[0].rstrip('.')}, run by matsweep"
-    reads_chgnet = any("CHGNet" in note for note in run.results["notes"]) or name in ("chgnet", "gaussian_process")
-    references = [CHGNET] if reads_chgnet else []
+    references = [] if facts is None else facts.references(name, run.results["notes"])
     references += [bibtex.strip()] if bibtex else []
     return {
         "authors": authors,
         "algorithm": algorithm,
         "algorithm_long": algorithm_long or described,
         "bibtex_refs": references,
-        "notes": noted,
+        "notes": notes,
         "requirements": {"python": [f"{library}=={version}" for library, version in record["versions"].items()]},
     }
 
@@ -120,31 +115,11 @@ def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
     Raises:
         RunError: the user's own model is not what it was.
     """
-    results, options = run.results, run.results["options"]
+    if "members" in run.results:
+        return _repeat_average(run)
+    results, options, model = run.results, run.results["options"], run.results.get("model", {})
     name = _slug(results["sweep"])
-    files: dict[str, str] = {}
-    if "members" in results:
-        commands: list[list[str]] = []
-        for one in dict.fromkeys(one["address"] for one in results["members"]):
-            try:
-                averaged = load_sweep(one)
-            except RunError:  # the average is there without what it averaged
-                continue
-            more, needed = repeat(averaged)
-            commands += [command for command in more if command not in commands]
-            files |= needed
-        parts = [one["member"].rpartition("/") for one in results["members"]]
-        labels = [f"{_slug(sweep)}/{member}" for sweep, _, member in parts]
-        return [*commands, ["tune/ensemble.py", *labels, "--name", name, "--weights", options["weights"]]], files
-    model = results.get("model", {})
-    if "file" in model:
-        code = Path(model["file"]).read_bytes() if Path(model["file"]).is_file() else b""
-        if hashlib.sha256(code).hexdigest() != model["sha256"]:
-            raise RunError(
-                f"{model['file']}, the model of {results['sweep']}, is gone or was changed since: put it back as it "
-                "was, for run.py repeats the sweep with it"
-            )
-        files[model["name"]] = code.decode()
+    files = {model["name"]: _unchanged_model(run)} if "file" in model else {}
     first, *added = options.get("batches") or [options]  # of a sweep that was extended, what it began with is first
     file = f"{name}.yaml"
     files[file] = _space_file(first["space"], model)
@@ -166,6 +141,35 @@ def repeat(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
             extension += ["--only-failed"]
         extensions.append(extension)
     return [command, *extensions], files
+
+
+def _repeat_average(run: SweepRun) -> tuple[list[list[str]], dict[str, str]]:
+    """What `repeat` gives of an average: all that its members need, and the command that averages them."""
+    members, commands, files = run.results["members"], list[list[str]](), dict[str, str]()
+    for address in dict.fromkeys(entry["address"] for entry in members):
+        try:
+            averaged = load_sweep(address)
+        except RunError:  # the average is there without what it averaged
+            continue
+        of_member, needed = repeat(averaged)
+        commands += [command for command in of_member if command not in commands]
+        files |= needed
+    names = [entry["member"].rpartition("/") for entry in members]
+    labels = [f"{_slug(sweep)}/{member}" for sweep, _, member in names]
+    name, weights = _slug(run.results["sweep"]), run.results["options"]["weights"]
+    return [*commands, ["tune/ensemble.py", *labels, "--name", name, "--weights", weights]], files
+
+
+def _unchanged_model(run: SweepRun) -> str:
+    """The code of a model of the user's own; RunError where it is not what it was."""
+    model = run.results["model"]
+    code = Path(model["file"]).read_bytes() if Path(model["file"]).is_file() else b""
+    if hashlib.sha256(code).hexdigest() != model["sha256"]:
+        raise RunError(
+            f"{model['file']}, the model of {run.results['sweep']}, is gone or was changed since: put it back as it "
+            "was, for run.py repeats the sweep with it"
+        )
+    return code.decode()
 
 
 def _space_file(space: dict[str, Any], model: dict[str, str]) -> str:
@@ -191,15 +195,18 @@ def submission(
     scores = benchmark.tasks_map[run.task["official"]].scores
     own = {metric: float(scores[metric]["mean"]) for metric in scores}
     if run.metric.name == "rocauc":
-        parts = [part for _, part in member.test.groupby("fold")]
-        by_fold = [run.metric.value(part["y_true"].to_numpy(), part["y_pred"].to_numpy()) for part in parts]
+        tables = [table for _, table in member.test.groupby("fold")]
+        by_fold = [run.metric.value(table["y_true"].to_numpy(), table["y_pred"].to_numpy()) for table in tables]
         own["own"] = sum(by_fold) / len(by_fold)
-    told = info(run, authors, algorithm, algorithm_long, bibtex, notes(run, member, own))
+    content_of_info = info(run, authors, algorithm, algorithm_long, bibtex, notes_of(run, member, own))
     commands, files = repeat(run)
-    shown = "[\n" + "".join(f"    {command!r},\n" for command in commands) + "]"
-    script = _RUN.format(title=_slug(algorithm), commit=run.results["record"]["git_commit"], commands=shown)
+    listing = "[\n" + "".join(f"    {command!r},\n" for command in commands) + "]"
+    script = _RUN.format(title=_slug(algorithm), commit=run.results["record"]["git_commit"], commands=listing)
     content = {name: text.encode() for name, text in files.items()}
-    content |= {"run.py": script.encode(), "info.json": json.dumps(told, indent=2, ensure_ascii=False).encode()}
+    content |= {
+        "run.py": script.encode(),
+        "info.json": json.dumps(content_of_info, indent=2, ensure_ascii=False).encode(),
+    }
     content["results.json.gz"] = file_content(benchmark)
     return content, scores
 
@@ -235,8 +242,8 @@ def write_submission(
         folder.write(name, content)
     for metric, of_folds in scores.items():
         typer.echo(f"{metric:>17}  {of_folds['mean']:.4f} +- {of_folds['std']:.4f} over folds")
-    told = json.loads(files["info.json"])["notes"]
-    typer.echo(f"\n{told}\n\nMatbench's own from_file finds it valid (matbench 0.6 reads it unpacked, `gunzip -k`).")
+    notes = json.loads(files["info.json"])["notes"]
+    typer.echo(f"\n{notes}\n\nMatbench's own from_file finds it valid (matbench 0.6 reads it unpacked, `gunzip -k`).")
     if authors == NOBODY:
         typer.echo("Before you hand it in: info.json names no authors, give --authors.")
     typer.echo(f"Written to {address}: {', '.join(sorted(files))}")

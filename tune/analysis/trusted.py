@@ -13,16 +13,18 @@ import numpy as np
 import pandas as pd
 
 from data.metrics import TRUSTED, Metric, scores_of
+from tune.records.members import as_written
 
 WORST = 3  # predictions that are named
 
 
-def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric) -> dict[str, Any]:
+def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric, group_name: str) -> dict[str, Any]:
     """Counts the predictions that are not trusted, names the worst of them, and scores the others.
 
     Args:
         tables: each fold's index and test predictions, with `trust` and `trusted`.
         metric: that the task is judged by.
+        group_name: what the task calls a group, which is the name of it in the facts.
 
     Returns:
         `n`, `n_untrusted`, `worst` (those of the largest error, a dict each) and, where each fold has trusted ones,
@@ -32,11 +34,11 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric) -> d
         return {}
     together = pd.concat([table.assign(fold=fold) for fold, table in tables], ignore_index=True)
     untrusted = together[~together["trusted"]]
-    columns = ["fold", "id", "composition", "y_true", "y_pred", "trust"]
+    worst = as_written(untrusted.nlargest(WORST, "abs_error"), group_name)
     facts = {
         "n": len(together),
         "n_untrusted": len(untrusted),
-        "worst": untrusted.nlargest(WORST, "abs_error")[columns].to_dict("records"),
+        "worst": worst[["fold", "id", group_name, "y_true", "y_pred", "trust"]].to_dict("records"),
     }
     trusted = [table[table["trusted"]] for _, table in tables]
     if all(len(table) for table in trusted):
@@ -50,12 +52,13 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric) -> d
     return facts
 
 
-def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") -> str:
+def trust_sentence(entry: dict[str, Any], metric: str, group_name: str, untrusted: str = "keep") -> str:
     """Puts what an entry of results.json says of trust into a sentence; "" where it says nothing.
 
     Args:
         entry: with `mean` and, if marks are known, `trust`.
         metric: that the run is judged by.
+        group_name: what the task calls a group.
         untrusted: what the sweep was told to predict where there is no trust.
     """
     facts = entry.get("trust")
@@ -64,7 +67,7 @@ def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") 
     if not facts["n_untrusted"]:
         return f"all {facts['n']:,} test predictions are trusted"
     named = "; ".join(
-        f"{row['composition']} ({row['id']}, fold {row['fold']}) {row['y_pred']:.3g} for {row['y_true']:.3g}, trust "
+        f"{row[group_name]} ({row['id']}, fold {row['fold']}) {row['y_pred']:.3g} for {row['y_true']:.3g}, trust "
         f"{row['trust']:.2g}"
         for row in facts["worst"]
     )
@@ -77,19 +80,23 @@ def trust_sentence(entry: dict[str, Any], metric: str, untrusted: str = "keep") 
     return sentence
 
 
-def untrusted_facts(table: pd.DataFrame, metric: Metric) -> dict[str, Any]:
+def untrusted_facts(table: pd.DataFrame, metric: Metric, group_name: str) -> dict[str, Any]:
     """Counts what is not trusted of a line of the leaderboard, names the worst of it, and scores the rest.
 
     Args:
         table: of all folds, with a column `fold`.
         metric: that the task is judged by.
+        metric: that the line is judged by.
+        group_name: what the task calls a group.
     """
-    facts = trust_facts([(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], metric)
+    facts = trust_facts(
+        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], metric, group_name
+    )
     if not facts:
         return {}
     line: dict[str, Any] = {"n_untrusted": facts["n_untrusted"]}
     if facts["n_untrusted"]:
-        line["worst_untrusted"] = [f"{row['composition']} ({row['id']})" for row in facts["worst"]]
+        line["worst_untrusted"] = [f"{row[group_name]} ({row['id']})" for row in facts["worst"]]
     if "mean_of_trusted" in facts:
         line[f"{metric.name}_of_trusted"] = facts["mean_of_trusted"][metric.name]
     return line

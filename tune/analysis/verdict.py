@@ -1,7 +1,8 @@
 """What seeds do to the difference of two runs, and the verdict: is B better than A, or is that noise?
 
-Two things can make a difference without either run being better: which crystals were there to be predicted
-(`tune/analysis/paired.py`), and which seeds were drawn (`seed_noise`). `judge` goes by the interval of both together.
+Two things can make a difference without either run being better: which examples were there to be predicted
+(`tune/analysis/paired.py`), and which seeds were drawn (`seed_noise`). `verdict_on` goes by the interval of both
+together.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import numpy as np
 from scipy.stats import t
 
 from data.metrics import Metric
-from models.bootstrap import MIN_COMPOSITIONS
-from tune.analysis.paired import Difference, Pair
+from data.task_words import TaskWords
+from models.bootstrap import MIN_GROUPS
+from tune.analysis.paired import Difference, PairedPredictions
 
 
 @dataclass(frozen=True)
@@ -71,42 +73,52 @@ def seed_noise(a: np.ndarray, b: np.ndarray, other: np.ndarray | None = None) ->
     return Noise(float(t.ppf(0.975, len(other) - 1) * spread), f"{source}, {len(other)} seeds")
 
 
-def judge(pair: Pair, metric: Metric, found: Difference, noise: Noise | None) -> tuple[str, str]:
+def verdict_on(
+    paired: PairedPredictions, metric: Metric, difference: Difference, noise: Noise | None, words: TaskWords
+) -> tuple[str, str]:
     """Whether B is better than A, and why, in a sentence.
+
+    Args:
+        paired: predictions of A and of B.
+        metric: of their task.
+        difference: A minus B.
+        noise: what the seed alone does; None where nothing tells.
+        words: of the task.
 
     Returns:
         "identical (inert)", "better", "worse", "within noise" or "undecided"; and the sentence.
     """
-    size, name = abs(found.value), metric.name.upper()
-    if identical(pair):
+    size, name = abs(difference.value), metric.name.upper()
+    if identical(paired):
         return "identical (inert)", (
-            f"All {len(pair.rows)} predictions are equal to the last digit: whatever differs between the runs did "
+            f"All {len(paired.rows)} predictions are equal to the last digit: whatever differs between the runs did "
             "nothing."
         )
-    if found.n_compositions < MIN_COMPOSITIONS:
+    if difference.n_groups < MIN_GROUPS:
         return "undecided", (
-            f"{found.n_compositions} compositions are too few for an interval: at least {MIN_COMPOSITIONS} are needed."
+            f"{difference.n_groups} {words.groups} are too few for an interval: at least {MIN_GROUPS} are needed."
         )
     if noise is None:
         return "undecided", (
-            f"The {name} differs by {size:.3g}; the 95 % interval of that over crystals, {found.low:.3g} to "
-            f"{found.high:.3g}, says nothing of what another seed would have given. "
+            f"The {name} differs by {size:.3g}; the 95 % interval of that over {words.examples}, "
+            f"{difference.low:.3g} to {difference.high:.3g}, says nothing of what another seed would have given. "
             "Measure that: train with --seeds 3, or sweep --space seed_noise once and name that run by --noise."
         )
-    low, high = found.with_seeds(noise.band)
-    because = f"{low:.3g} to {high:.3g} over crystals and seeds together"
+    low, high = difference.with_seeds(noise.band)
+    because = f"{low:.3g} to {high:.3g} over {words.examples} and seeds together"
     if low <= 0 <= high:
         return "within noise", (
-            f"The runs' {name} differs by {size:.3g}, and its 95 % interval, {because}, holds 0. Over crystals alone "
-            f"it is {found.low:.3g} to {found.high:.3g}; seeds alone make differences up to {noise.band:.3g}."
+            f"The runs' {name} differs by {size:.3g}, and its 95 % interval, {because}, holds 0. Over "
+            f"{words.examples} alone it is {difference.low:.3g} to {difference.high:.3g}; "
+            f"seeds alone make differences up to {noise.band:.3g}."
         )
-    better = metric.better(-found.value, 0.0)  # the metric of B, less that of A
+    better = metric.better(-difference.value, 0.0)  # the metric of B, less that of A
     return "better" if better else "worse", (
-        f"The {name} of B is {'lower' if found.value > 0 else 'higher'} by {size:.3g}; its 95 % interval, {because}, "
-        "leaves out 0."
+        f"The {name} of B is {'lower' if difference.value > 0 else 'higher'} by {size:.3g}; its 95 % "
+        f"interval, {because}, leaves out 0."
     )
 
 
-def identical(pair: Pair) -> bool:
+def identical(paired: PairedPredictions) -> bool:
     """Whether the runs predict the same to the last digit, seed by seed."""
-    return pair.a.shape == pair.b.shape and bool((pair.a == pair.b).all())
+    return paired.a.shape == paired.b.shape and bool((paired.a == paired.b).all())

@@ -15,10 +15,11 @@ from data.stores.storage import open_folder, write_whole
 from models.bootstrap import RESAMPLES
 from tune.analysis.comparison import Comparison, differences
 from tune.analysis.paired import fold_scores
-from tune.runs import SweepRun, judged
+from tune.records.members import as_written
+from tune.runs import SweepRun, compared_members
 
-SHOWN = 10  # ids in the report
-COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: told apart by colour-blind people
+LARGEST = 10  # ids in the page
+COLOURS = {"A": "#0072B2", "B": "#D55E00"}  # blue and vermillion of Okabe and Ito: which colour-blind people tell apart
 # Options that may change a result.
 _PROTOCOL = ("search_folds", "num_samples", "seed", "every_atom", "tta", "untrusted")
 
@@ -32,7 +33,7 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
     for field in fields:
         by_value: dict[tuple[str, str], list[int]] = {}
         for fold in folds:
-            values = _shown(a.configs[fold].get(field)), _shown(b.configs[fold].get(field))
+            values = _text(a.configs[fold].get(field)), _text(b.configs[fold].get(field))
             if values[0] != values[1]:
                 by_value.setdefault(values, []).append(fold)
         for values, where in by_value.items():
@@ -41,7 +42,7 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
     for what, value_a, value_b in (
         ("model", *(space.get("model") for space in spaces)),
         ("--quantity", a.task.get("quantity"), b.task.get("quantity")),
-        ("trained", _judged_by(a), _judged_by(b)),
+        ("trained", _member_names(a), _member_names(b)),
         *(
             (f"--{name.replace('_', '-')}", *(run.results["options"][name] for run in (a, b)))
             for name in _PROTOCOL
@@ -50,91 +51,130 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
         ("code", *(run.results["record"].get("git_commit") for run in (a, b))),
     ):
         if value_a != value_b:
-            lines.append((what, "all", _shown(value_a), _shown(value_b)))
+            lines.append((what, "all", _text(value_a), _text(value_b)))
     return lines
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return "not there"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def report(comparison: Comparison) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     """The comparison as Markdown."""
-    a, b, pair, found = comparison.a, comparison.b, comparison.pair, comparison.difference
-    task, name = a.task, a.metric.name.upper()
-    unit = f" ({task['unit']})" if task.get("unit") and a.metric.name == "mae" else ""
-    by_fold = [fold_scores(pair.rows, predicted, a.metric).mean(axis=0) for predicted in (pair.a, pair.b)]
-    means = [scores.mean() for scores in by_fold]
-    band = "not known" if comparison.noise is None else f"+- {comparison.noise.band:.5f}"
-    p_value = "" if found.p_value is None else f"{found.p_value:.2g}"
-    about = (
-        f"**{task['name']}**, target `{task['target']}`{unit}, {comparison.on} parts: {len(pair.rows)} ids in common, "
-        f"{found.n_compositions} compositions."
-    )
-    numbers = (f"{means[0]:.5f}", f"{means[1]:.5f}", f"{found.value:+.5f}", f"{found.low:+.5f} to {found.high:+.5f}")
-    together = "not known"
-    if comparison.noise is not None:
-        together = "{:+.5f} to {:+.5f}".format(*comparison.interval)
-    explained = (
-        f"Each is the mean over folds of the mean over seeds; A: {_judged_by(a)}; B: {_judged_by(b)}. The interval "
-        f"comes from {RESAMPLES:,} resamples of compositions"
-        + (", p from the mean difference of each composition" if p_value else "")
-        + (f"; the noise from {comparison.noise.source}." if comparison.noise else ".")
-    )
+    a, b, verdict = comparison.a, comparison.b, comparison.verdict
     lines = [
         f"# {a.name} (A) against {b.name} (B)",
         "",
-        about,
+        _extent(comparison),
         "",
         *(f"- {warning}" for warning in comparison.warnings),
         *([""] if comparison.warnings else []),
-        f"## B is: {comparison.verdict}" if comparison.verdict in ("better", "worse") else f"## {comparison.verdict}",
+        f"## B is: {verdict}" if verdict in ("better", "worse") else f"## {verdict}",
         "",
         comparison.sentence,
         "",
-        f"| {name}{unit} of A | of B | A - B | 95 % interval over crystals | noise of seeds | both | p (Wilcoxon) |",
-        "|---|---|---|---|---|---|---|",
-        f"| {' | '.join(numbers)} | {band} | {together} | {p_value or 'not for ' + name} |",
+        *_difference_lines(comparison),
         "",
-        explained,
-        "",
-        f"| {name} by fold | A | B | A - B |",
-        "|---|---|---|---|",
-        *(
-            f"| fold {fold} | {one:.5f} | {two:.5f} | {one - two:+.5f} |"
-            for fold, one, two in zip(np.unique(pair.rows["fold"]), *by_fold, strict=True)
-        ),
+        *_fold_lines(comparison),
         "",
         "## What differs between the runs",
         "",
+        *_config_lines(a, b),
+        "",
+        *_id_lines(comparison),
+        "",
+        "![Validation by epoch](curves.png)",
     ]
-    fields = config_differences(a, b)
-    for run in (a, b):
-        if judged(run)[0].name == "reference":
-            lines += [f"{run.name} trains nothing ({run.results['reference']['title']}).", ""]
-    lines += ["| field | folds | A | B |", "|---|---|---|---|"] if fields else ["No field of the configurations."]
-    lines += [f"| {' | '.join(field)} |" for field in fields]
-    lines += [
-        "",
-        f"## The {min(SHOWN, len(pair.rows))} ids that differ most",
-        "",
-        "Predictions and errors are means over a run's seeds; all ids are in differences.csv.",
-        "",
-        "| id | fold | composition | true | A | B | error of A | error of B | A - B |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    columns = ("y_true", "y_pred_a", "y_pred_b", "abs_error_a", "abs_error_b")
-    for row in differences(comparison).head(SHOWN).to_dict("records"):
-        told = " | ".join(f"{row[column]:.4f}" for column in columns)
-        lines.append(f"| {row['id']} | {row['fold']} | {row['composition']} | {told} | {row['difference']:+.4f} |")
-    lines += ["", "![Validation by epoch](curves.png)"]
     return "\n".join(lines) + "\n"
 
 
-def _judged_by(run: SweepRun) -> str:
-    return ", ".join(member.name for member in judged(run))
+def _unit(comparison: Comparison) -> str:
+    """The unit of the metric behind its name, ` (eV/atom)`."""
+    unit = comparison.a.task.get("unit")
+    return f" ({unit})" if unit and comparison.a.metric.name == "mae" else ""
+
+
+def _extent(comparison: Comparison) -> str:
+    """Task, target and number of common ids."""
+    task = comparison.a.task
+    return (
+        f"**{task['name']}**, target `{task['target']}`{_unit(comparison)}, {comparison.on} parts: "
+        f"{len(comparison.paired.rows)} ids in common, {comparison.difference.n_groups} {comparison.a.words.groups}."
+    )
+
+
+def _scores_by_fold(comparison: Comparison) -> list[np.ndarray]:
+    """The metric of A and of B by fold, means over seeds."""
+    paired, metric = comparison.paired, comparison.a.metric
+    return [fold_scores(paired.rows, predicted, metric).mean(axis=0) for predicted in (paired.a, paired.b)]
+
+
+def _difference_lines(comparison: Comparison) -> list[str]:
+    """The table of the difference and its intervals, and where they come from."""
+    difference, noise, words = comparison.difference, comparison.noise, comparison.a.words
+    name, means = comparison.a.metric.name.upper(), [scores.mean() for scores in _scores_by_fold(comparison)]
+    band, together = "not known", "not known"
+    if noise is not None:
+        band, together = f"+- {noise.band:.5f}", "{:+.5f} to {:+.5f}".format(*comparison.interval)
+    p_value = "" if difference.p_value is None else f"{difference.p_value:.2g}"
+    cells = [f"{means[0]:.5f}", f"{means[1]:.5f}", f"{difference.value:+.5f}"]
+    cells += [f"{difference.low:+.5f} to {difference.high:+.5f}", band, together, p_value or f"not for {name}"]
+    heads = [f"{name}{_unit(comparison)} of A", "of B", "A - B", f"95 % interval over {words.examples}"]
+    heads += ["noise of seeds", "both", "p (Wilcoxon)"]
+    source = (
+        f"Each is the mean over folds of the mean over seeds; A: {_member_names(comparison.a)}; "
+        f"B: {_member_names(comparison.b)}. The interval comes from {RESAMPLES:,} resamples of {words.groups}"
+        + (f", p from the mean difference of each {words.group}" if p_value else "")
+        + (f"; the noise from {noise.source}." if noise else ".")
+    )
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", f"| {' | '.join(cells)} |", "", source]
+
+
+def _fold_lines(comparison: Comparison) -> list[str]:
+    """The table of the metric by fold."""
+    folds = np.unique(comparison.paired.rows["fold"])
+    return [
+        f"| {comparison.a.metric.name.upper()} by fold | A | B | A - B |",
+        "|---|---|---|---|",
+        *(
+            f"| fold {fold} | {of_a:.5f} | {of_b:.5f} | {of_a - of_b:+.5f} |"
+            for fold, of_a, of_b in zip(folds, *_scores_by_fold(comparison), strict=True)
+        ),
+    ]
+
+
+def _config_lines(a: SweepRun, b: SweepRun) -> list[str]:
+    """The table of the fields that differ, and which run trains nothing."""
+    lines = []
+    for run in (a, b):
+        if compared_members(run)[0].name == "reference":
+            lines += [f"{run.name} trains nothing ({run.results['reference']['title']}).", ""]
+    fields = config_differences(a, b)
+    lines += ["| field | folds | A | B |", "|---|---|---|---|"] if fields else ["No field of the configurations."]
+    return lines + [f"| {' | '.join(field)} |" for field in fields]
+
+
+def _id_lines(comparison: Comparison) -> list[str]:
+    """The table of the ids whose errors differ most."""
+    lines = [
+        f"## The {min(LARGEST, len(comparison.paired.rows))} ids that differ most",
+        "",
+        "Predictions and errors are means over a run's seeds; all ids are in differences.csv.",
+        "",
+        f"| id | fold | {comparison.a.words.group} | true | A | B | error of A | error of B | A - B |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    columns = ("y_true", "y_pred_a", "y_pred_b", "abs_error_a", "abs_error_b")
+    for row in differences(comparison).head(LARGEST).to_dict("records"):
+        numbers = " | ".join(f"{row[column]:.4f}" for column in columns)
+        lines.append(f"| {row['id']} | {row['fold']} | {row['group']} | {numbers} | {row['difference']:+.4f} |")
+    return lines
+
+
+def _member_names(run: SweepRun) -> str:
+    return ", ".join(member.name for member in compared_members(run))
 
 
 def curves(comparison: Comparison) -> bytes:
@@ -144,11 +184,10 @@ def curves(comparison: Comparison) -> bytes:
     axes = figure.add_subplot()
     for label, run in (("A", comparison.a), ("B", comparison.b)):
         _draw(
-            axes, run, f"val_{metric.name}", f"{label}: {run.name}", COLOURS[label], set(comparison.pair.rows["fold"])
+            axes, run, f"val_{metric.name}", f"{label}: {run.name}", COLOURS[label], set(comparison.paired.rows["fold"])
         )
-    unit = f" ({a.task['unit']})" if a.task.get("unit") and metric.name == "mae" else ""
     axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {metric.name.upper()}{unit}")
+    axes.set_ylabel(f"validation {metric.name.upper()}{_unit(comparison)}")
     if metric.name == "mae":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -164,7 +203,7 @@ def curves(comparison: Comparison) -> bytes:
 def _draw(axes: Axes, run: SweepRun, column: str, label: str, colour: str, folds: set[int]) -> None:
     lines = [
         of_fold.set_index("epoch")[column].rename(f"{member.name} {fold!s}")
-        for member in judged(run)
+        for member in compared_members(run)
         if column in member.history
         for fold, of_fold in member.history.groupby("fold")
         if fold in folds
@@ -182,8 +221,9 @@ def _draw(axes: Axes, run: SweepRun, column: str, label: str, colour: str, folds
 def write_comparison(comparison: Comparison, folder: str) -> str:
     """Write the comparison into a folder, a path or URI, and return its text."""
     filesystem, path = open_folder(folder)
-    text = report(comparison)
-    write_whole(filesystem, f"{path}/differences.csv", differences(comparison).to_csv(index=False).encode())
+    text = comparison_markdown(comparison)
+    table = as_written(differences(comparison), comparison.a.words.group)
+    write_whole(filesystem, f"{path}/differences.csv", table.to_csv(index=False).encode())
     write_whole(filesystem, f"{path}/curves.png", curves(comparison))
     write_whole(filesystem, f"{path}/compare.md", text.encode())
     return text

@@ -4,205 +4,252 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from data.metrics import TRUSTED
-from tune.analysis.crystal_facts import FAMILIES_TOLD, SYMPREC, families
+from models.family import Column
 from tune.analysis.trusted import trust_facts, trust_sentence
 from tune.pages import figures
 from tune.pages.figures import Picture, number
-from tune.pages.report_sections import Cell, Section, Shown, Table, cell, formula
+from tune.pages.report_sections import Cell, PageContent, Section, Table, cell
 
-WORST = 50  # crystals in the list
-_SPACE_GROUPS = 15  # in the figure; the table has all
+WORST = 50  # examples in the list
+_FREQUENT = 15  # values of a finer category in its figure; the table has all
 _BINS = 8  # of the target
 
 
-def predictions(shown: Shown) -> list[Section]:
+def predictions(content: PageContent) -> list[Section]:
     """Parity and residuals of a regression, ROC curve of a classification."""
-    table, sweep = shown.table, shown.sweep
-    n = f"{len(table):,} test crystals"
-    if not shown.regression:
+    table, words = content.table, content.words
+    n = f"{len(table):,} test {words.examples}"
+    if not content.regression:
         try:
-            picture = figures.roc(table)
+            picture = figures.roc(table, words)
         except ValueError as problem:
             return [Section("roc", "ROC curve", f"{problem}.")]
         return [Section("roc", "ROC curve", picture.sentence, [_silent(picture)], note=f"All {n}, folds together.")]
-    parity = figures.parity(table, sweep.task["target"], shown.in_unit)
-    residuals = figures.residuals(table, shown.in_unit)
+    parity = figures.parity(table, content.sweep.task["target"], content.in_unit, words)
+    residuals = figures.residuals(table, content.in_unit, words)
     return [
         Section("parity", "Prediction against truth", parity.sentence, [_silent(parity)], note=f"All {n}."),
         Section("residuals", "Residuals", residuals.sentence, [_silent(residuals)]),
     ]
 
 
-def groups(shown: Shown) -> list[Section]:
-    """Mean errors by element, family, target, and by what the structures tell."""
-    table, true = shown.table, shown.table["y_true"]
-    by_element = _by(table.assign(group=table["elements"].map(sorted)).explode("group"))
-    n_elements = table["elements"].map(lambda symbols: figures.counted(len(symbols), "element"))
-    of_families = table.assign(group=table["elements"].map(families)).explode("group")
-    sections = [
-        _elements(shown, by_element),
-        _section(shown, "families", "By chemical family", _by(of_families).sort_values("error", ascending=False),
-                 ("{}", "families"), note=FAMILIES_TOLD),
-        _section(shown, "n_elements", "By number of elements", _by(table.assign(group=n_elements)),
-                 ("compounds of {}", "numbers of elements")),
-    ]  # fmt: skip
-    quantiles = np.quantile(true, np.linspace(0, 1, min(_BINS, max(2, len(table) // 10)) + 1))
-    edges = np.unique([float(f"{one:.3g}") for one in quantiles])  # as they are written
-    if shown.regression and len(edges) > 1:
-        bins = np.clip(np.searchsorted(edges, true, side="right") - 1, 0, len(edges) - 2)
-        labels = [f"{number(a)} to {number(b)}" for a, b in pairwise(edges)]
-        of_range = table.assign(group=pd.Categorical([labels[one] for one in bins], labels))
-        unit, target = shown.unit, shown.sweep.task["target"]
-        sections.append(
-            _section(shown, "target", "By target range", _by(of_range), (f"{target} of {{}}{unit}", "ranges"),
-                     note="From low to high, cut so that about as many crystals are in each; where many have the same "
-                     "target, their range has more.")
-        )  # fmt: skip
-    elif not shown.regression:
-        of_label = table.assign(group=np.where(true >= 0.5, "true", "false"))
-        sections.append(_section(shown, "target", "By label", _by(of_label), ("crystals labelled {}", "labels")))
-    return sections + _by_structure(shown)
-
-
-def _by_structure(shown: Shown) -> list[Section]:
-    table = shown.table
-    titles = {"n_atoms": "By number of atoms", "symmetry": "By crystal system and space group"}
-    if shown.why_no_structures:
-        return [Section(key, title, f"{shown.why_no_structures}.") for key, title in titles.items()]
-    known = table[table["n_atoms"].notna()]
-    edges = [0, 2, 4, 6, 9, 12, 16, 24, 40, 80, np.inf]
-    labels = [
-        "1 or 2",
-        "3 or 4",
-        "5 or 6",
-        "7 to 9",
-        "10 to 12",
-        "13 to 16",
-        "17 to 24",
-        "25 to 40",
-        "41 to 80",
-        "over 80",
+def error_means(content: PageContent) -> list[Section]:
+    """Mean errors by what the family knows of its examples, and by target."""
+    columns = [column for column in _columns(content) if column.title]
+    return [
+        *(_by_column(content, column) for column in columns if not column.opened),
+        *(_by_target(content) if content.regression else [_by_label(content)]),
+        *(_by_column(content, column) for column in columns if column.opened),
     ]
-    atoms = _by(known.assign(group=pd.cut(known["n_atoms"], edges, labels=labels)))
-    systems = _by(known.assign(group=known["crystal_system"])).sort_values("error", ascending=False)
-    space_groups = _by(known.assign(group=known["space_group"])).sort_values("n", ascending=False)
-    tolerance = f"Space groups by spglib at a tolerance of {SYMPREC} Angstrom."
-    frequent = figures.bars(space_groups.head(_SPACE_GROUPS), shown.error, table["abs_error"].mean())
-    told = figures.group_sentence(space_groups, ("{}", "space groups"), shown.unit)
-    what = ("{} crystals", "crystal systems")
-    section = _section(shown, "symmetry", titles["symmetry"], systems, what, note=tolerance)
-    section.pictures.append(Picture(frequent.figure, f"The most frequent space groups. {told}", frequent.height))
-    section.tables.append(_table(space_groups, "space group", shown))
-    return [_section(shown, "n_atoms", titles["n_atoms"], atoms, ("cells of {} atoms", "sizes")), section]
 
 
-def _by(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each `group`: n, mean absolute error, its standard deviation, median and largest error; without empty ones."""
-    return table.dropna(subset="group").groupby("group", observed=True).agg(
+def _columns(content: PageContent) -> list[Column]:
+    return [] if content.facts is None else list(content.facts.COLUMNS)
+
+
+def _by_target(content: PageContent) -> list[Section]:
+    """Mean errors by range of the target; none where all have the same."""
+    table, true, words = content.table, content.table["y_true"], content.words
+    quantiles = np.quantile(true, np.linspace(0, 1, min(_BINS, max(2, len(table) // 10)) + 1))
+    edges = np.unique([float(f"{quantile:.3g}") for quantile in quantiles])  # as they are written
+    if len(edges) < 2:
+        return []
+    bins = np.clip(np.searchsorted(edges, true, side="right") - 1, 0, len(edges) - 2)
+    labels = [f"{number(a)} to {number(b)}" for a, b in pairwise(edges)]
+    means = _means(content, pd.Series(pd.Categorical([labels[k] for k in bins], labels), table.index))
+    phrase = f"{content.sweep.task['target']} of {{}}{content.unit}"
+    note = (
+        f"From low to high, cut so that about as many {words.examples} are in each; where many have the same "
+        "target, their range has more."
+    )
+    return [_section(content, Column("target", "number", "By target range", phrase, "ranges", note=note), means)]
+
+
+def _by_label(content: PageContent) -> Section:
+    """Mean errors of the examples that are true, and of the others."""
+    labels = pd.Series(np.where(content.table["y_true"] >= 0.5, "true", "false"), content.table.index)
+    column = Column("target", "category", "By label", f"{content.words.examples} labelled {{}}", "labels")
+    return _section(content, column, _means(content, labels))
+
+
+def _by_column(content: PageContent, column: Column) -> Section:
+    """Mean errors by the values of a column, or why there are none."""
+    if column.opened and content.why_not_opened:
+        return Section(column.name, column.title, f"{content.why_not_opened}.")
+    values = content.table[column.name]
+    if column.kind == "number":
+        ends = [-np.inf, *(end for end, _ in column.ranges)]
+        values = pd.cut(values, ends, labels=[label for _, label in column.ranges])
+    means = _means(content, values)
+    if column.figure is not None:
+        return _drawn_section(content, column, means)
+    if column.kind == "category":
+        means = means.sort_values("error", ascending=False)
+    section = _section(content, column, means)
+    for finer in _columns(content):
+        if finer.within == column.name:
+            _add_finer(content, section, finer)
+    return section
+
+
+def _add_finer(content: PageContent, section: Section, column: Column) -> None:
+    """Add the most frequent values of a finer category to the section of a coarser one."""
+    means = _means(content, content.table[column.name]).sort_values("n", ascending=False)
+    frequent = figures.bars(means.head(_FREQUENT), content.error, content.table["abs_error"].mean())
+    sentence = _sentence(content, column, means)
+    sentence = f"The most frequent {column.several}. {sentence}"
+    section.pictures.append(Picture(frequent.figure, sentence, frequent.height))
+    section.tables.append(_table(content, column, means))
+
+
+def _means(content: PageContent, values: pd.Series) -> pd.DataFrame:
+    """Of each value: n, mean absolute error, its standard deviation, median and largest error; without empty ones.
+
+    Args:
+        content: of the page.
+        values: one of each row, or a list of several.
+    """
+    table = pd.DataFrame({"value": values, "abs_error": content.table["abs_error"]})
+    if not isinstance(values.dtype, pd.CategoricalDtype):
+        table = table.explode("value")
+    return table.dropna(subset="value").groupby("value", observed=True).agg(
         n=("abs_error", "size"), error=("abs_error", "mean"), spread=("abs_error", "std"),
         median=("abs_error", "median"), largest=("abs_error", "max"),
     )  # fmt: skip
 
 
-def _section(shown: Shown, key: str, title: str, found: pd.DataFrame, what: tuple[str, str], note: str = "") -> Section:
-    sentence = figures.group_sentence(found, what, shown.unit)
-    if len(found) < 2:
-        return Section(key, title, sentence)
-    bars = figures.bars(found, shown.error, shown.table["abs_error"].mean())
-    small = (
-        f"In brackets the number of crystals, pale where below {figures.FEW}; lines are 95 % intervals of the mean; "
-        "the dotted line is the mean of all. "
+def _sentence(content: PageContent, column: Column, means: pd.DataFrame) -> str:
+    return figures.means_sentence(means, column.phrase, column.several, content.unit, content.words)
+
+
+def _section(content: PageContent, column: Column, means: pd.DataFrame) -> Section:
+    """Mean errors as bars and as a table."""
+    sentence = _sentence(content, column, means)
+    if len(means) < 2:
+        return Section(column.name, column.title, sentence)
+    bars = figures.bars(means, content.error, content.table["abs_error"].mean())
+    note = (
+        f"In brackets the number of {content.words.examples}, pale where below {figures.FEW}; lines are 95 % intervals "
+        f"of the mean; the dotted line is the mean of all. {column.note}"
     )
-    return Section(key, title, sentence, [bars], [_table(found, "group", shown)], note=small + note)
+    return Section(column.name, column.title, sentence, [bars], [_table(content, column, means)], note=note)
 
 
-def _elements(shown: Shown, found: pd.DataFrame) -> Section:
-    if not len(found):
-        return Section("elements", "By element", "No formula names an element.")
-    sentence = figures.group_sentence(found, ("compounds with {}", "elements"), shown.unit)
-    note = "The mean of the crystals that hold the element; how many they are shows on touching it, and in the table."
-    table = _table(found.sort_values("error", ascending=False), "element", shown)
-    if not found["error"].any():  # no colour stands for an error of 0 alone
-        return Section("elements", "By element", sentence, tables=[table])
-    return Section("elements", "By element", sentence, [figures.elements(found, shown.error)], [table], note=note)
+def _drawn_section(content: PageContent, column: Column, means: pd.DataFrame) -> Section:
+    """Mean errors as the family draws them, and as a table."""
+    assert column.figure is not None
+    sentence = _sentence(content, column, means)
+    if not len(means):
+        return Section(column.name, column.title, sentence)
+    table = _table(content, column, means.sort_values("error", ascending=False))
+    if not means["error"].any():  # no colour stands for an error of 0 alone
+        return Section(column.name, column.title, sentence, tables=[table])
+    picture = figures.own(column.figure(means, content.error))
+    return Section(column.name, column.title, sentence, [picture], [table], note=column.note)
 
 
-def _table(found: pd.DataFrame, what: str, shown: Shown) -> Table:
-    columns = [what, "crystals", f"{shown.error}", "median", "largest"]
-    rows = [[Cell(str(name)), cell(int(row["n"])), *(cell(float(row[part])) for part in ("error", "median", "largest"))]
-            for name, row in found.iterrows()]  # fmt: skip
-    return Table(columns, rows, f"Numbers by {what}", folded=True)
+def _table(content: PageContent, column: Column, means: pd.DataFrame) -> Table:
+    heads = [column.head, content.words.examples, content.error, "median", "largest"]
+    rows = [[Cell(str(name)), cell(int(row["n"])), *(cell(float(row[of])) for of in ("error", "median", "largest"))]
+            for name, row in means.iterrows()]  # fmt: skip
+    return Table(heads, rows, f"Numbers by {column.head}", folded=True)
 
 
-def worst(shown: Shown) -> Section:
-    """The crystals with the largest errors, with their pictures."""
-    many = min(WORST, len(shown.table))
-    table = shown.table.nlargest(many, "abs_error")
-    extra = {"std": "std", "n_atoms": "atoms", "space_group": "space group"}
-    extra = {name: title for name, title in extra.items() if name in table}
-    columns = ["#", *(["cell"] if shown.pictures else []), "formula", "id", "fold", "true", "predicted", "|error|"]
+def worst(content: PageContent) -> Section:
+    """The examples with the largest errors, with their pictures."""
+    many = min(WORST, len(content.table))
+    table = content.table.nlargest(many, "abs_error")
+    listed = [column for column in _columns(content) if column.list_head]
+    pictured = [column for column in listed if column.kind == "picture" and content.pictures]
+    others = [Column("std", "number", list_head="std"), *(column for column in listed if column.kind != "picture")]
+    others = [column for column in others if column.name in table]
+    heads = ["#", *(column.list_head for column in pictured), _group_head(content), "id", "fold", "true", "predicted"]
+    heads += ["|error|", *(column.list_head for column in others)]
     rows = []
     for rank, row in enumerate(table.to_dict("records"), start=1):
-        pictured = [Cell(Markup(shown.pictures.get(row["id"], "")))] if shown.pictures else []
-        numbers = [cell(float(row[name]), 4) for name in ("y_true", "y_pred", "abs_error")]
-        others = [Cell("not known") if pd.isna(row[name]) else cell(int(row[name]) if name == "n_atoms" else row[name])
-                  for name in extra]  # fmt: skip
-        named = [Cell(formula(row["composition"])), Cell(row["id"]), cell(row["fold"])]
-        rows.append([cell(rank), *pictured, *named, *numbers, *others])
-    share = table["abs_error"].sum() / max(shown.table["abs_error"].sum(), 1e-300)
-    common = table["elements"].explode().value_counts()
-    sentence = f"These {many} of {len(shown.table):,} crystals hold {share:.0%} of the summed error"
-    if len(common):
-        everywhere = shown.table["elements"].explode().value_counts() / len(shown.table)
-        lift = (common[common >= 3] / many / everywhere).dropna()
-        if len(lift) and lift.max() > 1.5:
-            element = str(lift.idxmax())
-            sentence += f"; {common[element]} contain {element}, as do {everywhere[element]:.0%} of all"
-    why = f"{shown.why_no_structures}: no pictures. " if shown.why_no_structures else ""
-    note = f"{why}Target{shown.in_unit}; a click on a head sorts."
-    if shown.pictures:
-        note += " Cells are seen almost along a, c upwards; colours are Jmol's, and symbols name the elements."
-    columns += extra.values()
-    return Section("worst", f"The {many} worst", f"{sentence}.", tables=[Table(columns, rows)], note=note)
+        cells = [cell(rank), *(Cell(Markup(content.pictures.get(row["id"], ""))) for _ in pictured)]
+        cells += [*_named(content, row), *_numbers(row)]
+        rows.append([*cells, *(_fact(row[column.name]) for column in others)])
+    share = table["abs_error"].sum() / max(content.table["abs_error"].sum(), 1e-300)
+    sentence = f"These {many} of {len(content.table):,} {content.words.examples} hold {share:.0%} of the summed error"
+    sentence += "".join(_share_sentence(content, column, table) for column in _columns(content) if column.share)
+    why = f"{content.why_not_opened}: no pictures. " if content.why_not_opened else ""
+    note = " ".join([f"{why}Target{content.in_unit}; a click on a head sorts.", *(column.note for column in pictured)])
+    return Section("worst", f"The {many} worst", f"{sentence}.", tables=[Table(heads, rows)], note=note)
 
 
-def trust(shown: Shown) -> list[Section]:
+def _group_head(content: PageContent) -> str:
+    return content.words.group if content.facts is None else content.facts.GROUP_HEAD
+
+
+def _named(content: PageContent, row: dict[str, Any]) -> list[Cell]:
+    """The group, id and fold of a row."""
+    group = str(escape(row["group"])) if content.facts is None else content.facts.group_html(row["group"])
+    return [Cell(Markup(group)), Cell(row["id"]), cell(row["fold"])]
+
+
+def _numbers(row: dict[str, Any]) -> list[Cell]:
+    """The label, prediction and error of a row."""
+    return [cell(float(row[name]), 4) for name in ("y_true", "y_pred", "abs_error")]
+
+
+def _fact(value: Any) -> Cell:
+    if pd.isna(value):
+        return Cell("not known")
+    return cell(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _share_sentence(content: PageContent, column: Column, worst_rows: pd.DataFrame) -> str:
+    """Which value is in many of the worst examples and in fewer of all; "" where none is."""
+    counts = worst_rows[column.name].explode().value_counts()
+    if not len(counts):
+        return ""
+    everywhere = content.table[column.name].explode().value_counts() / len(content.table)
+    lift = (counts[counts >= 3] / len(worst_rows) / everywhere).dropna()
+    if not len(lift) or lift.max() <= 1.5:
+        return ""
+    value = str(lift.idxmax())
+    return f"; {counts[value]} {column.share.format(value)}, as do {everywhere[value]:.0%} of all"
+
+
+def trust(content: PageContent) -> list[Section]:
     """Which predictions are not to be trusted; nothing of a sweep of an earlier version, which has no marks."""
-    table = shown.table
+    table = content.table
     if "trusted" not in table:
         return []
     facts = trust_facts(
-        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")], shown.sweep.metric
+        [(int(str(fold)), fold_table) for fold, fold_table in table.groupby("fold")],
+        content.sweep.metric,
+        content.words.group,
     )
-    metric, untrusted = shown.sweep.metric.name, shown.sweep.results["options"].get("untrusted", "keep")
-    entry = {"trust": facts, "mean": _mean_over_folds(table, shown)}
-    sentence = trust_sentence(entry, metric, untrusted)
+    metric, untrusted = content.sweep.metric.name, content.sweep.results["options"].get("untrusted", "keep")
+    entry = {"trust": facts, "mean": _mean_over_folds(table, content)}
+    sentence = trust_sentence(entry, metric, content.words.group, untrusted)
     rows = [
-        [Cell(formula(row["composition"])), Cell(row["id"]), cell(row["fold"]), cell(float(row["trust"]), 3),
-         *(cell(float(row[name]), 4) for name in ("y_true", "y_pred", "abs_error"))]
+        [*_named(content, row), cell(float(row["trust"]), 3), *_numbers(row)]
         for row in table[~table["trusted"]].nsmallest(WORST, "trust").to_dict("records")
     ]  # fmt: skip
-    columns = ["formula", "id", "fold", "trust", "true", "predicted", "|error|"]
-    note = (
-        f"Trust goes from 1 to 0, and below {TRUSTED} a prediction is marked: the crystal's elements or environments, "
-        "or the way from the untrained baseline's prediction, are more than 3 times what is usual on validation."
-    )
+    columns = [_group_head(content), "id", "fold", "trust", "true", "predicted", "|error|"]
+    when = f"the {content.words.example}, or the prediction, is far from what was trained on"
+    when = when if content.facts is None else content.facts.TRUST
+    note = f"Trust goes from 1 to 0, and below {TRUSTED} a prediction is marked: {when}."
     tables = [Table(columns, rows, f"The {len(rows)} least trusted")] if rows else []
     return [
         Section("trust", "What to trust", f"{sentence[0].upper()}{sentence[1:]}.",
-                [figures.errors_by_trust(table, shown.in_unit)], tables, note)
+                [figures.errors_by_trust(table, content.in_unit)], tables, note)
     ]  # fmt: skip
 
 
-def _mean_over_folds(table: pd.DataFrame, shown: Shown) -> dict[str, float]:
+def _mean_over_folds(table: pd.DataFrame, content: PageContent) -> dict[str, float]:
     """The score of the shown member."""
-    metric = shown.sweep.metric
+    metric = content.sweep.metric
     by_fold = [
         metric.value(fold_table["y_true"].to_numpy(), fold_table["y_pred"].to_numpy())
         for _, fold_table in table.groupby("fold")
@@ -210,21 +257,21 @@ def _mean_over_folds(table: pd.DataFrame, shown: Shown) -> dict[str, float]:
     return {metric.name: float(np.mean(by_fold))}
 
 
-def calibration(shown: Shown) -> Section:
+def calibration(content: PageContent) -> Section:
     """Whether the uncertainty, or the probability, can be believed."""
-    key, title, table = "calibration", "Calibration", shown.table
-    if not shown.regression:
-        picture = figures.reliability(table)
+    key, title, table = "calibration", "Calibration", content.table
+    if not content.regression:
+        picture = figures.reliability(table, content.words)
         return Section(key, title, picture.sentence, [_silent(picture)])
     if "std" not in table or not (table["std"] > 0).any():
         why = "neither an ensemble (--seeds above 1) nor a model that knows its own"
         return Section(key, title, f"There is no uncertainty to judge: {why}.")
-    known = table[table["std"].notna()]
-    inside = figures.coverage(known)
+    with_std = table[table["std"].notna()]
+    inside = figures.coverage(with_std)
     pictures = [_silent(inside)]
-    if known[["std", "abs_error"]].nunique().min() > 1:
-        pictures.append(figures.errors_by_std(known, shown.in_unit))
-    source = "the spread of the members" if shown.member.name == "ensemble" else "the model's own"
+    if with_std[["std", "abs_error"]].nunique().min() > 1:
+        pictures.append(figures.errors_by_std(with_std, content.in_unit, content.words))
+    source = "the spread of the members" if content.member.name == "ensemble" else "the model's own"
     return Section(key, title, inside.sentence, pictures, note=f"The std is {source}.")
 
 

@@ -17,25 +17,25 @@ from rich.table import Table
 
 from data.fold import DEFAULT_SPLIT
 from data.metrics import TRUSTED
-from tune.analysis.contamination import Exposure, exposures
-from tune.analysis.contamination import report as exposure_report
+from data.task_words import family_of
+from models.registry import open_facts
+from tune.analysis.contamination import Exposure, exposure_markdown, exposures
 from tune.analysis.entries import OVERLAP_FLAG, load_runs, short_protocol
 from tune.analysis.peers import read_peers
-from tune.analysis.ranking import Place, Section, sections, seed_scores
-from tune.analysis.seen import read_seen
+from tune.analysis.ranking import Place, Ranking, rankings, seed_scores
 from tune.analysis.trusted import untrusted_cell, untrusted_facts
 from tune.records.folder import Folder
 from tune.runs import split_of, weights_of
 
 FILES = ("leaderboard.md", "leaderboard.csv", "leaderboard.json")
-_SHOWN_KIND = {"run": "", "zero-shot": "nothing trained", "peer": "peer"}
+_ORIGIN_TEXT = {"run": "", "zero-shot": "nothing trained", "peer": "peer"}
 
 
-def facts(place: Place, section: Section) -> dict[str, Any]:
+def facts(place: Place, ranking: Ranking) -> dict[str, Any]:
     """All that is known of a place, for programs; what is not known is not there."""
-    entry, metric = place.entry, section.metric.name
+    entry, metric = place.entry, ranking.metric.name
     line: dict[str, Any] = {"rank": place.rank, "tied": place.tied} if place.rank is not None else {}
-    line |= {"name": entry.name, "kind": entry.kind, metric: place.scores[metric]}
+    line |= {"name": entry.name, "kind": entry.origin, metric: place.scores[metric]}
     if len(place.by_fold) > 1:
         line["std_over_folds"] = float(pd.Series(place.by_fold).std())
     line |= place.scores
@@ -48,7 +48,7 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
             "n_common": place.n_common,
         }
     line |= {"n_ids": entry.table["id"].nunique(), "folds": sorted(place.by_fold), "flags": entry.flags}
-    line |= untrusted_facts(entry.table, section.metric)
+    line |= untrusted_facts(entry.table, ranking.metric, ranking.words.group)
     run = entry.run
     if run is None:
         return line
@@ -75,22 +75,22 @@ def facts(place: Place, section: Section) -> dict[str, Any]:
     return line
 
 
-def decimals(section: Section) -> int:
+def decimals(ranking: Ranking) -> int:
     """Digits behind the point that show the best score with four significant ones."""
-    best = abs(section.places[0].scores[section.metric.name])
+    best = abs(ranking.places[0].scores[ranking.metric.name])
     return min(6, max(0, 3 - math.floor(math.log10(best)))) if best > 0 else 4
 
 
-def cells(place: Place, section: Section) -> dict[str, str]:
+def cells(place: Place, ranking: Ranking) -> dict[str, str]:
     """A line of the table as text; "" where nothing is known."""
-    line, digits = facts(place, section), decimals(section)
-    metric = section.metric.name
+    line, digits = facts(place, ranking), decimals(ranking)
+    metric = ranking.metric.name
     score = f"{line[metric]:.{digits}f}"
     score += f" +- {line['std_over_folds']:.{digits}f}" if "std_over_folds" in line else ""
     behind = ""
     if place.difference is not None:
-        found = place.difference
-        behind = f"{found.value:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+        difference = place.difference
+        behind = f"{difference.value:+.{digits}f} ({difference.low:+.{digits}f} to {difference.high:+.{digits}f})"
     elif place.rank == 1:
         behind = "best"
     rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
@@ -98,7 +98,7 @@ def cells(place: Place, section: Section) -> dict[str, str]:
     return {
         "rank": rank,
         "name": line["name"],
-        "what": _SHOWN_KIND[place.entry.kind] or line.get("model", "average"),
+        "what": _ORIGIN_TEXT[place.entry.origin] or line.get("model", "average"),
         metric.upper(): score,
         **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
         f"{metric.upper()} behind the best": behind,
@@ -125,116 +125,120 @@ def _hours(hours: float | None) -> str:
     return "" if hours is None else f"{hours:.2g}" if hours else "0"
 
 
-def heading(section: Section) -> str:
-    """Task, target and unit of a section."""
-    task = section.task
-    unit = f", {task['unit']}" if task.get("unit") and section.metric.name == "mae" else ""
-    split = split_of(section.runs[0])
+def heading(ranking: Ranking) -> str:
+    """Task, target and unit of a ranking."""
+    task = ranking.task
+    unit = f", {task['unit']}" if task.get("unit") and ranking.metric.name == "mae" else ""
+    split = split_of(ranking.runs[0])
     folds = "" if split == DEFAULT_SPLIT else f", --split {split}"
     return f"{task['name']}: {task['target']}{unit}{folds}"
 
 
-def caption(section: Section) -> list[str]:
-    """What a reader of a section's table must know, sentence by sentence."""
-    best, metric = section.places[0], section.metric.name.upper()
+def caption(ranking: Ranking) -> list[str]:
+    """What a reader of a ranking's table must know, sentence by sentence."""
+    best, metric, words = ranking.places[0], ranking.metric.name.upper(), ranking.words
     entry = best.entry
     folds = ", ".join(map(str, sorted(best.by_fold)))
-    data = f"{section.data['description']}, data {section.data['sha256'][:12]}"
+    data = f"{ranking.data['description']}, data {ranking.data['sha256'][:12]}"
     n_ids, n_predictions = entry.table["id"].nunique(), len(entry.table)
     several = f" ({n_predictions:,} predictions: some are in several)" if n_predictions > n_ids else ""
-    sentences = [f"{data}: {n_ids:,} test ids of fold(s) {folds}{several}. {section.task.get('labels', '')}".strip()]
+    sentences = [f"{data}: {n_ids:,} test ids of fold(s) {folds}{several}. {ranking.task.get('labels', '')}".strip()]
     over_folds = " and its standard deviation over folds" if len(best.by_fold) > 1 else ""
     largest = "; the max error is the largest of all" if "max_error" in best.scores else ""
     sentences.append(
         f"{metric} is the mean over folds{over_folds}{largest}. In brackets the 95 % interval of the difference to the "
-        f"best over crystals, {section.n_resamples:,} resamples of compositions."
+        f"best over {words.examples}, {ranking.n_resamples:,} resamples of {words.groups}."
     )
-    if any(place.tied for place in section.places):
+    if any(place.tied for place in ranking.places):
         why = "its interval holds 0"
-        if section.spread is not None:
-            trainings = section.spread.freedom
+        if ranking.spread is not None:
+            trainings = ranking.spread.freedom
             why = (
-                "its interval over crystals and seeds together holds 0 (one training has a standard deviation of "
-                f"{section.spread.std:.2g} by its seed, {trainings} degree(s) of freedom; that of peers is taken to be "
-                "the same)"
+                f"its interval over {words.examples} and seeds together holds 0 (one training has a standard deviation "
+                f"of {ranking.spread.std:.2g} by its seed, {trainings} degree(s) of freedom; that of peers is taken to "
+                "be the same)"
             )
         sentences.append(f"Rank 1 = is shared by all whose difference to the best is noise: {why}.")
-    if section.spread is None:
+    if ranking.spread is None:
         sentences.append("No run here has several seeds, so that nothing tells what another seed would have given.")
-    if any("trusted" in place.entry.table for place in section.places):
+    if any("trusted" in place.entry.table for place in ranking.places):
         sentences.append(
             f"Untrusted are predictions whose trust is below {TRUSTED}: the row, or the prediction, is far from what "
             "was trained on; the scores count them."
         )
-    flags = {flag for place in section.places for flag in place.entry.flags}
-    if any(place.entry.kind == "peer" for place in section.places):
-        whole = section.task.get("n_official")
+    flags = {flag for place in ranking.places for flag in place.entry.flags}
+    if any(place.entry.origin == "peer" for place in ranking.places):
+        whole = ranking.task.get("n_official")
         rows = f" of {whole:,} rows" if whole else ""
         sentences.append(
             f"Peers were trained by others on the whole task{rows}, ours on the rows above; both are scored on the "
             "same ids."
         )
     if OVERLAP_FLAG in flags:
+        family = open_facts(family_of(ranking.task))
+        pretrained = "weights pretrained on data" if family is None else family.PRETRAINED
         sentences.append(
-            "Models with the flag `pretraining overlap` start from a CHGNet that was pretrained on Materials Project "
-            "data, which this task comes from: they may have seen test crystals, and those without it have not."
+            f"Models with the flag `{OVERLAP_FLAG}` start from {pretrained}, which this task comes from: they may "
+            f"have seen test {words.examples}, and those without it have not."
         )
     return sentences
 
 
-def markdown(found: Sequence[Section], exposed: Sequence[Exposure], skipped: dict[str, str], created: str) -> str:
+def leaderboard_markdown(
+    ranked: Sequence[Ranking], split: Sequence[Exposure], skipped: dict[str, str], created: str
+) -> str:
     """All sections as Markdown."""
     lines = ["# Leaderboard", "", f"Made {created[:16].replace('T', ' ')} UTC by tune/leaderboard.py.", ""]
-    for position, section in enumerate(found):
-        table = [cells(place, section) for place in section.places]
-        for place, line in zip(section.places, table, strict=True):
-            if place.entry.kind == "run":
+    for ranking in ranked:
+        table = [cells(place, ranking) for place in ranking.places]
+        for place, line in zip(ranking.places, table, strict=True):
+            if place.entry.origin == "run":
                 line["name"] = f"**{line['name']}**"
         columns = [name for name in table[0] if any(line[name] for line in table)]
-        lines += [f"## {heading(section)}", "", *(f"- {sentence}" for sentence in caption(section)), ""]
+        lines += [f"## {heading(ranking)}", "", *(f"- {sentence}" for sentence in caption(ranking)), ""]
         lines += [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
         lines += [f"| {' | '.join(line[name] for name in columns)} |" for line in table]
         lines += [""]
-        for one in exposed:
-            if one.section is section:
-                lines += [exposure_report(one, decimals(found[position])), ""]
+        for exposure in split:
+            if exposure.ranking is ranking:
+                lines += [exposure_markdown(exposure, decimals(ranking)), ""]
     if skipped:
         lines += ["## Left out", "", *(f"- {name}: {reason}" for name, reason in skipped.items()), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def as_json(
-    found: Sequence[Section], exposed: Sequence[Exposure], skipped: dict[str, str], created: str
+    ranked: Sequence[Ranking], split: Sequence[Exposure], skipped: dict[str, str], created: str
 ) -> dict[str, Any]:
     """All sections for programs."""
-    told = []
-    for section in found:
-        one: dict[str, Any] = {
-            "task": section.task["name"],
-            "target": section.task["target"],
-            "unit": section.task.get("unit", ""),
-            "metric": section.metric.name,
-            "data": {"description": section.data["description"], "sha256": section.data["sha256"]},
-            "n_resamples": section.n_resamples,
-            "entries": [facts(place, section) for place in section.places],
+    sections = []
+    for ranking in ranked:
+        section: dict[str, Any] = {
+            "task": ranking.task["name"],
+            "target": ranking.task["target"],
+            "unit": ranking.task.get("unit", ""),
+            "metric": ranking.metric.name,
+            "data": {"description": ranking.data["description"], "sha256": ranking.data["sha256"]},
+            "n_resamples": ranking.n_resamples,
+            "entries": [facts(place, ranking) for place in ranking.places],
         }
-        if section.spread is not None:
-            one["seed_std"] = {"std": section.spread.std, "degrees_of_freedom": section.spread.freedom}
-        for exposure in exposed:
-            if exposure.section is section:
-                one["contamination"] = exposure.as_dict()
-        told.append(one)
-    return {"created": created, "sections": told, "left_out": skipped}
+        if ranking.spread is not None:
+            section["seed_std"] = {"std": ranking.spread.std, "degrees_of_freedom": ranking.spread.freedom}
+        for exposure in split:
+            if exposure.ranking is ranking:
+                section["contamination"] = exposure.as_dict()
+        sections.append(section)
+    return {"created": created, "sections": sections, "left_out": skipped}
 
 
-def as_table(found: Sequence[Section]) -> pd.DataFrame:
+def as_table(ranked: Sequence[Ranking]) -> pd.DataFrame:
     """One row an entry, all sections together; empty cells where nothing is known."""
     rows = []
-    for section in found:
-        about = {"task": section.task["name"], "target": section.task["target"], "unit": section.task.get("unit", "")}
-        about |= {"data_sha256": section.data["sha256"], "metric": section.metric.name}
-        for place in section.places:
-            line = facts(place, section)
+    for ranking in ranked:
+        about = {"task": ranking.task["name"], "target": ranking.task["target"], "unit": ranking.task.get("unit", "")}
+        about |= {"data_sha256": ranking.data["sha256"], "metric": ranking.metric.name}
+        for place in ranking.places:
+            line = facts(place, ranking)
             line["flags"], line["folds"] = "; ".join(line["flags"]), " ".join(map(str, line["folds"]))
             if "worst_untrusted" in line:
                 line["worst_untrusted"] = "; ".join(line["worst_untrusted"])
@@ -243,23 +247,23 @@ def as_table(found: Sequence[Section]) -> pd.DataFrame:
     return pd.DataFrame(rows).convert_dtypes()
 
 
-def show(found: Sequence[Section], console: Console) -> None:
+def show(ranked: Sequence[Ranking], console: Console) -> None:
     """The tables on the terminal, without the columns that do not fit there."""
-    for section in found:
-        console.print(f"\n[bold]{heading(section)}[/bold]")
-        for sentence in caption(section):
+    for ranking in ranked:
+        console.print(f"\n[bold]{heading(ranking)}[/bold]")
+        for sentence in caption(ranking):
             console.print(sentence, style="dim", markup=False, highlight=False)
-        lines = [cells(place, section) for place in section.places]
+        lines = [cells(place, ranking) for place in ranking.places]
         # A flag is a number in the table, for its words would take several lines of each row.
-        flags = list(dict.fromkeys(flag for place in section.places for flag in flags_of(place)))
-        score = section.metric.name.upper()
+        flags = list(dict.fromkeys(flag for place in ranking.places for flag in flags_of(place)))
+        score = ranking.metric.name.upper()
         untrusted = ["untrusted"] if any(line["untrusted"] for line in lines) else []
         columns = ["rank", "name", "what", score, f"{score} behind the best", *untrusted, "seeds", "flags"]
         table = Table(box=SIMPLE_HEAD, show_edge=False)
         for name in columns:
             table.add_column(name, no_wrap=name != "name", overflow="fold")
-        for place, line in zip(section.places, lines, strict=True):
-            style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.kind]
+        for place, line in zip(ranking.places, lines, strict=True):
+            style = {"run": "", "zero-shot": "cyan", "peer": "dim"}[place.entry.origin]
             line["untrusted"] = line["untrusted"].partition(" ")[0].rstrip(":")  # the files name the worst
             line["flags"] = " ".join(str(number) for number, flag in enumerate(flags, 1) if flag in flags_of(place))
             table.add_row(*(line[name] for name in columns), style=style)
@@ -285,15 +289,15 @@ def write_leaderboard(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
     loaded, skipped = load_runs(runs, storage)
-    found = sections(loaded, {file: read_peers(file) for file in peers})
-    exposed = exposures(found, read_seen(contamination)) if contamination else []
+    ranked = rankings(loaded, {file: read_peers(file) for file in peers})
+    split = exposures(ranked, contamination) if contamination else []
     folder = Folder(out)
-    folder.write(FILES[0], markdown(found, exposed, skipped, created))
-    folder.write_csv(FILES[1], as_table(found))
-    folder.write_json(FILES[2], as_json(found, exposed, skipped, created))
-    show(found, console)
-    for one in exposed:
-        typer.echo(f"\n{exposure_report(one, decimals(one.section))}")
+    folder.write(FILES[0], leaderboard_markdown(ranked, split, skipped, created))
+    folder.write_csv(FILES[1], as_table(ranked))
+    folder.write_json(FILES[2], as_json(ranked, split, skipped, created))
+    show(ranked, console)
+    for exposure in split:
+        typer.echo(f"\n{exposure_markdown(exposure, decimals(exposure.ranking))}")
     for name, reason in skipped.items():
         console.print(f"Left out: {name}: {reason}", style="yellow", markup=False)
     typer.echo(f"\nWritten to {out}: {', '.join(FILES)} ({time.monotonic() - begun:.0f} s)")

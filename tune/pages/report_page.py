@@ -6,35 +6,37 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from data.stores.storage import open_folder, write_whole
-from tune.analysis import crystal_facts
-from tune.analysis.crystal_facts import FactsError
+from models.family import FactsError
+from models.registry import open_facts
+from tune.analysis.opened_rows import predicted_rows
 from tune.pages import error_sections, report_sections, search_sections
-from tune.pages.report_sections import Section, Shown
+from tune.pages.report_sections import PageContent, Section
 from tune.runs import SweepRun, contribution
 
 _TEMPLATES = Path(__file__).parent
 
 
-def look_at(sweep: SweepRun) -> Shown:
-    """Gather all that the page shows, the structures as far as they can still be opened."""
-    member = contribution(sweep)
-    table = member.test.copy()
-    table["elements"] = table["composition"].map(crystal_facts.elements_of)
-    why, pictures = "", {}
-    try:
-        rows = crystal_facts.predicted_rows(sweep, table["id"])
-        table = table.join(crystal_facts.crystal_facts(rows), on="id")
-        crystals = crystal_facts.crystals_of(rows, table.nlargest(error_sections.WORST, "abs_error")["id"])
-        pictures = {one: crystal_facts.picture(crystal) for one, crystal in crystals.items()}
-    except FactsError as problem:
-        why = str(problem)
+def page_content(sweep: SweepRun) -> PageContent:
+    """Gather all that the page shows, the rows as far as they can still be opened."""
+    member, facts = contribution(sweep), open_facts(sweep.family)
+    table, why, pictures = member.test.copy(), "", {}
     unit = sweep.task.get("unit", "") if sweep.metric.name == "mae" else ""
-    return Shown(sweep, member, table, why, pictures, f" {unit}" if unit else "")
+    if facts is not None:
+        for name, values in facts.facts_of_groups(table["group"].tolist()).items():
+            table[name] = pd.Series(values, table.index)
+        try:
+            rows = predicted_rows(sweep, table["id"], facts.OPENED)
+            table = table.join(facts.facts_of_rows(rows), on="id")
+            pictures = facts.pictures(rows, table.nlargest(error_sections.WORST, "abs_error")["id"])
+        except FactsError as problem:
+            why = str(problem)
+    return PageContent(sweep, member, table, facts, why, pictures, f" {unit}" if unit else "")
 
 
 def write_report(sweep: SweepRun, file: str | None = None) -> str:
@@ -52,55 +54,55 @@ def write_report(sweep: SweepRun, file: str | None = None) -> str:
     target = file or f"{sweep.address}/report{member}.html"
     folder, _, name = target.rpartition("/")
     filesystem, path = open_folder(folder or ".")
-    write_whole(filesystem, f"{path}/{name}", page(look_at(sweep)).encode())
+    write_whole(filesystem, f"{path}/{name}", page(page_content(sweep)).encode())
     return target
 
 
-def page(shown: Shown) -> str:
+def page(content: PageContent) -> str:
     """The whole page as HTML, everything in it."""
-    results = shown.sweep.results
-    parts = sections(shown)
-    drawn = [
+    results = content.sweep.results
+    page_sections = sections(content)
+    drawings = [
         {**json.loads(picture.figure.to_json()), "height": picture.height}
-        for part in parts
-        for picture in part.pictures
+        for section in page_sections
+        for picture in section.pictures
     ]
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined)
-    task = shown.sweep.task
+    task = content.sweep.task
     about = {
         "task": task["name"],
-        "target": f"{task['target']}{shown.in_unit}",
+        "target": f"{task['target']}{content.in_unit}",
         "data": results["data"]["description"],
         "protocol": results["protocol"],
     }
     return environment.get_template("report.html").render(
-        name=shown.sweep.name,
+        name=content.sweep.name,
         about=about,
         notes=results["notes"],
         flags=results["flags"],
-        sections=parts,
+        sections=page_sections,
         # `</` inside a script would end it.
-        figures=Markup(json.dumps(drawn, separators=(",", ":")).replace("</", "<\\/")),
+        figures=Markup(json.dumps(drawings, separators=(",", ":")).replace("</", "<\\/")),
         plotly=Markup(get_plotlyjs().replace("</script", "<\\/script")),
         record=_record(results),
     )
 
 
-def sections(shown: Shown) -> list[Section]:
+def sections(content: PageContent) -> list[Section]:
     """All parts of the page, in order."""
     return [
-        report_sections.scores(shown),
-        report_sections.configuration(shown),
-        search_sections.training(shown),
-        *search_sections.search(shown),
-        *error_sections.predictions(shown),
-        *error_sections.groups(shown),
-        error_sections.worst(shown),
-        *error_sections.trust(shown),
-        error_sections.calibration(shown),
-        report_sections.levers(shown),
-        *report_sections.queue(shown),
-        report_sections.cost(shown),
+        report_sections.scores(content),
+        report_sections.configuration(content),
+        search_sections.training(content),
+        *search_sections.search(content),
+        *error_sections.predictions(content),
+        *error_sections.error_means(content),
+        error_sections.worst(content),
+        *error_sections.trust(content),
+        error_sections.calibration(content),
+        report_sections.levers(content),
+        *report_sections.queue(content),
+        report_sections.cost(content),
     ]
 
 

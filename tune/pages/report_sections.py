@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from data.stores.storage import file_names, open_folder, read_whole
+from data.task_words import TaskWords
+from models.family import FamilyFacts
 from tune.pages.figures import Picture, counted, number
 from tune.runs import Member, SweepRun
 
@@ -71,25 +72,31 @@ class Section:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class PageContent:
     """What a page shows of a sweep.
 
     Attributes:
         sweep: all of it.
         member: whose predictions are shown.
-        table: its test predictions, one row a crystal, with `elements`, and n_atoms, space_group and
-            crystal_system where the structures are known.
-        why_no_structures: the sentence that says so; "" where they are known.
-        pictures: of the worst structures, SVG by id.
+        table: its test predictions, one row an example, with the facts that are known of it.
+        facts: what the family says of its examples; None where it says nothing.
+        why_not_opened: the sentence that says why some facts are not known; "" where all are.
+        pictures: of the worst examples, HTML by id.
         unit: ` eV/atom`, with a blank before it; "" of a probability or where none is known.
     """
 
     sweep: SweepRun
     member: Member
     table: pd.DataFrame
-    why_no_structures: str
+    facts: FamilyFacts | None
+    why_not_opened: str
     pictures: dict[str, str]
     unit: str
+
+    @property
+    def words(self) -> TaskWords:
+        """What the task calls its examples and their groups."""
+        return self.sweep.words
 
     @property
     def regression(self) -> bool:
@@ -126,27 +133,22 @@ def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def formula(text: str) -> Markup:
-    """A chemical formula with its amounts set low."""
-    return Markup(re.sub(r"(?<=[A-Za-z)\]])(\d+(?:\.\d+)?)", r"<sub>\1</sub>", str(escape(text))))
-
-
 def _over_folds(entry: dict[str, Any], name: str) -> float:
     """The mean of a score, and of largest errors the largest."""
     values = [scores_of_fold[name] for scores_of_fold in entry["folds"]]
     return float(max(values) if name == "max_error" else np.mean(values))
 
 
-def scores(shown: Shown) -> Section:
+def scores(content: PageContent) -> Section:
     """The main table: the untrained reference, seeds and ensemble, by fold."""
-    results, metric = shown.sweep.results, shown.sweep.metric.name
+    results, metric = content.sweep.results, content.sweep.metric.name
     entries = [(results["reference"]["title"], results["reference"])]
     entries += [(f"seed {entry['seed']}", entry) for entry in results["seeds"]]
     if "ensemble" in results:
         entries.append(
             (results["ensemble"].get("title", f"ensemble of {len(results['seeds'])} seeds"), results["ensemble"])
         )
-    folds = shown.sweep.folds
+    folds = content.sweep.folds
     others = [
         name
         for name in SCORES
@@ -165,30 +167,31 @@ def scores(shown: Shown) -> Section:
                 *(cell(_over_folds(entry, name), 4) for name in others),
             ]
         )
-    columns = ["model", f"{SCORES[metric]}{shown.in_unit}", *(f"fold {fold}" for fold in folds)]
+    columns = ["model", f"{SCORES[metric]}{content.in_unit}", *(f"fold {fold}" for fold in folds)]
     columns += [SCORES.get(name, name) for name in others]
     before, after = entries[0][1]["mean"][metric], entries[-1][1]["mean"][metric]
     change = ""
     if len(entries) > 1 and before:
         verb = "lower" if after < before else "higher"
-        by = f"{abs(after / before - 1):.0%}" if shown.regression else f"{abs(after - before):.4f}"
+        by = f"{abs(after / before - 1):.0%}" if content.regression else f"{abs(after - before):.4f}"
         change = f", {by} {verb} than {entries[0][0]} ({before:.4f})"
     over = f"the mean over {len(folds)} folds" if len(folds) > 1 else f"fold {folds[0]} alone"
-    sentence = f"{entries[-1][0].capitalize()}: test {SCORES[metric]} {after:.4f}{shown.unit}, {over}{change}."
+    sentence = f"{entries[-1][0].capitalize()}: test {SCORES[metric]} {after:.4f}{content.unit}, {over}{change}."
     titles = {f"seed_{entry['seed']}": f"seed {entry['seed']}" for entry in results["seeds"]}
-    many = [name for name in shown.sweep.members if name.startswith("seed_")]
-    told = f"The rest of this page shows the predictions of {titles.get(shown.member.name, 'the ' + shown.member.name)}"
-    if shown.member.name == "ensemble":
-        told += ", the mean of the members" if not many else f", the mean of the {len(many)} seeds"
+    many = [name for name in content.sweep.members if name.startswith("seed_")]
+    member = titles.get(content.member.name, f"the {content.member.name}")
+    note = f"The rest of this page shows the predictions of {member}"
+    if content.member.name == "ensemble":
+        note += ", the mean of the members" if not many else f", the mean of the {len(many)} seeds"
     if "seed_std" in results:
-        told += f"; the mean differs between seeds by {number(results['seed_std'])}{shown.unit} (standard deviation)"
-    spread_told = " ± is the standard deviation over folds." if len(folds) > 1 else ""
-    return Section("scores", "Test scores", sentence, tables=[Table(columns, rows)], note=f"{told}.{spread_told}")
+        note += f"; the mean differs between seeds by {number(results['seed_std'])}{content.unit} (standard deviation)"
+    spread_note = " ± is the standard deviation over folds." if len(folds) > 1 else ""
+    return Section("scores", "Test scores", sentence, tables=[Table(columns, rows)], note=f"{note}.{spread_note}")
 
 
-def configuration(shown: Shown) -> Section:
+def configuration(content: PageContent) -> Section:
     """The chosen configuration, and where each value comes from."""
-    results = shown.sweep.results
+    results = content.sweep.results
     configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
     space = results["options"].get("space", {}).get("parameters", {})
     searched = {name: value for name, value in space.items() if isinstance(value, dict)}
@@ -198,17 +201,17 @@ def configuration(shown: Shown) -> Section:
         values = {fold: config.get(name, "not there") for fold, config in configs.items()}
         texts = {fold: short(value) for fold, value in values.items()}
         if len(set(texts.values())) == 1:
-            told = next(iter(texts.values()))
+            text = next(iter(texts.values()))
         else:
-            told = ", ".join(f"{text} (fold {fold})" for fold, text in texts.items())
-        return [Cell(name), Cell(told), Cell(where_from(name))]
+            text = ", ".join(f"{text} (fold {fold})" for fold, text in texts.items())
+        return [Cell(name), Cell(text), Cell(where_from(name))]
 
     def where_from(name: str) -> str:
         if name in searched:
             return "searched, " + " ".join(f"{k} {', '.join(map(short, v))}" for k, v in searched[name].items())
         if name == "seed":
             return f"--seed {results['options']['seed']}"
-        if name == "loss" and not shown.regression:
+        if name == "loss" and not content.regression:
             return "that of every classification"
         return "set by the space" if name in space else "default"
 
@@ -218,8 +221,8 @@ def configuration(shown: Shown) -> Section:
     if average:
         sentence = f"An average of {len(results['members'])} runs: nothing was trained, the weights are below."
     elif searched:
-        found = ", ".join(f"{name} {row(name)[1].text}" for name in searched if name in names)
-        sentence = f"The search chose {found}."
+        chosen = ", ".join(f"{name} {row(name)[1].text}" for name in searched if name in names)
+        sentence = f"The search chose {chosen}."
     else:
         sentence = "Nothing was searched: the space fixes every field."
     columns = ["field", "value", "where from"]
@@ -233,9 +236,9 @@ def configuration(shown: Shown) -> Section:
     return Section("configuration", "Best configuration", sentence, tables=tables)
 
 
-def levers(shown: Shown) -> Section:
+def levers(content: PageContent) -> Section:
     """The tiny runs that proved each lever, and what turned out to do nothing in the search."""
-    results = shown.sweep.results
+    results = content.sweep.results
     checks, inert = results.get("levers", []), results["inert"]
     key, title = "levers", "Levers"
     if "members" in results:
@@ -250,14 +253,14 @@ def levers(shown: Shown) -> Section:
             verdict = "nothing to measure"
         values = " and ".join(short(v) for v in check["values"])
         rows.append([Cell(check["lever"]), Cell(values), cell(difference), cell(check["rows"]), Cell(verdict)])
-    columns = ["lever", "values", f"largest difference of predictions{shown.in_unit}", "rows", "verdict"]
+    columns = ["lever", "values", f"largest difference of predictions{content.in_unit}", "rows", "verdict"]
     tables = [Table(columns, rows)] if rows else []
     measured = [check for check in checks if isinstance(check["difference"], int | float)]
     sentence = "No lever was tried before the sweep."
     if measured:
         most, least = (pick(measured, key=lambda check: check["difference"]) for pick in (max, min))
         names = {check["lever"] for check in measured}
-        sentence = f"{most['lever']} changes predictions by up to {number(most['difference'])}{shown.unit}"
+        sentence = f"{most['lever']} changes predictions by up to {number(most['difference'])}{content.unit}"
         if len(names) > 1:
             sentence += (
                 f", the most of {len(names)} levers; the least is {number(least['difference'])}, {least['lever']}"
@@ -272,9 +275,9 @@ def levers(shown: Shown) -> Section:
     return Section(key, title, sentence, tables=tables, note=note)
 
 
-def queue(shown: Shown) -> list[Section]:
+def queue(content: PageContent) -> list[Section]:
     """Of an experiment of a queue: all of the queue's, with their verdicts against its baseline."""
-    above, _, own = shown.sweep.address.rpartition("/")
+    above, _, own = content.sweep.address.rpartition("/")
     filesystem, path = open_folder(above or ".")
     if "queue.json" not in file_names(filesystem, path):
         return []
@@ -289,17 +292,17 @@ def queue(shown: Shown) -> list[Section]:
         rows.append([Cell(entry["experiment"]), Cell(change), cell(entry["seeds"]), cell(entry["val"], 4), gains[0],
                      Cell(entry["verdict"]), cell(entry["test"], 4), gains[1]])  # fmt: skip
     counts = pd.Series([entry["verdict"] for entry in entries.values()]).value_counts()
-    told = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if verdict != "baseline")
+    numbers = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if verdict != "baseline")
     verdict = entries[own]["verdict"]
     sentence = f"{own} is the baseline" if verdict == "baseline" else f"{own} against the baseline: {verdict}"
-    sentence += f". Of all experiments of the queue {ranking['queue']}: {told or 'no other one ran yet'}."
-    columns = ["experiment", "change", "seeds", f"validation{shown.in_unit}", "gain on validation", "verdict"]
+    sentence += f". Of all experiments of the queue {ranking['queue']}: {numbers or 'no other one ran yet'}."
+    columns = ["experiment", "change", "seeds", f"validation{content.in_unit}", "gain on validation", "verdict"]
     note = (
         "A gain is positive where the experiment is better than the baseline; in brackets its 95 % interval, "
-        "paired, over crystals (grouped by composition) and seeds together. The verdict is by validation. Of "
-        "experiments that do nothing one in 20 is called better or worse by chance."
+        f"paired, over {content.words.examples} (grouped by {content.words.group}) and seeds together. The verdict "
+        "is by validation. Of experiments that do nothing one in 20 is called better or worse by chance."
     )
-    table = Table([*columns, f"test{shown.in_unit}", "gain on test"], rows)
+    table = Table([*columns, f"test{content.in_unit}", "gain on test"], rows)
     return [Section("queue", "Experiments with one change", sentence, tables=[table], note=note)]
 
 
@@ -310,14 +313,14 @@ def _gain(entry: dict[str, Any], which: str) -> Cell:
     return Cell(f"{entry[which]:+.4f} ({low:+.4f} to {high:+.4f})", entry[which])
 
 
-def cost(shown: Shown) -> Section:
+def cost(content: PageContent) -> Section:
     """What the trainings took."""
-    results = shown.sweep.results
+    results = content.sweep.results
     spent, record = results["cost"], results["record"]
     hours = {"cpu_hours": "core-hours", "gpu_hours": "GPU-hours"}
-    took = " and ".join(f"{number(spent[name])} {told}" for name, told in hours.items() if spent.get(name))
-    done = f"{counted(spent['trainings'], 'training')} of {counted(spent['epochs'], 'epoch')} together"
-    sentence = f"{done} took {took or 'no time'}."
+    took = " and ".join(f"{number(spent[name])} {unit}" for name, unit in hours.items() if spent.get(name))
+    trained = f"{counted(spent['trainings'], 'training')} of {counted(spent['epochs'], 'epoch')} together"
+    sentence = f"{trained} took {took or 'no time'}."
     labels = {**hours, "trainings": "trainings", "epochs": "epochs"}
     rows = [[Cell(labels.get(name, name.replace("_", " "))), cell(value)] for name, value in spent.items()]
     about = [("machine", record.get("machine")), ("devices", ", ".join(record.get("devices", [])))]

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from tune.pages.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Picture, counted, number, style
-from tune.pages.report_sections import Section, Shown, short
+from tune.pages.report_sections import PageContent, Section, short
 from tune.spaces.space import SearchSpace
 
 TRIALS = 4  # that a search needs before anything is said about its fields
@@ -21,36 +21,36 @@ class NoStudyError(Exception):
     """Trials that tell nothing of the fields; the message says why, for the page."""
 
 
-def training(shown: Shown) -> Section:
+def training(content: PageContent) -> Section:
     """Validation by epoch: of the search, and of the final trainings."""
-    histories, metric = shown.sweep.histories, shown.sweep.metric.name
+    histories, metric = content.sweep.histories, content.sweep.metric.name
     title, pictures = "Learning curves", []
-    trials = shown.sweep.trials
+    trials = content.sweep.trials
     if len(trials) and f"kept_val_{metric}" in trials:
-        pictures.append(search_curves(histories, trials, metric, shown.axis))
+        pictures.append(search_curves(histories, trials, metric, content.axis))
     if "member" in histories and f"val_{metric}" in histories:
         own = histories[histories["member"].fillna("").str.startswith("seed_")]
         if len(own) and own["epoch"].nunique() > 1:
-            pictures.append(training_curves(own, metric, shown.axis))
+            pictures.append(training_curves(own, metric, content.axis))
     if not pictures:
-        why = "an average trains nothing" if "members" in shown.sweep.results else "the model has no epochs"
+        why = "an average trains nothing" if "members" in content.sweep.results else "the model has no epochs"
         return Section("curves", title, f"There are no learning curves: {why}.")
-    told = [f"The search took {counted(len(trials), 'trial')}." if len(trials) else "There was no search."]
+    sentences = [f"The search took {counted(len(trials), 'trial')}." if len(trials) else "There was no search."]
     if len(pictures) > bool(len(trials)):
-        told.append("The chosen configuration was then trained on every fold.")
-    return Section("curves", title, " ".join(told), pictures)
+        sentences.append("The chosen configuration was then trained on every fold.")
+    return Section("curves", title, " ".join(sentences), pictures)
 
 
-def search(shown: Shown) -> list[Section]:
+def search(content: PageContent) -> list[Section]:
     """What Optuna says of the searched fields, where there were enough trials."""
     key, title = "search", "What the search found"
     try:
-        studies = _studies(shown)
+        studies = _studies(content)
     except NoStudyError as problem:
         return [Section(key, title, str(problem))]
-    fold, study = max(studies.items(), key=lambda one: (len(one[1].trials), -one[0]))
-    by_fold = {one: optuna.importance.get_param_importances(of_fold) for one, of_fold in studies.items()}
-    axis = shown.axis
+    fold, study = max(studies.items(), key=lambda item: (len(item[1].trials), -item[0]))
+    by_fold = {index: optuna.importance.get_param_importances(of_fold) for index, of_fold in studies.items()}
+    axis = content.axis
     pictures = [importances(by_fold), parallel_coordinates(study, axis)]
     values = {name: len({trial.params[name] for trial in study.trials}) for name in study.best_params}
     top = [name for name in by_fold[fold] if values[name] > 1][:2]
@@ -62,13 +62,13 @@ def search(shown: Shown) -> list[Section]:
     return [Section(key, title, sentence, pictures, note=note)]
 
 
-def _studies(shown: Shown) -> dict[int, optuna.Study]:
+def _studies(content: PageContent) -> dict[int, optuna.Study]:
     """The searches as Optuna's studies, by fold; NoStudyError where there is none."""
-    trials, metric = shown.sweep.trials, shown.sweep.metric
+    trials, metric = content.sweep.trials, content.sweep.metric
     kept = f"kept_val_{metric.name}"
     if not len(trials):
         raise NoStudyError("Nothing was searched, so that there is nothing to say about fields.")
-    distributions = SearchSpace(**shown.sweep.results["options"]["space"]).distributions()
+    distributions = SearchSpace(**content.sweep.results["options"]["space"]).distributions()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies = {}
     for fold in trials["search_fold"].unique():
@@ -122,8 +122,8 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
             if (row["trial"] in best) != (colour == BLUE):
                 continue
             line = histories[histories["trial"] == row["trial"]].sort_values("epoch")
-            told = "<br>".join(f"{name[7:]} {short(row[name])}" for name in fields)
-            text = f"fold {row['search_fold']}, rank {row['rank']}<br>{told}"
+            config = "<br>".join(f"{name[7:]} {short(row[name])}" for name in fields)
+            text = f"fold {row['search_fold']}, rank {row['rank']}<br>{config}"
             hover = f"{text}<br>epoch %{{x}}: %{{y:.4g}}<extra></extra>"
             figure.add_scatter(x=line["epoch"], y=line[column], mode="lines", name=label, legendgroup=label,
                                line={"color": colour, "width": 2.5 if colour == BLUE else 1.2}, showlegend=first,
@@ -161,7 +161,7 @@ def training_curves(histories: pd.DataFrame, metric: str, axis: str) -> Picture:
     """Validation by epoch of the chosen configuration: a thin line each fold and seed, a thick one their mean."""
     column = f"val_{metric}"
     figure = go.Figure()
-    lines = {key: part.set_index("epoch")[column] for key, part in histories.groupby(["member", "fold"])}
+    lines = {key: of_run.set_index("epoch")[column] for key, of_run in histories.groupby(["member", "fold"])}
     for position, ((member, fold), line) in enumerate(lines.items()):
         figure.add_scatter(x=line.index, y=line, mode="lines", line={"color": SKY, "width": 1}, legendgroup="one",
                            name="each fold and seed", showlegend=position == 0,
@@ -231,9 +231,9 @@ def contour(study: Any, fields: list[str], axis: str) -> Picture:
     style(figure, showlegend=False)
     for log_axis in (*figure.select_xaxes({"type": "log"}), *figure.select_yaxes({"type": "log"})):
         log_axis.update(dtick="D2", exponentformat="none")
-    told = " and ".join(f"{name} {short(study.best_params[name])}" for name in fields)
+    values = " and ".join(f"{name} {short(study.best_params[name])}" for name in fields)
     sentence = (
         f"Validation over {' and '.join(fields)}, drawn between the points of {len(study.trials)} trials; the best has "
-        f"{told}."
+        f"{values}."
     )
     return Picture(figure, sentence)

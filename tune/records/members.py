@@ -1,4 +1,8 @@
-"""Reads a member of a finished sweep back from the CSV files of its folder. Called by `tune/runs.py`."""
+"""Reads a member of a finished sweep back from the CSV files of its folder. Called by `tune/runs.py`.
+
+In memory the column of groups is called `group`; in files it has the name that the task gives it, which `as_written`
+puts back.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ class Member:
 
     Attributes:
         name: its folder: `seed_0`, `ensemble` or `reference`.
-        test: fold, id, composition, y_true, y_pred, abs_error (and std of an ensemble), trust and trusted (of a sweep
-            of an earlier version neither), one row a test crystal.
+        test: fold, id, group, y_true, y_pred, abs_error (and std of an ensemble), trust and trusted (of a sweep
+            of an earlier version neither), one row a test example.
         validation: the same of the folds' validation parts, or None where a file is missing.
         history: fold, epoch, train_loss, val_loss, val_mae or val_rocauc, lr, seconds; no row where there is none.
         missing: files of the validation parts that are not there, as of an average of runs that split otherwise.
@@ -36,8 +40,8 @@ class Member:
     missing: list[str]
 
 
-def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int]) -> Member:
-    """Reads a member of the sweep in a folder.
+def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int], group_name: str) -> Member:
+    """Reads a member of the sweep in a folder, whose files have the groups in a column of this name.
 
     Raises:
         RunError: files are missing or damaged; the message names them.
@@ -49,7 +53,10 @@ def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int
         raise RunError(f"{path} is not whole: {', '.join(lacking['test'])} missing")
     tables = {
         on: pd.concat(
-            [_load_predictions(filesystem, f"{path}/{name}/{prefix}_fold_{fold}.csv", fold) for fold in folds],
+            [
+                _load_predictions(filesystem, f"{path}/{name}/{prefix}_fold_{fold}.csv", fold, group_name)
+                for fold in folds
+            ],
             ignore_index=True,
         )
         for on, prefix in _PREFIX.items()
@@ -69,9 +76,9 @@ def load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
         raise RunError(f"{file} is damaged: {problem}") from None
 
 
-def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.DataFrame:
+def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int, group_name: str) -> pd.DataFrame:
     # Ids and formulas stay as they are written: "007" is no number, and NaN is a compound of sodium.
-    text, numeric = {"id": str, "composition": str}, ["y_true", "y_pred", "abs_error", "std", "trust"]
+    text, numeric = {"id": str, group_name: str}, ["y_true", "y_pred", "abs_error", "std", "trust"]
     try:
         table = pd.read_csv(
             io.BytesIO(read_whole(filesystem, file)),
@@ -82,7 +89,7 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.Dat
         )
         numeric = [name for name in numeric if name not in ("std", "trust") or name in table]
         numbers = table[numeric].to_numpy()
-        table = table[[*text, *numeric]]
+        table = table[[*text, *numeric]].rename(columns={group_name: "group"})
     except (ValueError, KeyError) as problem:
         raise RunError(f"{file} is damaged: {problem}") from None
     if not np.isfinite(numbers).all():
@@ -96,6 +103,11 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int) -> pd.Dat
         raise RunError(f"{file} is damaged: id {twice!r} is there more than once")
     table.insert(0, "fold", fold)
     return marked(table) if "trust" in table else table
+
+
+def as_written(table: pd.DataFrame, group_name: str) -> pd.DataFrame:
+    """A table of predictions as it is written, the column of groups under the name that the task gives it."""
+    return table.rename(columns={"group": group_name})
 
 
 def marked(table: pd.DataFrame) -> pd.DataFrame:

@@ -97,7 +97,7 @@ def ensemble(dataset: Dataset, members: list[FoldScore]) -> FoldScore:
         marked = all("trust" in table for table in tables)
         labelled[part] = _Labelled(
             tables[0]["id"].tolist(),
-            tables[0][dataset.task.groups].tolist(),
+            tables[0]["group"].tolist(),
             first.arrays[part]["y_true"],
             together.mean(axis=0),
             together.std(axis=0, ddof=1),
@@ -132,7 +132,7 @@ class _Labelled:
 
     def table(self, task: Task, metric: Metric) -> pd.DataFrame:
         """A row an example: the predictions themselves where they are numbers, else the values of each example."""
-        columns: dict[str, Any] = {"id": self.ids, task.groups: self.groups}
+        columns: dict[str, Any] = {"id": self.ids, "group": self.groups}
         if not task.prediction_shape:
             columns |= {"y_true": self.y_true, "y_pred": self.y_pred, "abs_error": np.abs(self.y_true - self.y_pred)}
             if self.std is not None:

@@ -14,13 +14,13 @@ from data.stores.storage import file_names
 from data.task import Task, TaskRows
 from models.family import UnsuitedError
 from tune.analysis.comparison import compare
-from tune.analysis.paired import fold_scores, pair_up
+from tune.analysis.paired import fold_scores, paired_predictions
 from tune.dataset.dataset import Dataset
 from tune.errors import SweepError
 from tune.records.code_record import run_record
 from tune.records.folder import RECORD, Folder, refuse_taken
 from tune.records.options import Options, refuse_other_code
-from tune.runs import judged, load_sweep, predictions
+from tune.runs import compared_members, load_sweep, predictions
 from tune.spaces.queue_file import BASELINE, Experiment, Queue
 from tune.spaces.space import SpaceError
 from tune.sweep.claim import claimed
@@ -213,9 +213,9 @@ def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) ->
         "verdict": BASELINE,
     }
     run = load_sweep(name)
-    tables = [predictions(run, member, "validation") for member in judged(run)]
-    pair = pair_up(tables, tables[:1])
-    entry["val"] = float(fold_scores(pair.rows, pair.a, run.metric).mean())
+    tables = [predictions(run, member, "validation") for member in compared_members(run)]
+    paired = paired_predictions(tables, tables[:1])
+    entry["val"] = float(fold_scores(paired.rows, paired.a, run.metric).mean())
     if "ensemble" in results:
         entry["test_ensemble"] = results["ensemble"]["mean"][metric]
     if experiment.name != BASELINE:

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import ray
 
-from data.metrics import Metric, metric_of, over_folds
+from data.metrics import metric_of, over_folds
+from data.task import Task
 from models.registry import open_family, open_model, planned_epochs
 from tune.analysis.trusted import trust_facts
 from tune.dataset.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
 from tune.records.code_record import run_record
 from tune.records.folder import Folder
+from tune.records.members import as_written
 from tune.records.options import Options
 from tune.spaces.space import SearchSpace
 from tune.sweep.evaluate import FoldScore, ensemble, model_file, score_fold
@@ -44,10 +46,10 @@ def collect(
     n = len(options.folds)
     model, family = open_model(space.model), open_family(task.family)
     reference = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
-    write_evaluation(folder, "reference", trained[:n], scores[:n], metric.name)
+    write_evaluation(folder, "reference", trained[:n], scores[:n], task)
     by_seed = [scores[position : position + n] for position in range(n, len(trained), n)]
     seed_entries = [
-        _seed_entry(folder, trained[n * k : n * (k + 1)], part, metric) for k, part in enumerate(by_seed, start=1)
+        _seed_entry(folder, trained[n * k : n * (k + 1)], part, task) for k, part in enumerate(by_seed, start=1)
     ]
     overlap = family.pretraining_note(model, space.parameters) if task.pretraining_overlap else ""
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
@@ -98,7 +100,7 @@ def collect(
         "metric": metric.name,
         "model": model_facts(space.model),
         "by_chance": space.trains and _by_chance(dataset, space, chosen),
-        "reference": {"title": reference, **summary(scores[:n], metric)},
+        "reference": {"title": reference, **summary(scores[:n], task)},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
@@ -109,17 +111,17 @@ def collect(
     if len(by_seed) > 1:
         members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
         for member in members:
-            write_predictions(folder, "ensemble", member)
-        results["ensemble"] = summary(members, metric)
+            write_predictions(folder, "ensemble", member, task)
+        results["ensemble"] = summary(members, task)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
         notes += same_seeds_notes(members)
     return results
 
 
-def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], metric: Metric) -> dict[str, Any]:
+def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], task: Task) -> dict[str, Any]:
     """Write what one seed has left on every fold; its scores, and how it was trained."""
-    seed = outcomes[0].config["seed"]
-    write_evaluation(folder, f"seed_{seed}", outcomes, scores, metric.name)
+    seed, metric = outcomes[0].config["seed"], metric_of(task)
+    write_evaluation(folder, f"seed_{seed}", outcomes, scores, task)
     training = [
         {
             "fold": outcome.fold,
@@ -131,7 +133,7 @@ def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore]
         }
         for outcome in outcomes
     ]
-    return {"seed": seed, **summary(scores, metric), "training": training}
+    return {"seed": seed, **summary(scores, task), "training": training}
 
 
 def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
@@ -250,27 +252,27 @@ def write_trials(folder: Folder, searches: dict[int, list[Outcome]], metric_name
 
 
 def write_evaluation(
-    folder: Folder, name: str, outcomes: Sequence[Outcome], scores: Sequence[FoldScore], metric_name: str
+    folder: Folder, name: str, outcomes: Sequence[Outcome], scores: Sequence[FoldScore], task: Task
 ) -> None:
     """Write history, predictions and model of one config on every fold, under a folder of its own."""
     for outcome, score in zip(outcomes, scores, strict=True):
-        write_history(folder, f"{name}/history_fold_{score.fold}.csv", outcome, metric_name)
-        write_predictions(folder, name, score)
+        write_history(folder, f"{name}/history_fold_{score.fold}.csv", outcome, metric_of(task).name)
+        write_predictions(folder, name, score, task)
         folder.write(f"{name}/model_fold_{score.fold}.pth", model_file(outcome))
 
 
-def write_predictions(folder: Folder, name: str, score: FoldScore) -> None:
+def write_predictions(folder: Folder, name: str, score: FoldScore, task: Task) -> None:
     """Write the predictions of a fold; where they are arrays, these beside the table of their examples' values."""
     for part, prefix, table in (("test", "preds", score.predictions), ("val", "val", score.validation)):
         if "y_pred" not in table:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, allow_pickle=False, **score.arrays[part])
             folder.write(f"{name}/{prefix}_fold_{score.fold}.npz", buffer.getvalue())
-        folder.write_csv(f"{name}/{prefix}_fold_{score.fold}.csv", table)
+        folder.write_csv(f"{name}/{prefix}_fold_{score.fold}.csv", as_written(table, task.groups))
 
 
-def summary(scores: Sequence[FoldScore], metric: Metric) -> dict[str, Any]:
+def summary(scores: Sequence[FoldScore], task: Task) -> dict[str, Any]:
     """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
     result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
-    facts = trust_facts([(score.fold, score.predictions) for score in scores], metric)
+    facts = trust_facts([(score.fold, score.predictions) for score in scores], metric_of(task), task.groups)
     return result | ({"trust": facts} if facts else {})

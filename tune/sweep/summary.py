@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from data.machine.console import console, say
+from data.task_words import task_words
 from tune.analysis.trusted import trust_sentence
 from tune.records.folder import Folder
 
@@ -113,8 +114,12 @@ def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 def _trust(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Of each row of the main table, which of its predictions are not trusted."""
+    group_name = task_words(results["task"]).group
     untrusted = results["options"].get("untrusted", "keep")
-    sentences = [(title, trust_sentence(entry, results["metric"], untrusted)) for title, entry in _table_rows(results)]
+    sentences = [
+        (title, trust_sentence(entry, results["metric"], group_name, untrusted))
+        for title, entry in _table_rows(results)
+    ]
     return [(title, sentence) for title, sentence in sentences if sentence]
 
 

@@ -23,6 +23,7 @@ WAVES = Task(
     labels="Labels are made, with noise.",
     family="curves",
     metric="relative_l2",
+    example="curve",
     groups="source",
     target_shape=(N_NEXT,),
 )
@@ -34,6 +35,7 @@ SHAPES = Task(
     labels="Labels are made.",
     family="curves",
     metric="accuracy",
+    example="curve",
     groups="source",
     n_classes=3,
 )
