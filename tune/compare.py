@@ -1,4 +1,4 @@
-"""Compare two finished sweeps on the crystals that both predicted: is B better than A, and how sure is that?
+"""Compare two finished sweeps on the rows that both predicted: is B better than A, and how sure is that?
 
     python tune/compare.py RUN_A RUN_B
     python tune/compare.py RUN_A RUN_B --on validation --noise RUN
@@ -40,7 +40,7 @@ def main(
     ] = None,
     storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
 ) -> None:
-    """Compare two finished sweeps on the crystals that both predicted, and say which is better, if any is."""
+    """Compare two finished sweeps on the rows that both predicted, and say which is better, if any is."""
     from tune.analysis.comparison import compare
     from tune.pages.comparison_page import write_comparison
     from tune.runs import load_sweep

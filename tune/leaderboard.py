@@ -1,4 +1,4 @@
-"""All finished sweeps in one table, and other people's models on exactly the same crystals.
+"""All finished sweeps in one table, and other people's models on exactly the same rows.
 
     python tune/leaderboard.py
     python tune/leaderboard.py RUN RUN --peers PREDICTIONS.parquet --peers matbench_v0.1_X/results.json.gz
@@ -45,14 +45,14 @@ def main(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="What pretraining has seen: a text file of ids, a JSON file of structures in Matbench's layout, or "
-            "a folder of CIF and POSCAR files. Splits the errors into seen and unseen.",
+            help="What pretraining has seen: a text file of ids or, of crystals, a JSON file of structures in "
+            "Matbench's layout or a folder of CIF and POSCAR files. Splits the errors into seen and unseen.",
         ),
     ] = None,
     storage: Annotated[str, typer.Option(help="Where names are looked up: a folder, s3://..., gs://...")] = STORAGE,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Where to write. Default: --storage.")] = None,
 ) -> None:
-    """Rank finished sweeps, and other people's models on exactly the same crystals."""
+    """Rank finished sweeps, and other people's models on exactly the same rows."""
     from tune.pages.leaderboard_page import write_leaderboard
 
     write_leaderboard(runs or [], peers or [], contamination, storage, out or storage)

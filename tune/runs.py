@@ -20,7 +20,7 @@ from typing import Any
 import pandas as pd
 from pyarrow import fs
 
-from data.metrics import Metric
+from data.metrics import METRICS, Metric
 from data.stores.storage import file_names, open_folder, read_whole
 from data.task_words import TaskWords, family_of, task_words
 from tune.arguments import STORAGE, On
@@ -42,7 +42,7 @@ class SweepRun:
         name: of the sweep, `NAME`; or of the member, `NAME/seed_1`.
         address: the sweep's folder, a path or URI.
         results: all of its results.json.
-        members: by name; one alone where one was member_name for.
+        members: by name; one alone where one was asked for.
         folds: that were trained and tested.
         configs: the chosen configuration by fold; empty where nothing was trained.
         metric: that it is judged by.
@@ -266,7 +266,7 @@ def refuse_different(a: SweepRun, b: SweepRun) -> None:
 
 
 def _find(address: str, storage: str) -> tuple[str, str | None]:
-    """Folder of a sweep, and the member that was member_name for."""
+    """Folder of a sweep, and the member that was asked for."""
     elsewhere = "://" in address or address.startswith(("/", ".", "~"))
     for folder in [address] if elsewhere else [f"{storage}/{address}", address]:
         above, _, last = folder.rpartition("/")

@@ -37,7 +37,9 @@ def main(
     algorithm_long: Annotated[
         str | None, typer.Option(help="A longer description. Default: model and protocol.")
     ] = None,
-    bibtex: Annotated[Path | None, typer.Option(metavar="FILE", help="References in BibTeX, besides CHGNet's.")] = None,
+    bibtex: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="References in BibTeX, besides those of the model.")
+    ] = None,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Default: matbench_v0.1_ALGORITHM in --storage.")
     ] = None,

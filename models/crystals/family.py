@@ -32,7 +32,7 @@ from models.crystals.rows import CrystalRows
 from models.crystals.trust import Trust, calibration_rows
 from models.crystals.trust import load_trust as load_trust
 from models.crystals.tta import averaged as mean_of_copies
-from models.crystals.tta import judge
+from models.crystals.tta import judge_copies as judge_copies
 from models.family import CachedArrays, FamilyRows
 from models.model import Fitted, Model, Prediction, TrainingPart
 
@@ -43,7 +43,6 @@ PRETRAINED_ON = (
 )
 _COMPOSITIONS_ONLY = "compositions"
 ROWS_PER_PASS = GRAPHS_PER_PASS
-judge_copies = judge
 
 
 @dataclass(frozen=True)

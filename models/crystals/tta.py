@@ -63,7 +63,7 @@ def averaged(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) 
     return Prediction(np.mean([one.values for one in predicted], axis=0), np.mean(stds, axis=0) if stds else None)
 
 
-def judge(
+def judge_copies(
     fitted: Fitted,
     rows: CrystalRows,
     val: np.ndarray,

@@ -40,7 +40,7 @@ def val_rows() -> pd.DataFrame:
 
 def test_equal_weights_by_hand(tmp_path, rows, val_rows):
     found = average(two_runs(tmp_path, rows, val_rows))
-    assert found.labels == ["one/seed_0", "two/ensemble"]
+    assert found.names == ["one/seed_0", "two/ensemble"]
     assert found.weights[0].tolist() == found.weights[1].tolist() == [0.5, 0.5]
     table = tables(found.test)[1].set_index("id")
     y_true = rows[rows["fold"] == 1].set_index("id")["y_true"]
@@ -69,14 +69,14 @@ def test_a_run_gives_its_ensemble_else_its_only_seed_else_the_reference(tmp_path
     assert [contribution(run).name for run in (one, two, untrained)] == ["seed_0", "ensemble", "reference"]
     assert contribution(load_sweep(f"{two.address}/seed_1")).name == "seed_1"
     found = average([load_sweep(f"{two.address}/seed_0"), load_sweep(f"{two.address}/seed_1")])
-    assert found.labels == ["two/seed_0", "two/seed_1"]
+    assert found.names == ["two/seed_0", "two/seed_1"]
 
 
 def test_two_experiments_of_a_queue_are_two_runs_and_members_of_one_sweep_cost_it_once(tmp_path, rows, val_rows):
     runs = [make_run(tmp_path, f"daily/{name}", rows, predict(rows, 0.1)) for name in ("ema", "swa")]
     for run in runs:
         run.results["sweep"] = f"daily/{run.name}"
-    assert average(runs).labels == ["daily/ema/seed_0", "daily/swa/seed_0"]
+    assert average(runs).names == ["daily/ema/seed_0", "daily/swa/seed_0"]
     two = two_runs(tmp_path, rows, val_rows)[1]
     members = [load_sweep(f"{two.address}/seed_{number}") for number in (0, 1)]
     for together, cpu_hours in ((members, 0.5), ([*members, runs[0]], 1.0)):

@@ -16,7 +16,7 @@ from data.metrics import METRICS
 from models.crystals.augment import copy_of
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.gaussian_process.model import GaussianProcessConfig, fit_gaussian_process
-from models.crystals.tta import JITTER, STRAIN, averaged, judge
+from models.crystals.tta import JITTER, STRAIN, averaged, judge_copies
 from models.fitted import FittedModel, load_model
 from models.model import TrainingPart
 from tune.run_sweep import app
@@ -84,10 +84,10 @@ def test_it_is_used_where_validation_gains_by_it(trained):
         mean = averaged(fitted, data.rows, VAL, COPIES).values
         cases = {"worse": plain, "better": mean}  # labels which one of the two predicts exactly
         found = {
-            name: judge(fitted, data.rows, VAL, labels, mae, COPIES, only_if_better=True)
+            name: judge_copies(fitted, data.rows, VAL, labels, mae, COPIES, only_if_better=True)
             for name, labels in cases.items()
         }
-        always = judge(fitted, data.rows, VAL, plain, mae, COPIES, only_if_better=False)
+        always = judge_copies(fitted, data.rows, VAL, plain, mae, COPIES, only_if_better=False)
     apart = np.abs(plain - mean).mean()
     assert (found["worse"].used, found["better"].used, always.used) == (False, True, True)
     assert found["worse"].val_without == pytest.approx(0, abs=1e-9)
@@ -106,7 +106,7 @@ def test_a_gain_that_few_crystals_show_by_chance_is_none(trained):
         by_distance = np.argsort(np.abs(mean - plain))
         labels = plain.copy()
         labels[by_distance[1::2]] = mean[by_distance[1::2]]  # of each two the one that is farther: a small gain
-        found = judge(fitted, data.rows, VAL, labels, METRICS["mae"], COPIES, only_if_better=True)
+        found = judge_copies(fitted, data.rows, VAL, labels, METRICS["mae"], COPIES, only_if_better=True)
     assert found.val_with < found.val_without
     assert found.gain_low < 0 < found.gain_high
     assert not found.used
@@ -119,7 +119,7 @@ def test_a_gain_is_no_surer_where_each_crystal_is_there_many_times(trained):
         plain = fitted.predict_rows(data.rows, VAL).values
         labels = np.where(np.arange(len(VAL)) % 2, averaged(fitted, data.rows, VAL, COPIES).values, plain)
         alone, repeated = (
-            judge(
+            judge_copies(
                 fitted,
                 data.rows.select(np.repeat(VAL, times)),
                 np.arange(times * len(VAL)),
@@ -142,7 +142,7 @@ def test_a_gain_on_few_compositions_is_none(trained):
     few = VAL[:1].repeat(8)
     with one_thread():
         labels = averaged(fitted, data.rows, few, COPIES).values
-        found = judge(fitted, data.rows, few, labels, METRICS["mae"], COPIES, only_if_better=True)
+        found = judge_copies(fitted, data.rows, few, labels, METRICS["mae"], COPIES, only_if_better=True)
     assert found.val_with < found.val_without
     assert not found.used
 

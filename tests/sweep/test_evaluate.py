@@ -88,8 +88,8 @@ def test_predictions_meet_the_labels_of_their_own_rows(an_outcome):
     assert score.fold == 2
     rows = by_id(score)
     assert list(rows) == ["row-3", "row-4", "row-6", "row-7", "row-9"]
-    assert rows["row-3"] == {"composition": "A3B", "y_true": 1.0, "y_pred": 1.5, "abs_error": 0.5}
-    assert rows["row-9"] == {"composition": "A9B", "y_true": 1.5, "y_pred": 1.0, "abs_error": 0.5}
+    assert rows["row-3"] == {"group": "A3B", "y_true": 1.0, "y_pred": 1.5, "abs_error": 0.5}
+    assert rows["row-9"] == {"group": "A9B", "y_true": 1.5, "y_pred": 1.0, "abs_error": 0.5}
     assert score.scores["mae"] == pytest.approx((0.5 + 0 + 0.5 + 0 + 0.5) / 5)
     assert score.scores["rmse"] == pytest.approx(np.sqrt(0.75 / 5))
     assert score.scores["max_error"] == 0.5
@@ -101,7 +101,7 @@ def test_a_quarantined_test_structure_is_scored_by_the_training_mean(an_outcome)
     assert score.n_fallback == 1
     mean = LABELS[[0, 1, 2, 5, 8]].mean()  # training and validation, nothing of the test part
     assert by_id(score)["row-9"] == {
-        "composition": "unknown",
+        "group": "unknown",
         "y_true": 1.5,
         "y_pred": mean,
         "abs_error": pytest.approx(1.5 - mean),
@@ -162,8 +162,8 @@ def test_the_same_goes_for_validation_rows(an_outcome, validation):
 def test_validation_predictions_meet_the_labels_of_their_own_rows(an_outcome):
     score = score_fold(a_dataset(), an_outcome(np.zeros(4), [-1.5, -4.0]))
     assert score.validation.set_index("id").to_dict("index") == {
-        "row-1": {"composition": "A1B", "y_true": -1.0, "y_pred": -1.5, "abs_error": 0.5},
-        "row-8": {"composition": "A8B", "y_true": -4.0, "y_pred": -4.0, "abs_error": 0.0},
+        "row-1": {"group": "A1B", "y_true": -1.0, "y_pred": -1.5, "abs_error": 0.5},
+        "row-8": {"group": "A8B", "y_true": -4.0, "y_pred": -4.0, "abs_error": 0.0},
     }
 
 
@@ -233,11 +233,10 @@ def test_the_model_file_is_read_as_it_was_written(an_outcome, tmp_path):
 # Labels and targets: who may touch them.
 #
 # `Dataset.labels` holds the labels of the test parts, and `Rows.targets` is where they come from. `Task.labels`
-# (a sentence on their origin), the names of an ensemble's runs, the targets of a `TrialFold` or `TrainingPart` (NaN
-# outside training and validation) and what a training run keeps of them are other things of the same name, and named
-# here by their owners.
+# (a sentence on their origin), the targets of a `TrialFold` or `TrainingPart` (NaN outside training and validation) and
+# what a training run keeps of them are other things of the same name, and named here by their owners.
 HARMLESS_OWNERS = {
-    "labels": {"task", "facts", "found"},
+    "labels": {"task", "facts"},
     "targets": {"self", "part", "fold"},
 }
 # A plan trains on a sample to see how long that takes: seconds and bytes leave tune/planning/measure.py, nothing of the

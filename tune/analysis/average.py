@@ -58,14 +58,14 @@ class Average:
     """The mean of several runs.
 
     Attributes:
-        labels: the members' names, such as `NAME/ensemble`.
+        names: of the members, such as `NAME/ensemble`.
         weights: by fold, shape (members,), sum 1.
         test: the test parts.
         validation: the validation parts; None where a member has none, or where the folds are split differently.
         why_no_validation: says which of the two; "" where there is one.
     """
 
-    labels: list[str]
+    names: list[str]
     weights: dict[int, np.ndarray]
     test: AveragedPart
     validation: AveragedPart | None
@@ -87,7 +87,7 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
         RunError: fewer than two runs, the same one twice, runs that do not go together, or weights that cannot
             be had of them.
     """
-    members, labels = _members(runs)
+    members, names = _members(runs)
     if weights == "validation" and runs[0].metric.name != "mae":
         raise RunError("--weights validation goes by the MAE, which a classification has not: take --weights equal")
     test = _aligned(runs, members, "test")
@@ -104,7 +104,7 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
         rows, predicted, _ = validation
         by_fold = {fold: _weights_by_validation(rows, predicted, fold) for fold in runs[0].folds}
     return Average(
-        labels=labels,
+        names=names,
         weights=by_fold,
         test=_averaged(*test, by_fold),
         validation=None if validation is None else _averaged(*validation, by_fold),
@@ -124,11 +124,11 @@ def _members(runs: list[SweepRun]) -> tuple[list[Member], list[str]]:
                 f"{first.name} and {run.name} do not go together: folds {sorted(first.folds)} and {sorted(run.folds)}"
             )
     members = [contribution(run) for run in runs]
-    labels = [f"{run.results['sweep']}/{member.name}" for run, member in zip(runs, members, strict=True)]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    names = [f"{run.results['sweep']}/{member.name}" for run, member in zip(runs, members, strict=True)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise RunError(f"{', '.join(repeated)} is given more than once")
-    return members, labels
+    return members, names
 
 
 def _weights_by_validation(rows: pd.DataFrame, predicted: np.ndarray, fold: int) -> np.ndarray:
@@ -196,7 +196,7 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Wei
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
-        "options": {"name": name, "members": mean.labels, "weights": weights, "split": split_of(first)},
+        "options": {"name": name, "members": mean.names, "weights": weights, "split": split_of(first)},
         "record": run_record(),
         "task": first.task,
         "data": first.results["data"],
@@ -210,7 +210,7 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Wei
         "chosen": [
             {
                 "fold": fold,
-                "config": {f"weight of {label}": float(w) for label, w in zip(mean.labels, of_fold, strict=True)},
+                "config": {f"weight of {name}": float(w) for name, w in zip(mean.names, of_fold, strict=True)},
             }
             for fold, of_fold in mean.weights.items()
         ],
@@ -235,8 +235,8 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Wei
 def _member_entries(runs: list[SweepRun], mean: Average, metric: Metric) -> list[dict[str, Any]]:
     """Of each member its name, where it is, how it was trained, and its scores."""
     members = []
-    for position, (run, label) in enumerate(zip(runs, mean.labels, strict=True)):
-        member = {"member": label, "address": run.address, "notes": run.results["notes"]}
+    for position, (run, name) in enumerate(zip(runs, mean.names, strict=True)):
+        member = {"member": name, "address": run.address, "notes": run.results["notes"]}
         member["git_commit"] = run.results["record"]["git_commit"]
         member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
         for on, part in (("test", mean.test), ("validation", mean.validation)):
@@ -251,7 +251,7 @@ def _notes(runs: list[SweepRun], mean: Average, weights: Weights) -> list[str]:
     notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
     if mean.validation is None:
         notes.append(f"No predictions of the validation parts: {mean.why_no_validation}.")
-    flattered = [label for run, label in zip(runs, mean.labels, strict=True) if chose_by_validation(run)]
+    flattered = [name for run, name in zip(runs, mean.names, strict=True) if chose_by_validation(run)]
     if weights == "validation" and len(flattered) in range(1, len(runs)):
         notes.append(
             f"The epoch or the config of {', '.join(flattered)} was chosen on the validation parts, that of the others "

@@ -74,7 +74,7 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
             )
         why = f"{run.name} is not a complete {name} ({description})."
         if "subset" in description:
-            why += " Matbench takes whole tasks only: a result on some of the crystals is no submission."
+            why += " Matbench takes whole tasks only: a result on some of the rows is no submission."
         raise IncompleteError("\n  ".join([f"{why} Missing:", *lines]), missing)
     if len(strange):
         first = strange.iloc[0]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from data.crystals.rows import Rows
 from data.errors import UserError
+from data.task import TaskRows
 from data.task_words import several
 from models.family import FactsError
 from tune.records.options import load_options
 from tune.runs import SweepRun
 
 
-def predicted_rows(run: SweepRun, ids: Iterable[str], what: str) -> Rows:
+def predicted_rows(run: SweepRun, ids: Iterable[str], what: str) -> TaskRows:
     """The rows of a sweep's task that it predicted, in the order of the file.
 
     The task is opened as the sweep did; of an average, as any of its members did.

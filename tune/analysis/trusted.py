@@ -1,7 +1,7 @@
 """Counts the test predictions that are not to be trusted, and scores the others.
 
-Marks come with the predictions (`models/crystals/trust.py`); a table of an earlier version has none, and nothing is
-said of it.
+Marks come with the predictions (the family's `fit_trust` makes them); a table of an earlier version has none, and
+nothing is said of it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,6 @@ def untrusted_facts(table: pd.DataFrame, metric: Metric, group_name: str) -> dic
     Args:
         table: of all folds, with a column `fold`.
         metric: that the task is judged by.
-        metric: that the line is judged by.
         group_name: what the task calls a group.
     """
     facts = trust_facts(

@@ -53,7 +53,7 @@ def number(value: float) -> str:
 
 
 def counted(n: int, what: str) -> str:
-    """A number with its noun: `1 crystal`, `2 crystals`."""
+    """A number with its noun: `1 trial`, `2 trials`."""
     return f"{n:,} {what if n == 1 else several(what)}"
 
 
