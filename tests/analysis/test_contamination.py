@@ -46,7 +46,7 @@ def section_of(tmp_path: Path, rows: pd.DataFrame, **errors: tuple[float, float]
         configs = FROM_SCRATCH if name == "scratch" else PRETRAINED
         spread = 1 + 0.2 * np.random.default_rng(len(runs)).normal(size=len(rows))
         predicted = y + np.where(seen, on_seen, on_unseen) * spread
-        runs.append(made(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
+        runs.append(make_run(tmp_path, name, rows, {"seed_0": predicted, "reference": y + 0.9}, configs=configs))
     return rankings(runs, {})[0]
 
 

@@ -269,5 +269,5 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
     results = average_results("mean", runs, mean, "equal")
     assert results["ensemble"]["trust"]["n_untrusted"] == 2
     assert f"2 of {len(rows)} test predictions are not trusted" in average_markdown(results)
-    older = made(tmp_path, "older", rows, predict(rows, 0.2))
+    older = make_run(tmp_path, "older", rows, predict(rows, 0.2))
     assert "trust" not in tables(average([*runs, older]).test)[0]

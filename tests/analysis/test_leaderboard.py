@@ -156,9 +156,9 @@ def test_a_difference_that_crystals_explain_shares_the_first_rank(tmp_path):
     rows = make_rows()
     y = rows["y_true"].to_numpy()
     noise = np.random.default_rng(1).normal(size=(2, len(rows)))
-    best = made(tmp_path, "best", rows, {"seed_0": y + 0.1 * noise[0]})
-    other = made(tmp_path, "other", rows, {"seed_0": y + 0.1001 * noise[1]})
-    worse = made(tmp_path, "worse", rows, {"seed_0": y + 0.2 * noise[0]})
+    best = make_run(tmp_path, "best", rows, {"seed_0": y + 0.1 * noise[0]})
+    other = make_run(tmp_path, "other", rows, {"seed_0": y + 0.1001 * noise[1]})
+    worse = make_run(tmp_path, "worse", rows, {"seed_0": y + 0.2 * noise[0]})
     (section,) = rankings([worse, other, best], {})
     first, second = names(section)[:2]
     assert {first, second} == {"best", "other"}
@@ -175,12 +175,12 @@ def test_a_difference_that_crystals_explain_shares_the_first_rank(tmp_path):
 
 def test_a_difference_that_seeds_explain_shares_the_first_rank(tmp_path):
     rows = make_rows()
-    best = made(tmp_path, "best", rows, predict(rows, 0.100))
-    near = made(tmp_path, "near", rows, predict(rows, 0.104))  # the same pattern: crystals tell them apart
-    far = made(tmp_path, "far", rows, predict(rows, 0.150))
+    best = make_run(tmp_path, "best", rows, predict(rows, 0.100))
+    near = make_run(tmp_path, "near", rows, predict(rows, 0.104))  # the same pattern: crystals tell them apart
+    far = make_run(tmp_path, "far", rows, predict(rows, 0.150))
     (section,) = rankings([best, near, far], {})
     assert [section.spread, ranks(section)["near"]] == [None, (2, False)]
-    noisy = made(tmp_path, "noisy", rows, predict(rows, 0.3, seeds=4, jitter=0.003))
+    noisy = make_run(tmp_path, "noisy", rows, predict(rows, 0.3, seeds=4, jitter=0.003))
     (section,) = rankings([best, near, far, noisy], {})
     assert section.spread.freedom == 3
     assert ranks(section)["near"] == (1, True)
@@ -190,12 +190,12 @@ def test_a_difference_that_seeds_explain_shares_the_first_rank(tmp_path):
 
 def test_seeds_count_once_and_only_where_all_folds_were_trained(tmp_path):
     rows = make_rows()
-    noisy = made(tmp_path, "noisy", rows, predict(rows, 0.1, seeds=4, jitter=0.003))
+    noisy = make_run(tmp_path, "noisy", rows, predict(rows, 0.1, seeds=4, jitter=0.003))
     alone = rankings([noisy], {})[0].spread
     assert alone.freedom == 3
     members = [load_sweep(f"{noisy.address}/seed_{number}") for number in (0, 2)]
     first = rows[rows["fold"] == 0]  # one fold's mean is spread otherwise than that of five
-    part = made(tmp_path, "part", first, predict(first, 0.1, seeds=3, jitter=0.05))
+    part = make_run(tmp_path, "part", first, predict(first, 0.1, seeds=3, jitter=0.05))
     assert rankings([noisy, *members, part], {})[0].spread == alone
 
 
@@ -211,9 +211,9 @@ def test_the_spread_of_seeds_is_pooled_and_its_band_as_by_hand():
 def test_a_run_is_judged_by_its_ensemble_else_its_seed_else_its_reference(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
-    several = made(tmp_path, "several", rows, {"seed_0": y + 0.2, "seed_1": y + 0.4, "ensemble": y + 0.3})
-    one = made(tmp_path, "one", rows, {"seed_0": y + 0.1})
-    none = made(tmp_path, "none", rows, {})
+    several = make_run(tmp_path, "several", rows, {"seed_0": y + 0.2, "seed_1": y + 0.4, "ensemble": y + 0.3})
+    one = make_run(tmp_path, "one", rows, {"seed_0": y + 0.1})
+    none = make_run(tmp_path, "none", rows, {})
     (section,) = rankings([several, one, none], {})
     assert names(section) == ["one", "several", "none"]
     told = {place.entry.name: facts(place, section) for place in section.places}
@@ -228,8 +228,8 @@ def test_a_model_that_draws_nothing_has_its_seeds_and_no_noise_of_seeds(tmp_path
     """As of two Gaussian processes of which one learns from rows drawn at random."""
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
-    drawing = made(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
-    exact = made(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
+    drawing = make_run(tmp_path, "drawing", rows, {"seed_0": y + 0.1})
+    exact = make_run(tmp_path, "exact", rows, {"seed_0": y + 0.2}, by_chance=False)
     (section,) = rankings([drawing, exact], {})
     lines = {place.entry.name: (place.entry.n_draws, facts(place, section)) for place in section.places}
     assert [lines[name][1]["seeds"] for name in ("drawing", "exact", ZERO_SHOT)] == [1, 1, 0]
@@ -241,10 +241,10 @@ def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     y = rows["y_true"].to_numpy()
     weights = {name: {fold: {"weights": name, "seed": 0} for fold in (0, 1)} for name in ("0.3.0", "r2scan")}
-    a = made(tmp_path, "a", rows, {"seed_0": y + 0.1}, configs=weights["0.3.0"])
-    b = made(tmp_path, "b", rows, {"seed_0": y + 0.2}, configs=weights["0.3.0"])
-    part = made(tmp_path, "part", rows[rows["fold"] == 0], {"seed_0": y[rows["fold"] == 0] + 0.3})
-    c = made(tmp_path, "c", rows, {"seed_0": y + 0.4, "reference": y + 0.9}, configs=weights["r2scan"])
+    a = make_run(tmp_path, "a", rows, {"seed_0": y + 0.1}, configs=weights["0.3.0"])
+    b = make_run(tmp_path, "b", rows, {"seed_0": y + 0.2}, configs=weights["0.3.0"])
+    part = make_run(tmp_path, "part", rows[rows["fold"] == 0], {"seed_0": y[rows["fold"] == 0] + 0.3})
+    c = make_run(tmp_path, "c", rows, {"seed_0": y + 0.4, "reference": y + 0.9}, configs=weights["r2scan"])
     (section,) = rankings([a, b, part, c], {})
     zero_shot = [place.entry.name for place in section.places if place.entry.origin == "zero-shot"]
     assert sorted(zero_shot) == [f"{ZERO_SHOT} (0.3.0)", f"{ZERO_SHOT} (r2scan)"]
@@ -259,9 +259,9 @@ def test_a_pretrained_network_is_listed_once_and_another_one_too(tmp_path):
 def test_other_rows_and_other_tasks_are_other_sections(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     predicted = {"seed_0": rows["y_true"].to_numpy() + 0.1}
-    a = made(tmp_path, "a", rows, predicted)
-    b = made(tmp_path, "b", rows, predicted, sha256="another")
-    c = made(tmp_path, "c", rows, predicted, task={"name": "zzz"})
+    a = make_run(tmp_path, "a", rows, predicted)
+    b = make_run(tmp_path, "b", rows, predicted, sha256="another")
+    c = make_run(tmp_path, "c", rows, predicted, task={"name": "zzz"})
     found = rankings([a, b, c], {})
     assert sorted(names(section)[0] for section in found) == ["a", "b", "c"]
     assert found[-1].task["name"] == "zzz"
@@ -292,7 +292,7 @@ def test_runs_of_other_folds_are_not_ranked_compared_or_submitted_together(tmp_p
 def test_ids_that_several_folds_test_are_counted_once(tmp_path):
     rows = make_rows(n_folds=2, n=20)
     rows.loc[1, ["id", "composition", "y_true"]] = rows.loc[0, ["id", "composition", "y_true"]]
-    run = made(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
+    run = make_run(tmp_path, "twice", rows, {"seed_0": rows["y_true"].to_numpy() + 0.1})
     (section,) = rankings([run], {})
     assert "39 test ids of fold(s) 0, 1 (40 predictions: some are in several)" in caption(section)[0]
     assert facts(section.places[0], section)["n_ids"] == 39
@@ -302,8 +302,8 @@ def test_a_run_that_lacks_folds_has_no_rank_and_is_compared_on_what_it_has(tmp_p
     rows = make_rows(n_folds=3, n=40)
     y = rows["y_true"].to_numpy()
     of_fold = rows["fold"].to_numpy() == 1
-    best = made(tmp_path, "best", rows, {"seed_0": y + np.where(of_fold, 0.4, 0.1)})
-    part = made(tmp_path, "part", rows[of_fold], {"seed_0": y[of_fold] + 0.3})
+    best = make_run(tmp_path, "best", rows, {"seed_0": y + np.where(of_fold, 0.4, 0.1)})
+    part = make_run(tmp_path, "part", rows[of_fold], {"seed_0": y[of_fold] + 0.3})
     (section,) = rankings([part, best], {})
     assert ranks(section) == {"best": (1, False), ZERO_SHOT: (2, False), "part": (None, False)}
     place = section.places[-1]
@@ -320,8 +320,8 @@ def test_a_classification_is_ranked_by_its_roc_auc(tmp_path):
     rows = make_rows().assign(y_true=lambda table: (table["y_true"] > 0).astype(float))
     noise = np.random.default_rng(3).normal(size=(2, len(rows)))
     task = {"kind": "classification"}
-    good = made(tmp_path, "good", rows, {"seed_0": rows["y_true"] + 0.5 * noise[0]}, task=task)
-    bad = made(tmp_path, "bad", rows, {"seed_0": rows["y_true"] + 3.0 * noise[1]}, task=task)
+    good = make_run(tmp_path, "good", rows, {"seed_0": rows["y_true"] + 0.5 * noise[0]}, task=task)
+    bad = make_run(tmp_path, "bad", rows, {"seed_0": rows["y_true"] + 3.0 * noise[1]}, task=task)
     (section,) = rankings([bad, good], {})
     assert names(section) == ["good", "bad", ZERO_SHOT]
     assert section.metric == METRICS["rocauc"]

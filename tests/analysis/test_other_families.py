@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_compare import make_rows, predict, write_options, write_run
+from finished_runs import make_rows, predict, write_options, write_run
 from typer.testing import CliRunner
 
 import tune.compare

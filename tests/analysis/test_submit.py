@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import Result
+from finished_runs import REPOSITORY, write_run
 from matbench_records import read_record
-from test_compare import REPOSITORY, write_run
+from official_runs import OPTIONS, SMALL, official_rows, official_run
 from typer.testing import CliRunner
 
 from data.metrics import METRICS
