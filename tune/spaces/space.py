@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from data.task import Kind
 
 SPACES_FOLDER = Path(ROOT) / "search_spaces"
-# Chosen by the sweep, or fixed because graphs and features are made for one set of weights.
+# Chosen by the sweep, or fixed because rows are made ready for one set of weights.
 _NOT_SEARCHED = {
     "seed": "set with --seed and --seeds",
-    "weights": "one value a sweep: graphs are made for it",
+    "weights": "one value a sweep: rows are made ready for it",
 }
 _MOST_COMBINATIONS = 2000  # that are tried before a sweep
 
