@@ -67,6 +67,10 @@ class DataFamily(Protocol):
         """
         ...
 
+    def official(self, name: str) -> tuple[Task, list[str]]:
+        """A published task and the ids of all its rows, in their order; TaskError where there is none of that name."""
+        ...
+
     def layouts(self) -> str:
         """What files and folders are read, in a sentence or two for people."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from data.errors import UserError
 
@@ -117,4 +117,12 @@ class TaskRows(Protocol):
 
     def select(self, positions: list[int], sha256: str) -> Self:
         """The rows at `positions`, in that order, under a new content identity."""
+        ...
+
+    def held(self) -> Self:
+        """The same rows with their inputs in memory, where these are read from a file each time."""
+        ...
+
+    def chunk(self, start: int, stop: int) -> Any:
+        """Rows `start` up to, not including, `stop`, as a process takes them that makes something of them."""
         ...

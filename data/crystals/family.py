@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.crystals.left_out_rules import LEAVE_ELEMENTS_OUT, LEAVE_MOLECULES_OUT
-from data.crystals.task_table import LAYOUTS
+from data.crystals.task_table import LAYOUTS, official_ids, official_task
 from data.crystals.task_table import task_names as task_names
 from data.fold import Fold
 from data.task import Task, TaskRows
@@ -39,6 +39,12 @@ def official_folds(task: Task, ids: list[str]) -> list[Fold]:
     from data.crystals import matbench_folds
 
     return matbench_folds.official_folds(task, ids)
+
+
+def official(name: str) -> tuple[Task, list[str]]:
+    """See `DataFamily`."""
+    task = official_task(name)
+    return task, official_ids(task)
 
 
 def layouts() -> str:

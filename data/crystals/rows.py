@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -133,6 +133,15 @@ class Rows:
             payloads=[self.buffer[a:b] for a, b in self.spans[start:stop].tolist()],
             format=self.format,
         )
+
+    def held(self) -> Rows:
+        """The same rows with a buffer of their own; their bytes are read in the order of the file."""
+        order = np.argsort(self.spans[:, 0], kind="stable")
+        payloads = [self.buffer[a:b] for a, b in self.spans[order].tolist()]
+        ends = np.cumsum([len(payload) for payload in payloads], dtype=np.int64)
+        spans = np.empty_like(self.spans)
+        spans[order] = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        return replace(self, buffer=b"".join(payloads), spans=spans)
 
     def select(self, positions: list[int], sha256: str) -> Rows:
         """The rows at `positions`, in that order, under a new content identity."""

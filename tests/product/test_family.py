@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -233,48 +230,3 @@ def test_a_model_of_another_family_than_the_task_is_refused(added, opened):
 def test_a_family_that_is_not_there_is_named():
     with pytest.raises(ModelError, match="no family 'images': choose one of crystals"):
         open_family("images")
-
-
-class VectorOptions(Options):
-    """Of a sweep whose task is one of vectors."""
-
-    def open_task(self):
-        task, rows = super().open_task()
-        return replace(task, family="vectors"), rows
-
-
-PLAN = """\
-import json
-import sys
-
-import ray
-from test_family import VectorOptions, options, register, space
-from tune.planning.plan import plan
-from tune.planning.plan_table import show
-
-register()
-setup = {"worker_process_setup_hook": "test_family.register"}
-ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=setup)
-fields = dict(options(task=sys.argv[1], target="y", space=space(ridge={"uniform": [1e-6, 100.0]}), num_samples=3))
-found = plan(VectorOptions(**fields))
-show(found)
-print(json.dumps({"steps": [step.name for step in found.steps], "what": [epoch.what for epoch in found.epochs]}))
-"""
-
-
-def test_its_sweeps_are_planned(tmp_path):
-    """In a process of its own, whose workers know the family too."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAN, str(written(tmp_path))],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["steps"] == ["start and end", "vectors", "search", "train the chosen, and test"]
-    assert found["what"] == ["A fit of least_squares"]
-    assert "60 rows" in done.stderr

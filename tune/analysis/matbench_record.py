@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.crystals.task_table import official_ids, official_task
+from data.families import data_family
 from data.fold import DEFAULT_SPLIT
 from data.folds import make_folds
+from data.task_words import family_of
 from tune.errors import RunError
 from tune.runs import Member, SweepRun, split_of
 
@@ -50,14 +51,11 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
         raise RunError(
             f"{run.name} is of {run.task['name']!r}, which is no task of Matbench: it has no official ids and folds"
         )
-    task = official_task(name)
+    task, ids = data_family(family_of(run.task)).official(name)
     if run.task["target"] != task.target:
         raise RunError(f"{run.name} predicts {run.task['target']!r}; {name} asks for {task.target!r}")
     official = pd.concat(
-        [
-            pd.DataFrame({"fold": fold.index, "id": fold.test_ids})
-            for fold in make_folds(task, official_ids(task), None)
-        ],
+        [pd.DataFrame({"fold": fold.index, "id": fold.test_ids}) for fold in make_folds(task, ids, None)],
         ignore_index=True,
     )
     both = official.merge(member.test[["fold", "id"]], on=["fold", "id"], how="outer", indicator=True)

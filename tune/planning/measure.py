@@ -19,11 +19,10 @@ import numpy as np
 import ray
 import torch
 
-from data.crystals.rows import Rows
 from data.fold import DEFAULT_SPLIT
 from data.machine.allocator import keep_freed_memory
 from data.machine.console import console
-from data.task import Task
+from data.task import Task, TaskRows
 from models.device import device_of_share
 from models.family import CachedArrays, Family, FamilyRows, Reading, n_bytes
 from models.model import Run, TrainingPart, TrainingRows
@@ -32,7 +31,7 @@ from tune.dataset.dataset import Dataset, load_dataset, untrained
 from tune.dataset.parts import ROWS_PER_PART, cached_fields, n_parts
 from tune.dataset.trial_fold import TrialFold
 from tune.planning.designs import Design, design, designs
-from tune.planning.sample import sample_of, sample_positions, split
+from tune.planning.sample import sample_positions, split
 from tune.planning.trial_costs import FEW, HALF, MANY, TrialCosts, measure_trials
 from tune.spaces.space import SearchSpace
 from tune.trials.resources import Resources
@@ -97,7 +96,7 @@ class Measured:
 
 
 def measure(
-    task: Task, rows: Rows, reading: Reading, space: SearchSpace, resources: Resources, *, collapse: bool
+    task: Task, rows: TaskRows, reading: Reading, space: SearchSpace, resources: Resources, *, collapse: bool
 ) -> Measured:
     """Measure on a sample of a task's rows; nothing is left behind.
 
@@ -114,7 +113,7 @@ def measure(
         UnsuitedError: targets that do not go with the model.
     """
     chosen = sample_positions(reading.sizes, SAMPLE_ROWS)
-    sample = sample_of(rows, chosen)
+    sample = rows.select(chosen.tolist(), f"sample of {rows.sha256}").held()
     family, gpus, n = open_family(task.family), resources.gpus_per_trial, len(sample)
     have = ray.cluster_resources()
     n_cpus = max(1, int(have["CPU"]))
@@ -160,12 +159,14 @@ def measure(
     )
 
 
-def _read(task: Task, rows: Rows, space: SearchSpace, place: str, collapse: bool) -> FamilyRows:
+def _read(task: Task, rows: TaskRows, space: SearchSpace, place: str, collapse: bool) -> FamilyRows:
     family = open_family(task.family)
     return family.read(task, rows, space.needs, place, DEFAULT_SPLIT, collapse=collapse, at_once=None)
 
 
-def _compile(task: Task, sample: Rows, space: SearchSpace, kinds: Sequence[Design], place: str, collapse: bool) -> None:
+def _compile(
+    task: Task, sample: TaskRows, space: SearchSpace, kinds: Sequence[Design], place: str, collapse: bool
+) -> None:
     """Have every kernel compiled, which is kept for the processes to come: read a few rows and train on them."""
     few = sample.select(list(range(min(len(sample), TO_COMPILE))), f"few of {sample.sha256}")
     family = open_family(task.family)
@@ -198,7 +199,7 @@ def _started(
     return model.start(config, rows, part, device)
 
 
-def _make(family: Family, sample: Rows, need: Any, n_processes: int, place: str) -> tuple[float, float]:
+def _make(family: Family, sample: TaskRows, need: Any, n_processes: int, place: str) -> tuple[float, float]:
     """Have each of some processes make what is read of the sample, the first one into `place`.
 
     Returns:
@@ -238,7 +239,7 @@ def _warm_up(rows: Any, arrays: CachedArrays, n: int, gpus: float) -> None:
 
 def _train(
     dataset: Dataset,
-    sample: Rows,
+    sample: TaskRows,
     work: np.ndarray,
     kinds: Sequence[Design],
     resources: Resources,
@@ -269,7 +270,7 @@ def _train(
 
 def _folds(
     task: Task,
-    sample: Rows,
+    sample: TaskRows,
     usable: np.ndarray,
     work: np.ndarray,
     kinds: Sequence[Design],

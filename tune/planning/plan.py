@@ -16,11 +16,10 @@ import numpy as np
 import ray
 import torch
 
-from data.crystals.rows import Rows
 from data.folds import make_folds
 from data.machine.ray_session import connect
 from data.stores.storage import open_folder
-from data.task import Task
+from data.task import Task, TaskRows
 from models.family import Reading
 from models.registry import open_family, planned_epochs
 from tune.dataset.dataset import VALIDATION_FRACTION, untrained
@@ -117,7 +116,7 @@ class _Here:
     around: float
 
 
-def _measure_here(options: Options, task: Task, rows: Rows, space: SearchSpace, age: float, began: float) -> _Here:
+def _measure_here(options: Options, task: Task, rows: TaskRows, space: SearchSpace, age: float, began: float) -> _Here:
     """Measure in a Ray of this machine, which is started and ended unless there is one.
 
     Args:

@@ -59,6 +59,12 @@ class CurveRows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def held(self) -> CurveRows:
+        return self
+
+    def chunk(self, start: int, stop: int) -> CurveRows:
+        return self.select(range(start, stop), self.sha256)
+
     def select(self, positions: Sequence[int], sha256: str) -> CurveRows:
         which = list(positions)
         ids, sources = ([names[k] for k in which] for names in (self.ids, self.sources))
@@ -93,6 +99,10 @@ def with_quantity(task: Task, quantity: str) -> Task:
 
 def official_folds(_task: Task, _ids: list[str]) -> list[Fold]:
     raise NotImplementedError("no task of curves is official")
+
+
+def official(name: str) -> tuple[Task, list[str]]:
+    raise TaskError(f"no task of curves is official, and so is not {name!r}")
 
 
 def layouts() -> str:
