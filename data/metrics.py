@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 TRUSTED = 0.5  # a prediction whose trust is below it is marked (`models/crystals/trust.py`)
 
 
+def _first(means: np.ndarray) -> np.ndarray:
+    return means[..., 0]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A number that predictions are judged by.
@@ -46,7 +50,7 @@ class Metric:
     unit: Literal["target", "target squared", "none"]
     columns: tuple[str, ...] = ()
     values: Callable[[np.ndarray, np.ndarray, float], np.ndarray] | None = None
-    of_means: Callable[[np.ndarray], np.ndarray] = lambda means: means[..., 0]
+    of_means: Callable[[np.ndarray], np.ndarray] = _first
     of_all: Callable[[np.ndarray, np.ndarray], float] | None = None
     beside: tuple[str, ...] = ()
     scaled: bool = False
@@ -62,6 +66,16 @@ class Metric:
         """The values of each example, float64, shape (n, len(columns))."""
         assert self.values is not None
         return self.values(y_true, y_pred, self.scale)
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean of one value of each example, as MAE is and RMSE is not."""
+        return self.of_all is None and self.of_means is _first
+
+    def columns_of(self, table: pd.DataFrame) -> list[str]:
+        """The columns of a table that hold the values of examples, of which there may be several of a kind."""
+        pattern = "|".join(rf"{column}(_\d+)?" for column in self.columns)
+        return [name for name in table.columns if self.columns and re.fullmatch(pattern, name)]
 
     def for_training(self, targets: np.ndarray) -> Metric:
         """The same metric for a model that was trained on some targets, shape (n, ...)."""
@@ -194,12 +208,11 @@ def scores_of(metric: Metric, table: pd.DataFrame) -> dict[str, float]:
 
     Of such values the metric alone is made, and those beside it whose values are there too.
     """
-    if "y_true" in table:
+    if "y_true" in table and not metric.scaled:
         return all_scores(metric, table["y_true"].to_numpy(), table["y_pred"].to_numpy())
     scores = {}
     for one in with_beside(metric):
-        columns = [name for name in table.columns if re.fullmatch("|".join(rf"{c}(_\d+)?" for c in one.columns), name)]
-        if columns and one.columns:
+        if columns := one.columns_of(table):
             scores[one.name] = float(one.of_means(table[columns].to_numpy().mean(axis=0)))
     return scores
 

@@ -41,20 +41,21 @@ def resampled_scores(
 
         mean over folds f of  sum_i w_i e_i / sum_i w_i,  i in f,
 
-    with w_i how often the group of i was drawn and e the absolute error, mean over a model's seeds; for a
-    ROC-AUC, the weighted ROC-AUC, mean over seeds.
+    with w_i how often the group of i was drawn and e the absolute error, mean over a model's seeds; another metric of
+    the means of examples' values takes its place likewise, and for a ROC-AUC the weighted ROC-AUC, mean over seeds.
 
     Args:
-        rows: fold, id, group, y_true; n rows.
-        predicted: of each model, shape (seeds, n); what is resampled is the mean over its seeds.
-        metric: MAE or ROC-AUC.
+        rows: fold, id, group, and y_true where it is a number; n rows.
+        predicted: of each model, shape (seeds, n); or the values that the metric is made of, shape (seeds, n, values).
+            What is resampled is the mean over its seeds.
+        metric: of the task.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
         Shape (resamples, models).
     """
-    group, y_true = group_numbers(rows), rows["y_true"].to_numpy()
+    group = group_numbers(rows)
     folds, fold = np.unique(rows["fold"].to_numpy(), return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(folds)))
     np.add.at(counts, (group, fold), 1)
@@ -63,17 +64,55 @@ def resampled_scores(
     order = np.argsort(home, kind="stable")
     group, counts = np.argsort(order)[group], counts[order]
     draws = _draw(np.bincount(home), n_resamples, np.random.default_rng(seed))
-    if metric.name == "mae":
-        sums = np.zeros((*counts.shape, len(predicted)))
-        for model, of_model in enumerate(predicted):
-            np.add.at(sums[:, :, model], (group, fold), np.abs(of_model - y_true).mean(axis=0))
-        flat = sums.reshape(len(counts), -1)
-        return np.concatenate(
-            [_fold_means((weights @ flat).reshape(-1, *sums.shape[1:]), weights @ counts) for weights in draws]
-        )
-    true = y_true > 0.5
-    rows_by_fold = [np.flatnonzero(fold == position) for position in range(len(folds))]
-    resampled = []
+    scored = _areas if metric.of_all is not None else _means_scored
+    return np.concatenate(list(scored(rows, predicted, metric, group, fold, counts, draws)))
+
+
+def _means_scored(
+    rows: pd.DataFrame,
+    predicted: Sequence[np.ndarray],
+    metric: Metric,
+    group: np.ndarray,
+    fold: np.ndarray,
+    counts: np.ndarray,
+    draws: Iterator[np.ndarray],
+) -> Iterator[np.ndarray]:
+    """A metric of means of examples' values on each portion of draws, shape (resamples, models).
+
+    Args:
+        rows, predicted, metric: as in `resampled_scores`.
+        group, fold: of each row, int64, shape (n,).
+        counts: rows of each group in each fold.
+        draws: how often each group is drawn, in portions.
+    """
+    values = [_values(rows, of_model, metric) for of_model in predicted]
+    if metric.is_mean:  # the mean over seeds of means is the mean of their means
+        values = [of_model.mean(axis=0, keepdims=True) for of_model in values]
+    columns = np.concatenate([np.moveaxis(of_model, 0, 1).reshape(len(rows), -1) for of_model in values], axis=1)
+    sums = np.zeros((*counts.shape, columns.shape[1]))
+    np.add.at(sums, (group, fold), columns)
+    flat = sums.reshape(len(counts), -1)
+    ends = np.cumsum([of_model.shape[0] * of_model.shape[2] for of_model in values])[:-1]
+    for weights in draws:
+        of_folds = weights @ counts
+        means = _means((weights @ flat).reshape(-1, *sums.shape[1:]), of_folds)
+        of_models = [part.reshape(*part.shape[:2], -1, values[0].shape[2]) for part in np.split(means, ends, axis=2)]
+        scores = np.stack([metric.of_means(of_model).mean(axis=2) for of_model in of_models], axis=2)
+        yield _over_folds(scores, of_folds > 0)
+
+
+def _areas(
+    rows: pd.DataFrame,
+    predicted: Sequence[np.ndarray],
+    _metric: Metric,
+    group: np.ndarray,
+    fold: np.ndarray,
+    counts: np.ndarray,
+    draws: Iterator[np.ndarray],
+) -> Iterator[np.ndarray]:
+    """The ROC-AUC, likewise."""
+    true = rows["y_true"].to_numpy() > 0.5
+    rows_by_fold = [np.flatnonzero(fold == position) for position in range(counts.shape[1])]
     for weights in draws:
         by_fold = []
         for fold_rows in rows_by_fold:
@@ -83,8 +122,7 @@ def resampled_scores(
                 for of_model in predicted
             ]
             by_fold.append([np.mean(of_model, axis=0) for of_model in aucs])
-        resampled.append(np.mean(by_fold, axis=0).T)
-    return np.concatenate(resampled)
+        yield np.mean(by_fold, axis=0).T
 
 
 def interval(resampled: np.ndarray) -> tuple[float, float]:
@@ -136,16 +174,30 @@ def _draw(sizes: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iter
         yield weights
 
 
-def _fold_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean over folds of sums / counts; a fold that was not drawn is left out.
+def _values(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np.ndarray:
+    """The values of examples that a metric is made of, shape (seeds, n, values)."""
+    if predicted.ndim == 3:
+        return predicted
+    y_true = rows["y_true"].to_numpy()
+    return np.stack([metric.of_examples(y_true, of_seed) for of_seed in predicted])
+
+
+def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sums over counts, 0 of a fold that was not drawn.
 
     Args:
-        sums: shape (resamples, folds, models).
+        sums: shape (resamples, folds, columns).
         counts: shape (resamples, folds).
-
-    Returns:
-        Shape (resamples, models).
     """
-    drawn = counts > 0
-    means = np.divide(sums, counts[:, :, None], out=np.zeros_like(sums), where=drawn[:, :, None])
-    return means.sum(axis=1) / drawn.sum(axis=1)[:, None]
+    drawn = (counts > 0)[:, :, None]
+    return np.divide(sums, counts[:, :, None], out=np.zeros_like(sums), where=drawn)
+
+
+def _over_folds(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Mean over the folds that were drawn, shape (resamples, models).
+
+    Args:
+        scores: shape (resamples, folds, models).
+        drawn: shape (resamples, folds).
+    """
+    return np.where(drawn[:, :, None], scores, 0.0).sum(axis=1) / drawn.sum(axis=1)[:, None]

@@ -162,6 +162,10 @@ class Family(Protocol):
         """
         ...
 
+    def caches(self, task: Task) -> bool:
+        """Whether what is made of the rows of a task is kept in the cache."""
+        ...
+
     def arrays(self, need: Any, *, collapse: bool) -> list[CachedArrays]:
         """The arrays that trials read beside the rows."""
         ...

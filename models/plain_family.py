@@ -28,6 +28,11 @@ def arrays(_need: Any, *, collapse: bool) -> list[CachedArrays]:  # noqa: ARG001
     return []
 
 
+def caches(_task: Task) -> bool:
+    """See `Family`: what is read is read anew by each sweep."""
+    return False
+
+
 def pretraining_note(_model: Model, _parameters: Mapping[str, Any]) -> str:
     """See `Family`: nothing was pretrained."""
     return ""

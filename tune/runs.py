@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pyarrow import fs
 
@@ -25,8 +26,9 @@ from data.stores.storage import file_names, open_folder, read_whole
 from data.task_words import TaskWords, family_of, task_words
 from tune.arguments import STORAGE, On
 from tune.errors import RunError
+from tune.records.folder import Folder
 from tune.records.going_on import how_to_go_on
-from tune.records.members import Member, as_written, load_history, load_member
+from tune.records.members import PREFIX, Member, as_written, load_history, load_member, read_arrays
 
 # What else readers take from results.json.
 _NEEDED = {"record", "notes", "flags", "protocol", "options", "trials", "cost", "inert", "by_chance"}
@@ -245,6 +247,30 @@ def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
 def split_of(run: SweepRun) -> str:
     """The `--split` of a run."""
     return str(run.results["options"].get("split", "task"))
+
+
+def metric_of_fold(run: SweepRun, fold: int) -> Metric:
+    """The metric of a run on a fold, whose training targets may scale it."""
+    scales = run.results.get("scales", {})
+    return replace(run.metric, scale=scales[str(fold)]) if scales else run.metric
+
+
+def arrays_of_fold(run: SweepRun, member: Member, on: On, fold: int) -> dict[str, np.ndarray]:
+    """Labels y_true and predictions y_pred (and std) that are arrays, in the order of a member's table of a fold.
+
+    Raises:
+        RunError: the file is missing or damaged.
+    """
+    filesystem, path = open_folder(run.address)
+    return read_arrays(filesystem, path, member.name, on, fold)
+
+
+def copy_predictions(run: SweepRun, member: Member, on: On, fold: int, folder: Folder) -> None:
+    """Write the files of a member's predictions of a fold into another folder, as they are."""
+    filesystem, path = open_folder(run.address)
+    for name in (f"{PREFIX[on]}_fold_{fold}.csv", f"{PREFIX[on]}_fold_{fold}.npz"):
+        if name in file_names(filesystem, f"{path}/{member.name}"):
+            folder.write(f"{member.name}/{name}", read_whole(filesystem, f"{path}/{member.name}/{name}"))
 
 
 def refuse_different(a: SweepRun, b: SweepRun) -> None:

@@ -142,6 +142,11 @@ def read(
     )
 
 
+def caches(task: Task) -> bool:
+    """See `Family`: graphs are, formulas are not."""
+    return task.inputs != _COMPOSITIONS_ONLY
+
+
 def arrays(need: CrystalNeeds, *, collapse: bool) -> list[CachedArrays]:
     """See `Family`."""
     if not need.structures:

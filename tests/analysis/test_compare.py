@@ -285,9 +285,9 @@ def test_a_classification_is_judged_by_the_area(tmp_path):
     assert found.difference.value == pytest.approx(np.mean(by_fold[0]) - np.mean(by_fold[1]))
     assert found.difference.low < found.difference.value < found.difference.high < 0
     assert found.verdict == "better"  # B has the larger area
-    assert "ROCAUC of B is higher" in found.sentence
+    assert "ROC-AUC of B is higher" in found.sentence
     assert curves(found).startswith(b"\x89PNG")
-    assert "not for ROCAUC" in comparison_markdown(found)
+    assert "not for ROC-AUC" in comparison_markdown(found)
 
 
 # --- reading runs, and what is refused ---

@@ -39,24 +39,26 @@ def val_rows() -> pd.DataFrame:
 
 
 def test_equal_weights_by_hand(tmp_path, rows, val_rows):
-    found = average(two_runs(tmp_path, rows, val_rows))
+    runs = two_runs(tmp_path, rows, val_rows)
+    found = average(runs)
     assert found.names == ["one/seed_0", "two/ensemble"]
     assert found.weights[0].tolist() == found.weights[1].tolist() == [0.5, 0.5]
-    table = tables(found.test)[1].set_index("id")
+    table = tables(found.test, runs[0])[1].set_index("id")
     y_true = rows[rows["fold"] == 1].set_index("id")["y_true"]
     assert sorted(table.index) == sorted(y_true.index)
     assert table["y_pred"].to_numpy() == pytest.approx(y_true[table.index].to_numpy() + 0.1)  # of +0.3 and -0.1
     assert table["abs_error"].to_numpy() == pytest.approx(0.1)
     assert table["std"].to_numpy() == pytest.approx(0.4 / 2**0.5)  # two members 0.4 apart, ddof 1
-    assert tables(found.validation)[0]["abs_error"].to_numpy() == pytest.approx(0.05)  # of -0.2 and +0.1
+    assert tables(found.validation, runs[0])[0]["abs_error"].to_numpy() == pytest.approx(0.05)  # of -0.2 and +0.1
 
 
 def test_weights_by_validation_by_hand(tmp_path, rows, val_rows):
-    found = average(two_runs(tmp_path, rows, val_rows), "validation")
+    runs = two_runs(tmp_path, rows, val_rows)
+    found = average(runs, "validation")
     # fold 0: errors 0.2 and 0.1, weights 25 : 100; fold 1: 0.2 and 0.2
     assert found.weights[0] == pytest.approx([0.2, 0.8])
     assert found.weights[1] == pytest.approx([0.5, 0.5])
-    by_fold = tables(found.test)
+    by_fold = tables(found.test, runs[0])
     assert by_fold[0]["y_pred"].to_numpy() == pytest.approx(by_fold[0]["y_true"] + 0.2 * 0.3 - 0.8 * 0.1)
     assert by_fold[1]["y_pred"].to_numpy() == pytest.approx(by_fold[1]["y_true"] + 0.1)
     # the spread is that of the members, whatever their weights
@@ -131,7 +133,7 @@ def test_a_member_in_another_order_is_put_in_order(tmp_path, rows):
     shuffled = rows.sample(frac=1, random_state=0)
     a = make_run(tmp_path, "a", rows, predict(rows, 0.1))
     b = make_run(tmp_path, "b", shuffled, {"seed_0": shuffled["y_true"].to_numpy()})
-    table = pd.concat(tables(average([a, b]).test).values()).set_index("id")
+    table = pd.concat(tables(average([a, b]).test, a).values()).set_index("id")
     errors = a.members["seed_0"].test.set_index("id")["abs_error"]
     assert table["abs_error"].to_numpy() == pytest.approx(errors[table.index].to_numpy() / 2)
 
@@ -144,7 +146,7 @@ def test_a_classification_averages_probabilities_with_equal_weights_only(tmp_pat
         make_run(tmp_path, name, rows, {"seed_0": np.full(len(rows), p)}, task=task)
         for name, p in (("a", 0.2), ("b", 0.6))
     ]
-    assert tables(average(runs).test)[0]["y_pred"].to_numpy() == pytest.approx(0.4)
+    assert tables(average(runs).test, runs[0])[0]["y_pred"].to_numpy() == pytest.approx(0.4)
     with pytest.raises(RunError, match="a classification has not: take --weights equal"):
         average(runs, "validation")
 
@@ -263,11 +265,11 @@ def test_a_mean_is_trusted_as_far_as_its_least_trusted_member(tmp_path, rows):
         for name, of_run in (("a", trust), ("b", doubted))
     ]
     mean = average(runs)
-    table = pd.concat(tables(mean.test).values()).set_index("id").loc[rows["id"]]
+    table = pd.concat(tables(mean.test, runs[0]).values()).set_index("id").loc[rows["id"]]
     np.testing.assert_array_equal(table["trust"].to_numpy(), np.minimum(trust, doubted))
     assert table.index[~table["trusted"]].tolist() == [rows["id"][0], rows["id"][5]]
     results = average_results("mean", runs, mean, "equal")
     assert results["ensemble"]["trust"]["n_untrusted"] == 2
     assert f"2 of {len(rows)} test predictions are not trusted" in average_markdown(results)
     older = make_run(tmp_path, "older", rows, predict(rows, 0.2))
-    assert "trust" not in tables(average([*runs, older]).test)[0]
+    assert "trust" not in tables(average([*runs, older]).test, runs[0])[0]

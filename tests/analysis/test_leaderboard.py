@@ -331,7 +331,7 @@ def test_a_classification_is_ranked_by_its_roc_auc(tmp_path):
     expected = (found.value, found.low, found.high)
     assert (place.difference.value, place.difference.low, place.difference.high) == pytest.approx(expected)
     assert place.difference.value > 0  # behind the best
-    assert cells(place, section)["ROCAUC behind the best"].startswith("+")
+    assert cells(place, section)["ROC-AUC behind the best"].startswith("+")
 
 
 # --- the command ---

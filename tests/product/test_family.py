@@ -66,6 +66,10 @@ def read(task, rows, need, cache_folder, split_rule, *, collapse, at_once):
     return FamilyRows(VectorRows(vectors), pairs, nothing, [()] * len(rows), ["Vectors are random."], {"n": 3}, "none")
 
 
+def caches(task):
+    return False
+
+
 def arrays(need, *, collapse):
     return []
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.metrics import Metric, all_scores, over_folds
+from data.metrics import METRICS, all_scores, over_folds
 from data.task_words import task_words
 from tune.analysis.paired import paired_predictions
 from tune.analysis.trusted import trust_facts, trust_sentence
@@ -16,14 +16,17 @@ from tune.arguments import On, Weights
 from tune.errors import RunError
 from tune.records.code_record import run_record
 from tune.records.folder import Folder
-from tune.records.members import as_written, marked
+from tune.records.labelled import Labelled
 from tune.runs import (
     Member,
     SweepRun,
+    arrays_of_fold,
     by_chance,
     chose_by_validation,
     contribution,
+    copy_predictions,
     load_sweep,
+    metric_of_fold,
     predictions,
     refuse_different,
     split_of,
@@ -41,13 +44,15 @@ class AveragedPart:
     """The test parts, or the validation parts, of all folds.
 
     Attributes:
-        rows: fold, id, group, y_true; n rows.
-        members: predictions of each member, shape (members, n).
-        mean: their weighted mean, shape (n,).
+        rows: fold, id, group; n rows.
+        y_true: labels, shape (n, ...).
+        members: predictions of each member, shape (members, n, ...).
+        mean: their weighted mean, shape (n, ...).
         trust: the least of the members', shape (n,); None where one of them, by an earlier version, has none.
     """
 
     rows: pd.DataFrame
+    y_true: np.ndarray
     members: np.ndarray
     mean: np.ndarray
     trust: np.ndarray | None
@@ -101,8 +106,8 @@ def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
     by_fold = {fold: np.full(len(runs), 1 / len(runs)) for fold in runs[0].folds}
     if weights == "validation":
         assert validation is not None
-        rows, predicted, _ = validation
-        by_fold = {fold: _weights_by_validation(rows, predicted, fold) for fold in runs[0].folds}
+        rows, y_true, predicted, _ = validation
+        by_fold = {fold: _weights_by_validation(rows, y_true, predicted, fold) for fold in runs[0].folds}
     return Average(
         names=names,
         weights=by_fold,
@@ -131,18 +136,22 @@ def _members(runs: list[SweepRun]) -> tuple[list[Member], list[str]]:
     return members, names
 
 
-def _weights_by_validation(rows: pd.DataFrame, predicted: np.ndarray, fold: int) -> np.ndarray:
+def _weights_by_validation(rows: pd.DataFrame, y_true: np.ndarray, predicted: np.ndarray, fold: int) -> np.ndarray:
     """Weights in proportion to 1 / MAE^2 on a fold's rows, shape (members,), sum 1."""
     is_here = (rows["fold"] == fold).to_numpy()
-    mae = np.abs(predicted[:, is_here] - rows["y_true"].to_numpy()[is_here]).mean(axis=1)
+    mae = np.abs(predicted[:, is_here] - y_true[is_here]).reshape(len(predicted), -1).mean(axis=1)
     inverse = 1 / np.maximum(mae, 1e-12) ** 2  # a member without any error gets all the weight
     return inverse / inverse.sum()
 
 
-def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.DataFrame, np.ndarray, np.ndarray | None]:
-    """Rows of all folds, the members' predictions of them, shape (members, n), and the least of their trusts."""
+Aligned = tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray | None]
+
+
+def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> Aligned:
+    """Rows of all folds, labels, the members' predictions, and the least of their trusts, as in `AveragedPart`."""
     tables = [predictions(run, member, on) for run, member in zip(runs, members, strict=True)]
-    paired = paired_predictions(tables[:1], tables[1:])
+    metric = runs[0].metric
+    paired = paired_predictions(tables[:1], tables[1:], metric)
     for run, table in zip(runs, tables, strict=True):
         if len(table) != len(paired.rows):
             raise RunError(
@@ -150,38 +159,69 @@ def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> tuple[pd.Da
                 f"{len(paired.rows)} of them are in all"
                 + ("; split the folds alike (run_sweep.py --seed)" if on == "validation" else "")
             )
+    rows = paired.rows[["fold", "id", "group"]]
+    keys = pd.MultiIndex.from_frame(rows[["fold", "id"]])
     trust = None
     if all("trust" in table for table in tables):
-        keys = pd.MultiIndex.from_frame(paired.rows[["fold", "id"]])
         trust = np.min([table.set_index(["fold", "id"])["trust"].loc[keys].to_numpy() for table in tables], axis=0)
-    return paired.rows, np.concatenate([paired.a, paired.b]), trust
+    if "y_pred" in tables[0]:
+        by_key = [table.set_index(["fold", "id"]).loc[keys] for table in tables]
+        y_true = by_key[0]["y_true"].to_numpy()
+        return rows, y_true, np.stack([table["y_pred"].to_numpy() for table in by_key]), trust
+    arrays = [_arrays(*of_run, on, keys) for of_run in zip(runs, members, tables, strict=True)]
+    return rows, arrays[0][0], np.stack([y_pred for _, y_pred in arrays]), trust
+
+
+def _arrays(
+    run: SweepRun, member: Member, table: pd.DataFrame, on: On, keys: pd.MultiIndex
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions that are arrays, in the order of some (fold, id)."""
+    by_fold = [arrays_of_fold(run, member, on, fold) for fold in run.folds]
+    order = pd.MultiIndex.from_frame(table[["fold", "id"]]).get_indexer(keys)
+    y_true, y_pred = (np.concatenate([arrays[name] for arrays in by_fold])[order] for name in ("y_true", "y_pred"))
+    return y_true, y_pred
 
 
 def _averaged(
-    rows: pd.DataFrame, predicted: np.ndarray, trust: np.ndarray | None, weights: dict[int, np.ndarray]
+    rows: pd.DataFrame,
+    y_true: np.ndarray,
+    predicted: np.ndarray,
+    trust: np.ndarray | None,
+    weights: dict[int, np.ndarray],
 ) -> AveragedPart:
     of_rows = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
-    return AveragedPart(rows, predicted, (of_rows * predicted).sum(axis=0), trust)
+    of_rows = of_rows.reshape(*of_rows.shape, *[1] * (predicted.ndim - 2))
+    return AveragedPart(rows, y_true, predicted, (of_rows * predicted).sum(axis=0), trust)
 
 
-def tables(part: AveragedPart) -> dict[int, pd.DataFrame]:
-    """By fold: id, group, y_true, y_pred, abs_error, std, the spread (ddof 1) between the members, and trust."""
-    table = part.rows.assign(y_pred=part.mean, abs_error=np.abs(part.rows["y_true"] - part.mean))
-    table["std"] = part.members.std(axis=0, ddof=1)
-    return _by_fold(table if part.trust is None else marked(table.assign(trust=part.trust)))
+def labelled_by_fold(part: AveragedPart) -> dict[int, Labelled]:
+    """By fold the mean beside its labels; `std` is the spread (ddof 1) between the members."""
+    by_fold, fold = {}, part.rows["fold"].to_numpy()
+    for index in np.unique(fold).tolist():
+        which = np.flatnonzero(fold == index)
+        by_fold[index] = Labelled(
+            part.rows["id"].iloc[which].tolist(),
+            part.rows["group"].iloc[which].tolist(),
+            part.y_true[which],
+            part.mean[which],
+            part.members[:, which].std(axis=0, ddof=1),
+            None if part.trust is None else part.trust[which],
+        )
+    return by_fold
 
 
-def _by_fold(table: pd.DataFrame) -> dict[int, pd.DataFrame]:
-    return {fold: table[table["fold"] == fold].drop(columns="fold") for fold in sorted(set(table["fold"]))}
+def tables(part: AveragedPart, run: SweepRun) -> dict[int, pd.DataFrame]:
+    """By fold the table of the mean, as the metric of a run has it."""
+    return {fold: of_fold.table(metric_of_fold(run, fold)) for fold, of_fold in labelled_by_fold(part).items()}
 
 
-def scores(part: AveragedPart, predicted: np.ndarray, metric: Metric) -> dict[str, Any]:
+def scores(part: AveragedPart, predicted: np.ndarray, run: SweepRun) -> dict[str, Any]:
     """Scores by fold, their mean and their standard deviation over folds, as in a sweep's results.json."""
-    y_true, fold = part.rows["y_true"].to_numpy(), part.rows["fold"].to_numpy()
+    fold = part.rows["fold"].to_numpy()
     rows_by_fold = {int(index): np.flatnonzero(fold == index) for index in np.unique(fold)}
     return over_folds(
         [
-            (index, len(which), all_scores(metric, y_true[which], predicted[which]))
+            (index, len(which), all_scores(metric_of_fold(run, index), part.y_true[which], predicted[which]))
             for index, which in rows_by_fold.items()
         ]
     )
@@ -190,9 +230,8 @@ def scores(part: AveragedPart, predicted: np.ndarray, metric: Metric) -> dict[st
 def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Weights) -> dict[str, Any]:
     """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
     first = runs[0]
-    metric = first.metric
     title = f"mean of {len(runs)} runs"
-    trust = trust_facts(list(tables(mean.test).items()), metric, first.words.group)
+    trust = trust_facts(list(tables(mean.test, first).items()), first.metric, first.words.group)
     costs = {run.address: run.results["cost"] for run in runs}.values()  # members of one sweep share its cost
     results = {
         "sweep": name,
@@ -205,6 +244,7 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Wei
         "protocol": f"{title}, {_HOW[weights]}; nothing was trained. "
         + " ".join(f"{run.name}: {run.results['protocol']}" for run in runs),
         "metric": first.metric.name,
+        **({"scales": first.results["scales"]} if "scales" in first.results else {}),
         "reference": first.results["reference"],
         "seeds": [],
         "chosen": [
@@ -219,20 +259,20 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Wei
         "inert": [],
         "ensemble": {
             "title": title,
-            **scores(mean.test, mean.test.mean, metric),
+            **scores(mean.test, mean.test.mean, first),
             **({"trust": trust} if trust else {}),
         },
-        "members": _member_entries(runs, mean, metric),
+        "members": _member_entries(runs, mean),
         "by_chance": any(by_chance(run) for run in runs),
         "chose_by_validation": any(chose_by_validation(run) for run in runs),
         "weights": ", ".join(sorted({name for run in runs for name in weights_of(run).split(", ") if name})),
     }
     if mean.validation is not None:
-        results["validation"] = scores(mean.validation, mean.validation.mean, metric)["mean"]
+        results["validation"] = scores(mean.validation, mean.validation.mean, first)["mean"]
     return results
 
 
-def _member_entries(runs: list[SweepRun], mean: Average, metric: Metric) -> list[dict[str, Any]]:
+def _member_entries(runs: list[SweepRun], mean: Average) -> list[dict[str, Any]]:
     """Of each member its name, where it is, how it was trained, and its scores."""
     members = []
     for position, (run, name) in enumerate(zip(runs, mean.names, strict=True)):
@@ -241,7 +281,7 @@ def _member_entries(runs: list[SweepRun], mean: Average, metric: Metric) -> list
         member["chosen"] = [{"fold": fold, "config": config} for fold, config in run.configs.items()]
         for on, part in (("test", mean.test), ("validation", mean.validation)):
             if part is not None:
-                member[on] = scores(part, part.members[position], metric)["mean"]
+                member[on] = scores(part, part.members[position], runs[0])["mean"]
         members.append(member)
     return members
 
@@ -263,7 +303,8 @@ def _notes(runs: list[SweepRun], mean: Average, weights: Weights) -> list[str]:
 def average_markdown(results: dict[str, Any]) -> str:
     """RESULTS.md: members, weights and scores."""
     task, metric = results["task"], results["metric"]
-    unit = f" ({task['unit']})" if task["unit"] and metric == "mae" else ""
+    unit = METRICS[metric].unit_of(task["unit"])
+    unit = f" ({unit})" if unit else ""
     folds = [entry["fold"] for entry in results["chosen"]]
     lines = [
         f"# {results['sweep']}",
@@ -274,7 +315,7 @@ def average_markdown(results: dict[str, Any]) -> str:
         f"- Protocol: {results['protocol']}",
         "- The test column is for reporting: to choose the members by it is to choose on test data.",
         "",
-        f"| {metric.upper()}{unit}, mean over folds | validation | test |",
+        f"| {METRICS[metric].title}{unit}, mean over folds | validation | test |",
         "|---|---|---|",
     ]
     mean = {"member": f"**{results['ensemble']['title']}**", "test": results["ensemble"]["mean"]}
@@ -296,17 +337,15 @@ def average_markdown(results: dict[str, Any]) -> str:
 def write_average(folder: Folder, runs: list[SweepRun], mean: Average, results: dict[str, Any]) -> None:
     """Write the run; results.json last, for it says that the rest is there."""
     # Readers of a sweep expect the untrained model beside what is judged; that of the first run.
-    reference = load_sweep(f"{runs[0].address}/reference").members["reference"]
-    group_name = runs[0].words.group
-    for prefix, part, untrained in (
-        ("preds", mean.test, reference.test),
-        ("val", mean.validation, reference.validation),
-    ):
-        if part is not None:
-            for fold, table in tables(part).items():
-                folder.write_csv(f"ensemble/{prefix}_fold_{fold}.csv", as_written(table, group_name))
-        if untrained is not None:
-            for fold, table in _by_fold(untrained).items():
-                folder.write_csv(f"reference/{prefix}_fold_{fold}.csv", as_written(table, group_name))
+    first = runs[0]
+    untrained = load_sweep(f"{first.address}/reference").members["reference"]
+    part_of: dict[On, AveragedPart | None] = {"test": mean.test, "validation": mean.validation}
+    for on, part in part_of.items():
+        for fold, labelled in labelled_by_fold(part).items() if part is not None else ():
+            labelled.write(folder, "ensemble", on, fold, metric_of_fold(first, fold), first.words.group)
+    table_of: dict[On, pd.DataFrame | None] = {"test": untrained.test, "validation": untrained.validation}
+    for on, table in table_of.items():
+        for fold in sorted(set(table["fold"])) if table is not None else ():
+            copy_predictions(first, untrained, on, fold, folder)
     folder.write("RESULTS.md", average_markdown(results))
     folder.write_json("results.json", results)

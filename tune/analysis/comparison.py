@@ -75,7 +75,7 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     """
     refuse_different(a, b)
     tables = {run: [predictions(run, member, on) for member in compared_members(run)] for run in (a, b)}
-    paired = paired_predictions(tables[a], tables[b])
+    paired = paired_predictions(tables[a], tables[b], a.metric)
     sizes = {run: len(of_run[0]) for run, of_run in tables.items()}
     warnings = [*_part_warnings(paired, sizes, on), *_noise_warnings(a, b, noise), *_weights_warnings(a, b, on)]
     a_minus_b = difference(paired, a.metric)
@@ -168,7 +168,9 @@ def _noise_scores(noise: SweepRun, a: SweepRun, paired: PairedPredictions, on: O
     members = compared_members(noise)
     if len(members) < 2:
         raise RunError(f"--noise {noise.name}: it has one seed, at least two are needed (run_sweep.py --seeds)")
-    own = paired_predictions([predictions(noise, member, on) for member in members], [paired.rows.assign(y_pred=0.0)])
+    tables = [predictions(noise, member, on) for member in members]
+    common = tables[0].merge(paired.rows[["fold", "id"]], on=["fold", "id"])
+    own = paired_predictions(tables, [common], a.metric)
     lacking = sorted({int(fold) for fold in paired.rows["fold"]} - {int(fold) for fold in own.rows["fold"]})
     if lacking:
         raise RunError(f"--noise {noise.name}: it has none of the compared ids of fold(s) {lacking}")

@@ -125,7 +125,7 @@ def exposure_markdown(exposure: Exposure, digits: int) -> str:
     lines = [f"### Seen in pretraining, by {exposure.source}", ""]
     if exposure.why_not:
         return "\n".join([*lines, f"Not split: {exposure.why_not}."])
-    metric, words = exposure.ranking.metric.name.upper(), exposure.ranking.words
+    metric, words = exposure.ranking.metric.title, exposure.ranking.words
     n_seen = exposure.n_by_id + exposure.n_equal
     columns = ["name", "role", f"{metric} seen", f"{metric} unseen", "advantage on seen"]
     columns += [f"beyond that of {exposure.control}"] if exposure.control else []
@@ -199,11 +199,11 @@ def _exposure(ranking: Ranking, seen: Seen) -> Exposure:
     control = _control(entries)
     # Of all the peers, that alone which the others are held against.
     entries = [entry for entry in entries if entry.origin != "peer" or entry is control]
-    paired = paired_predictions([entry.table for entry in entries], [])
+    metric = ranking.metric
+    paired = paired_predictions([entry.table for entry in entries], [], metric)
     was_seen = paired.rows["id"].isin(listed | equal).to_numpy()
     sides = [(paired.rows[mask].reset_index(drop=True), paired.a[:, mask]) for mask in (was_seen, ~was_seen)]
     _refuse_few(ranking, [rows for rows, _ in sides])
-    metric = ranking.metric
     values, resampled = [], []
     n_resamples = resamples_for(int(group_numbers(paired.rows).max()) + 1, metric)
     for seed, (rows, predicted) in enumerate(sides):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
 from tune.errors import RunError
@@ -115,11 +116,17 @@ def short_protocol(run: SweepRun) -> str:
     return re.split(r"[,;:]", run.results["protocol"], maxsplit=1)[0].strip().rstrip(".")
 
 
+def _said(table: pd.DataFrame) -> np.ndarray:
+    """The predictions of a table; where they are no numbers, what it holds of each example."""
+    named = ["fold", "id", "group", "trust", "trusted"]
+    return table["y_pred"].to_numpy() if "y_pred" in table else table.drop(columns=named, errors="ignore").to_numpy()
+
+
 def _fingerprint(table: pd.DataFrame) -> frozenset[tuple[int, str]]:
     """Tells predictions apart to the last bit, fold by fold."""
     hashes = []
     for fold, of_fold in table.groupby("fold"):
         ordered = of_fold.sort_values("id")
-        content = "\n".join(ordered["id"]).encode() + ordered["y_pred"].to_numpy().tobytes()
+        content = "\n".join(ordered["id"]).encode() + _said(ordered).tobytes()
         hashes.append((int(str(fold)), hashlib.sha256(content).hexdigest()))
     return frozenset(hashes)

@@ -1,6 +1,6 @@
 """Two runs on the same examples: how far apart they are, and how sure that is over examples.
 
-A difference is always A minus B, of the metric (MAE or ROC-AUC): the mean over folds of the mean over a run's
+A difference is always A minus B, of the metric: the mean over folds of the mean over a run's
 seeds. What seeds do to it, and whether it is a gain, is `tune/analysis/verdict.py`.
 """
 
@@ -23,9 +23,10 @@ class PairedPredictions:
     """Predictions of two runs on the rows that both have.
 
     Attributes:
-        rows: fold, id, group, y_true; n rows.
-        a: shape (seeds of A, n), in the task's unit, or probabilities.
-        b: shape (seeds of B, n).
+        rows: fold, id, group, and y_true where it is a number; n rows.
+        a: shape (seeds of A, n), in the task's unit, or probabilities; where predictions are no numbers, what the
+            metric is made of, shape (seeds of A, n, values).
+        b: the same of B.
     """
 
     rows: pd.DataFrame
@@ -41,7 +42,7 @@ class Difference:
         value: of the metric.
         low: lower end of its 95 % interval over examples.
         high: upper end.
-        p_value: of Wilcoxon's signed-rank test; None for a ROC-AUC.
+        p_value: of Wilcoxon's signed-rank test; None for a metric that is no mean over examples.
         n_groups: that were resampled.
     """
 
@@ -65,7 +66,7 @@ class Difference:
         return self.value - float(np.hypot(below, band)), self.value + float(np.hypot(above, band))
 
 
-def paired_predictions(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> PairedPredictions:
+def paired_predictions(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame], metric: Metric) -> PairedPredictions:
     """Predictions of A and of B, one table a seed, on the (fold, id) that all of them have.
 
     Raises:
@@ -78,6 +79,11 @@ def paired_predictions(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> 
     if not len(common):
         raise RunError("the runs have no id in a common fold: there is nothing to compare")
     tables = [table.loc[common] for table in tables]
+    if not is_of_predictions(tables[0], metric):
+        columns = metric.columns_of(tables[0])
+        values = np.stack([table[columns].to_numpy() for table in tables])
+        rows = tables[0][["group"]].reset_index()[["fold", "id", "group"]]
+        return PairedPredictions(rows, values[: len(a)], values[len(a) :])
     labels = tables[0]["y_true"].to_numpy()
     for table in tables[1:]:
         differ = np.flatnonzero(table["y_true"].to_numpy() != labels)
@@ -92,15 +98,25 @@ def paired_predictions(a: Sequence[pd.DataFrame], b: Sequence[pd.DataFrame]) -> 
     return PairedPredictions(rows, predicted[: len(a)], predicted[len(a) :])
 
 
+def is_of_predictions(table: pd.DataFrame, metric: Metric) -> bool:
+    """Whether a table's predictions are what the metric is made of, and not values that were made of them before."""
+    return "y_pred" in table and not metric.scaled
+
+
 def fold_scores(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np.ndarray:
-    """The metric by seed and fold, shape (seeds, folds); `predicted` has shape (seeds, n)."""
-    y_true, fold = rows["y_true"].to_numpy(), rows["fold"].to_numpy()
+    """The metric by seed and fold, shape (seeds, folds); `predicted` is as in `PairedPredictions`."""
+    fold = rows["fold"].to_numpy()
     rows_by_fold = [np.flatnonzero(fold == index) for index in np.unique(fold)]
+    if predicted.ndim == 3:
+        return np.stack([metric.of_means(predicted[:, which].mean(axis=1)) for which in rows_by_fold], axis=1)
+    y_true = rows["y_true"].to_numpy()
     return np.array([[metric.value(y_true[which], of_seed[which]) for which in rows_by_fold] for of_seed in predicted])
 
 
 def abs_errors(paired: PairedPredictions) -> tuple[np.ndarray, np.ndarray]:
-    """Absolute errors of A and of B by row, each the mean over its seeds; both of shape (n,)."""
+    """Absolute errors of A and of B by row, each the mean over its seeds, else the first value; both of shape (n,)."""
+    if paired.a.ndim == 3:
+        return paired.a[..., 0].mean(axis=0), paired.b[..., 0].mean(axis=0)
     y_true = paired.rows["y_true"].to_numpy()
     return np.abs(paired.a - y_true).mean(axis=0), np.abs(paired.b - y_true).mean(axis=0)
 
@@ -114,7 +130,7 @@ def difference(paired: PairedPredictions, metric: Metric, n_resamples: int = RES
 
     Args:
         paired: the predictions.
-        metric: MAE or ROC-AUC.
+        metric: of the task.
         n_resamples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -123,7 +139,7 @@ def difference(paired: PairedPredictions, metric: Metric, n_resamples: int = RES
     value = fold_scores(paired.rows, paired.a, metric).mean() - fold_scores(paired.rows, paired.b, metric).mean()
     group = group_numbers(paired.rows)
     p_value = None
-    if metric.name == "mae":
+    if metric.is_mean:
         error_a, error_b = abs_errors(paired)
         by_group = np.bincount(group, weights=error_a - error_b) / np.bincount(group)
         p_value = float(wilcoxon(by_group).pvalue) if by_group.any() else 1.0

@@ -24,7 +24,7 @@ from tune.errors import RunError
 from tune.runs import SweepRun, split_of
 
 # Resamples times groups: some ten seconds for ten models of 130,000 examples.
-_BUDGET = {"mae": 200_000_000, "rocauc": 50_000_000}
+_BUDGET, _BUDGET_OF_AREAS = 200_000_000, 50_000_000
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def rankings(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[R
     ranked = []
     for same_rows in alike.values():
         entries = run_entries(same_rows)
-        rows = max((entry.table for entry in entries), key=len)[["fold", "id", "group", "y_true"]]
+        longest = max((entry.table for entry in entries), key=len)
+        rows = longest[[name for name in ("fold", "id", "group", "y_true") if name in longest]]
         # Peers were trained on the task's own folds: what another split leaves out, they have seen.
         of_task = peers if split_of(same_rows[0]) == DEFAULT_SPLIT else {}
         for file, table in of_task.items():
@@ -141,7 +142,7 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Ranking:
     whole = [entry for entry in entries if len(entry.table) == most]
     folds = set(whole[0].table["fold"])
     whole = [entry for entry in whole if set(entry.table["fold"]) == folds]
-    paired = paired_predictions([entry.table for entry in whole], [])
+    paired = paired_predictions([entry.table for entry in whole], [], metric)
     values = fold_scores(paired.rows, paired.a, metric)
     order = np.argsort(sign * values.mean(axis=1), kind="stable").tolist()
     first = order[0]
@@ -183,7 +184,7 @@ def is_noise(difference: Difference, spread: SeedSpread | None, *n_seeds: int) -
 
 def resamples_for(n_groups: int, metric: Metric) -> int:
     """How many resamples are worth their time: 10,000, fewer where there are many groups."""
-    return int(np.clip(_BUDGET[metric.name] // n_groups, 500, RESAMPLES))
+    return int(np.clip((_BUDGET_OF_AREAS if metric.of_all else _BUDGET) // n_groups, 500, RESAMPLES))
 
 
 def mean_scores(table: pd.DataFrame, metric: Metric) -> dict[str, float]:
@@ -214,11 +215,12 @@ def pooled_spread(by_run: Sequence[np.ndarray]) -> SeedSpread | None:
 
 def _place_apart(entry: Entry, best: Entry, metric: Metric) -> Place:
     """The place of an entry that lacks ids: no rank, and the difference to the best on what both have."""
-    own = fold_scores(entry.table, entry.table["y_pred"].to_numpy()[None], metric)[0]
+    alone = paired_predictions([entry.table], [], metric)
+    own = fold_scores(alone.rows, alone.a, metric)[0]
     by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))
     scores = mean_scores(entry.table, metric)
     try:
-        paired = paired_predictions([entry.table], [best.table])
+        paired = paired_predictions([entry.table], [best.table], metric)
     except RunError:
         return Place(entry, scores, by_fold, None, False, None, 0)
     sign = 1.0 if metric.mode == "min" else -1.0

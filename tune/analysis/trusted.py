@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.metrics import TRUSTED, Metric, scores_of
+from data.metrics import METRICS, TRUSTED, Metric, scores_of
 from tune.records.members import as_written
 
 WORST = 3  # predictions that are named
@@ -75,7 +75,7 @@ def trust_sentence(entry: dict[str, Any], metric: str, group_name: str, untruste
     sentence += ", and are the baseline's" if untrusted == "baseline" else ""
     sentence += f"; the largest errors among them: {named}"
     if "mean_of_trusted" in facts:
-        sentence += f"; {metric.upper()} {entry['mean'][metric]:.4f} with them, "
+        sentence += f"; {METRICS[metric].title} {entry['mean'][metric]:.4f} with them, "
         sentence += f"{facts['mean_of_trusted'][metric]:.4f} without"
     return sentence
 

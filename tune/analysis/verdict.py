@@ -88,7 +88,7 @@ def verdict_on(
     Returns:
         "identical (inert)", "better", "worse", "within noise" or "undecided"; and the sentence.
     """
-    size, name = abs(difference.value), metric.name.upper()
+    size, name = abs(difference.value), metric.title
     if identical(paired):
         return "identical (inert)", (
             f"All {len(paired.rows)} predictions are equal to the last digit: whatever differs between the runs did "

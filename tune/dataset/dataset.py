@@ -27,10 +27,6 @@ from tune.errors import SweepError
 from tune.spaces.space import SearchSpace
 
 VALIDATION_FRACTION = 0.1  # of a fold's training part
-ONE_COMPOSITION = (
-    "All training rows of a fold have one composition: validation is drawn row by row, so that near-duplicates of "
-    "training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +95,7 @@ def load_dataset(
         used_folds: folds to split; the others may be too small for it.
         seed: of the validation splits.
         gpus_per_task: share of a GPU for computing features; 0 for the CPU.
-        collapse: whether equivalent atoms of a crystal are computed once.
+        collapse: whether what is equivalent by symmetry is computed once.
         split_rule: how the folds are made.
         at_once: processes that compute; None: as many as fit.
 
@@ -147,7 +143,7 @@ def load_dataset(
         if fold.index in used_folds
     }
     if any(split.by_row for split in splits.values()):
-        say(ONE_COMPOSITION, style="yellow")
+        say(one_group_note(task), style="yellow")
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
     reference = untrained(space, task.kind)
     for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
@@ -202,6 +198,14 @@ def _read(
         rows_ref = ray.put(replace(inputs.rows, **fields))
         inputs = replace(inputs, rows=ray.get(rows_ref))
     return inputs, rows_ref
+
+
+def one_group_note(task: Task) -> str:
+    """What a reader must know where validation is drawn row by row."""
+    return (
+        f"All training rows of a fold have one {task.groups}: validation is drawn row by row, so that near-duplicates of "
+        "training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
+    )
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def _unit(comparison: Comparison) -> str:
     """The unit of the metric behind its name, ` (eV/atom)`."""
-    unit = comparison.a.task.get("unit")
-    return f" ({unit})" if unit and comparison.a.metric.name == "mae" else ""
+    unit = comparison.a.metric.unit_of(comparison.a.task.get("unit") or "")
+    return f" ({unit})" if unit else ""
 
 
 def _extent(comparison: Comparison) -> str:
@@ -114,7 +114,7 @@ def _scores_by_fold(comparison: Comparison) -> list[np.ndarray]:
 def _difference_lines(comparison: Comparison) -> list[str]:
     """The table of the difference and its intervals, and where they come from."""
     difference, noise, words = comparison.difference, comparison.noise, comparison.a.words
-    name, means = comparison.a.metric.name.upper(), [scores.mean() for scores in _scores_by_fold(comparison)]
+    name, means = comparison.a.metric.title, [scores.mean() for scores in _scores_by_fold(comparison)]
     band, together = "not known", "not known"
     if noise is not None:
         band, together = f"+- {noise.band:.5f}", "{:+.5f} to {:+.5f}".format(*comparison.interval)
@@ -136,7 +136,7 @@ def _fold_lines(comparison: Comparison) -> list[str]:
     """The table of the metric by fold."""
     folds = np.unique(comparison.paired.rows["fold"])
     return [
-        f"| {comparison.a.metric.name.upper()} by fold | A | B | A - B |",
+        f"| {comparison.a.metric.title} by fold | A | B | A - B |",
         "|---|---|---|---|",
         *(
             f"| fold {fold} | {of_a:.5f} | {of_b:.5f} | {of_a - of_b:+.5f} |"
@@ -187,8 +187,8 @@ def curves(comparison: Comparison) -> bytes:
             axes, run, f"val_{metric.name}", f"{label}: {run.name}", COLOURS[label], set(comparison.paired.rows["fold"])
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {metric.name.upper()}{_unit(comparison)}")
-    if metric.name == "mae":
+    axes.set_ylabel(f"validation {metric.title}{_unit(comparison)}")
+    if metric.mode == "min":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))

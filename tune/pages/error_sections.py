@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
-from data.metrics import TRUSTED
+from data.metrics import TRUSTED, scores_of
 from models.family import Column
 from tune.analysis.trusted import trust_facts, trust_sentence
 from tune.pages import figures
@@ -26,6 +26,8 @@ def predictions(content: PageContent) -> list[Section]:
     """Parity and residuals of a regression, ROC curve of a classification."""
     table, words = content.table, content.words
     n = f"{len(table):,} test {words.examples}"
+    if not content.of_numbers:
+        return []
     if not content.regression:
         try:
             picture = figures.roc(table, words)
@@ -45,13 +47,18 @@ def error_means(content: PageContent) -> list[Section]:
     columns = [column for column in _columns(content) if column.title]
     return [
         *(_by_column(content, column) for column in columns if not column.opened),
-        *(_by_target(content) if content.regression else [_by_label(content)]),
+        *(_by_its_target(content) if content.of_numbers else []),
         *(_by_column(content, column) for column in columns if column.opened),
     ]
 
 
 def _columns(content: PageContent) -> list[Column]:
     return [] if content.facts is None else list(content.facts.COLUMNS)
+
+
+def _by_its_target(content: PageContent) -> list[Section]:
+    """Mean errors by target or by label."""
+    return _by_target(content) if content.regression else [_by_label(content)]
 
 
 def _by_target(content: PageContent) -> list[Section]:
@@ -170,12 +177,15 @@ def worst(content: PageContent) -> Section:
     pictured = [column for column in listed if column.kind == "picture" and content.pictures]
     others = [Column("std", "number", list_head="std"), *(column for column in listed if column.kind != "picture")]
     others = [column for column in others if column.name in table]
-    heads = ["#", *(column.list_head for column in pictured), _group_head(content), "id", "fold", "true", "predicted"]
-    heads += ["|error|", *(column.list_head for column in others)]
+    heads = ["#", *(column.list_head for column in pictured), _group_head(content), "id", "fold"]
+    heads += [
+        *(["true", "predicted", "|error|"] if content.of_numbers else ["error"]),
+        *(column.list_head for column in others),
+    ]
     rows = []
     for rank, row in enumerate(table.to_dict("records"), start=1):
         cells = [cell(rank), *(Cell(Markup(content.pictures.get(row["id"], ""))) for _ in pictured)]
-        cells += [*_named(content, row), *_numbers(row)]
+        cells += [*_named(content, row), *_numbers(content, row)]
         rows.append([*cells, *(_fact(row[column.name]) for column in others)])
     share = table["abs_error"].sum() / max(content.table["abs_error"].sum(), 1e-300)
     sentence = f"These {many} of {len(content.table):,} {content.words.examples} hold {share:.0%} of the summed error"
@@ -195,9 +205,10 @@ def _named(content: PageContent, row: dict[str, Any]) -> list[Cell]:
     return [Cell(Markup(group)), Cell(row["id"]), cell(row["fold"])]
 
 
-def _numbers(row: dict[str, Any]) -> list[Cell]:
-    """The label, prediction and error of a row."""
-    return [cell(float(row[name]), 4) for name in ("y_true", "y_pred", "abs_error")]
+def _numbers(content: PageContent, row: dict[str, Any]) -> list[Cell]:
+    """The label, prediction and error of a row; where they are no numbers the error alone."""
+    names = ("y_true", "y_pred", "abs_error") if content.of_numbers else ("abs_error",)
+    return [cell(float(row[name]), 4) for name in names]
 
 
 def _fact(value: Any) -> Cell:
@@ -233,7 +244,7 @@ def trust(content: PageContent) -> list[Section]:
     entry = {"trust": facts, "mean": _mean_over_folds(table, content)}
     sentence = trust_sentence(entry, metric, content.words.group, untrusted)
     rows = [
-        [*_named(content, row), cell(float(row["trust"]), 3), *_numbers(row)]
+        [*_named(content, row), cell(float(row["trust"]), 3), *_numbers(content, row)]
         for row in table[~table["trusted"]].nsmallest(WORST, "trust").to_dict("records")
     ]  # fmt: skip
     columns = [_group_head(content), "id", "fold", "trust", "true", "predicted", "|error|"]
@@ -250,15 +261,16 @@ def trust(content: PageContent) -> list[Section]:
 def _mean_over_folds(table: pd.DataFrame, content: PageContent) -> dict[str, float]:
     """The score of the shown member."""
     metric = content.sweep.metric
-    by_fold = [
-        metric.value(fold_table["y_true"].to_numpy(), fold_table["y_pred"].to_numpy())
-        for _, fold_table in table.groupby("fold")
-    ]
+    by_fold = [scores_of(metric, fold_table)[metric.name] for _, fold_table in table.groupby("fold")]
     return {metric.name: float(np.mean(by_fold))}
 
 
-def calibration(content: PageContent) -> Section:
-    """Whether the uncertainty, or the probability, can be believed."""
+def calibration(content: PageContent) -> list[Section]:
+    """Whether the uncertainty, or the probability, can be believed; nothing where predictions are no numbers."""
+    return [_calibration(content)] if content.of_numbers else []
+
+
+def _calibration(content: PageContent) -> Section:
     key, title, table = "calibration", "Calibration", content.table
     if not content.regression:
         picture = figures.reliability(table, content.words)

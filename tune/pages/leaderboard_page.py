@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.fold import DEFAULT_SPLIT
-from data.metrics import TRUSTED
+from data.metrics import METRICS, TRUSTED
 from data.task_words import family_of
 from models.registry import open_facts
 from tune.analysis.contamination import Exposure, exposure_markdown, exposures
@@ -94,14 +94,15 @@ def cells(place: Place, ranking: Ranking) -> dict[str, str]:
     elif place.rank == 1:
         behind = "best"
     rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
-    others = {name: f"{line[name]:.{digits}f}" for name in ("rmse", "max_error", "accuracy") if name in line}
+    others = {METRICS[name].title: f"{line[name]:.{digits}f}" for name in ranking.metric.beside if name in line}
+    title = ranking.metric.title
     return {
         "rank": rank,
         "name": line["name"],
         "what": _ORIGIN_TEXT[place.entry.origin] or line.get("model", "average"),
-        metric.upper(): score,
-        **{name.replace("_", " ").replace("rmse", "RMSE"): text for name, text in others.items()},
-        f"{metric.upper()} behind the best": behind,
+        title: score,
+        **others,
+        f"{title} behind the best": behind,
         "untrusted": untrusted_cell(line, metric, digits),
         "seeds": str(line.get("seeds", "")),
         "parameters": f"{line['parameters']:,}" if "parameters" in line else "",
@@ -128,7 +129,8 @@ def _hours(hours: float | None) -> str:
 def heading(ranking: Ranking) -> str:
     """Task, target and unit of a ranking."""
     task = ranking.task
-    unit = f", {task['unit']}" if task.get("unit") and ranking.metric.name == "mae" else ""
+    of_metric = ranking.metric.unit_of(task.get("unit") or "")
+    unit = f", {of_metric}" if of_metric else ""
     split = split_of(ranking.runs[0])
     folds = "" if split == DEFAULT_SPLIT else f", --split {split}"
     return f"{task['name']}: {task['target']}{unit}{folds}"
@@ -136,7 +138,7 @@ def heading(ranking: Ranking) -> str:
 
 def caption(ranking: Ranking) -> list[str]:
     """What a reader of a ranking's table must know, sentence by sentence."""
-    best, metric, words = ranking.places[0], ranking.metric.name.upper(), ranking.words
+    best, metric, words = ranking.places[0], ranking.metric.title, ranking.words
     entry = best.entry
     folds = ", ".join(map(str, sorted(best.by_fold)))
     data = f"{ranking.data['description']}, data {ranking.data['sha256'][:12]}"
@@ -256,7 +258,7 @@ def show(ranked: Sequence[Ranking], console: Console) -> None:
         lines = [cells(place, ranking) for place in ranking.places]
         # A flag is a number in the table, for its words would take several lines of each row.
         flags = list(dict.fromkeys(flag for place in ranking.places for flag in flags_of(place)))
-        score = ranking.metric.name.upper()
+        score = ranking.metric.title
         untrusted = ["untrusted"] if any(line["untrusted"] for line in lines) else []
         columns = ["rank", "name", "what", score, f"{score} behind the best", *untrusted, "seeds", "flags"]
         table = Table(box=SIMPLE_HEAD, show_edge=False)

@@ -26,7 +26,10 @@ def page_content(sweep: SweepRun) -> PageContent:
     """Gather all that the page shows, the rows as far as they can still be opened."""
     member, facts = contribution(sweep), open_facts(sweep.family)
     table, why, pictures = member.test.copy(), "", {}
-    unit = sweep.task.get("unit", "") if sweep.metric.name == "mae" else ""
+    if "abs_error" not in table:  # what predictions that are no numbers are listed by
+        errors = sweep.metric.of_means(table[sweep.metric.columns_of(table)].to_numpy())
+        table["abs_error"] = errors if sweep.metric.mode == "min" else 1 - errors
+    unit = sweep.metric.unit_of(sweep.task.get("unit", ""))
     if facts is not None:
         for name, values in facts.facts_of_groups(table["group"].tolist()).items():
             table[name] = pd.Series(values, table.index)
@@ -99,7 +102,7 @@ def sections(content: PageContent) -> list[Section]:
         *error_sections.error_means(content),
         error_sections.worst(content),
         *error_sections.trust(content),
-        error_sections.calibration(content),
+        *error_sections.calibration(content),
         report_sections.levers(content),
         *report_sections.queue(content),
         report_sections.cost(content),

@@ -10,19 +10,14 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from data.metrics import METRICS
 from data.stores.storage import file_names, open_folder, read_whole
 from data.task_words import TaskWords
 from models.family import FamilyFacts
 from tune.pages.figures import Picture, counted, number
 from tune.runs import Member, SweepRun
 
-SCORES = {
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "max_error": "largest error",
-    "rocauc": "ROC-AUC",
-    "accuracy": "accuracy at 0.5",
-}
+SCORES = {name: metric.title for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +96,12 @@ class PageContent:
     @property
     def regression(self) -> bool:
         """Whether the task is one."""
-        return self.sweep.metric.name == "mae"
+        return bool(self.sweep.task["kind"] == "regression")
+
+    @property
+    def of_numbers(self) -> bool:
+        """Whether predictions are numbers, which can be drawn against the labels."""
+        return "y_pred" in self.table
 
     @property
     def in_unit(self) -> str:
@@ -116,6 +116,9 @@ class PageContent:
     @property
     def error(self) -> str:
         """What errors are called on an axis."""
+        if not self.of_numbers:
+            title = self.sweep.metric.title
+            return f"{title}{self.in_unit}" if self.sweep.metric.mode == "min" else f"1 - {title}"
         return f"mean |error|{self.in_unit}" if self.regression else "mean |label - probability|"
 
 

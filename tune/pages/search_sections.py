@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from data.metrics import METRICS
 from tune.pages.figures import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, Picture, counted, number, style
 from tune.pages.report_sections import PageContent, Section, short
 from tune.spaces.space import SearchSpace
@@ -137,7 +138,7 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
         figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped by ASHA", text=texts,
                            hovertemplate="%{text}<br>stopped after epoch %{x}<extra></extra>")  # fmt: skip
     _epochs(figure, axis, metric)
-    best_score, worst_score = (done[kept].min(), done[kept].max())[:: 1 if metric == "mae" else -1]
+    best_score, worst_score = (done[kept].min(), done[kept].max())[:: 1 if METRICS[metric].mode == "min" else -1]
     scores = f"range from {number(worst_score)} to {number(best_score)}, the best"
     if worst_score == best_score:
         scores = f"all have {number(best_score)}, and nothing tells which is better"
@@ -153,7 +154,7 @@ def _epochs(figure: go.Figure, axis: str, metric: str) -> None:
     style(figure, "epoch", f"validation {axis}")
     values = np.concatenate([np.asarray(trace.y, dtype=float) for trace in figure.data])
     values = values[np.isfinite(values)]
-    if metric == "mae" and values.min() > 0 and values.max() > 5 * values.min():
+    if METRICS[metric].mode == "min" and values.min() > 0 and values.max() > 5 * values.min():
         figure.update_yaxes(type="log", dtick="D2", exponentformat="none")
 
 
@@ -172,7 +173,7 @@ def training_curves(histories: pd.DataFrame, metric: str, axis: str) -> Picture:
                        line={"color": BLUE, "width": 3}, hovertemplate="mean, epoch %{x}: %{y:.4g}<extra></extra>",
                        )  # fmt: skip
     _epochs(figure, axis, metric)
-    best = int((mean if metric == "mae" else -mean).argmin())
+    best = int((mean if METRICS[metric].mode == "min" else -mean).argmin())
     sentence = (
         f"From before training to the last common epoch ({mean.index[-1]}) the mean goes from {number(mean.iloc[0])} "
         f"to {number(mean.iloc[-1])}; it is best, {number(mean.iloc[best])}, at epoch {mean.index[best]}."

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from data.metrics import METRICS
+from data.task_words import TaskWords
 from tune.spaces.queue_file import BASELINE
 
 
-def report(ranking: dict[str, Any], data: str) -> str:
-    """The ranking for people."""
+def queue_markdown(ranking: dict[str, Any], data: str, words: TaskWords) -> str:
+    """The ranking for people, of examples and groups that the task calls so."""
     metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
     told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
     explained = (
-        f"{data}; {metric.upper()}{unit}, mean over folds and seeds. A gain is positive where the experiment is better "
-        "than the baseline; in brackets its 95 % interval, paired, over crystals (grouped by composition) and seeds "
-        "together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
+        f"{data}; {METRICS[metric].title}{unit}, mean over folds and seeds. A gain is positive where the experiment "
+        f"is better than the baseline; in brackets its 95 % interval, paired, over {words.examples} (grouped by {words.group}) "
+        "and seeds together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
         f"worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds what you build upon."
     )
     lines = [

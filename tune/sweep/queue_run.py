@@ -9,9 +9,10 @@ import numpy as np
 
 from data.fold import SplitError
 from data.machine.console import say
-from data.metrics import metric_of
+from data.metrics import Metric, metric_of
 from data.stores.storage import file_names
 from data.task import Task, TaskRows
+from data.task_words import task_words
 from models.family import UnsuitedError
 from tune.analysis.comparison import compare
 from tune.analysis.paired import fold_scores, paired_predictions
@@ -26,7 +27,7 @@ from tune.spaces.space import SpaceError
 from tune.sweep.claim import claimed
 from tune.sweep.levers import change_pairs, lever_pairs
 from tune.sweep.packing import share_of_gpu
-from tune.sweep.queue_report import report
+from tune.sweep.queue_report import queue_markdown
 from tune.sweep.results import collect, write_quarantine
 from tune.sweep.sweep import join, open_dataset, prove_levers, train, write_results
 from tune.sweep.tries import LeverCheck
@@ -98,7 +99,7 @@ def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder
                 f"{queue.gate.stop_above}"
             )
         top.write_json("queue.json", ranking)
-        top.write("QUEUE.md", report(ranking, results["data"]["description"]))
+        top.write("QUEUE.md", queue_markdown(ranking, results["data"]["description"], task_words(results["task"])))
         if "stopped" in ranking:
             say(f"The queue ends {ranking['stopped']}.", style="yellow")
             break
@@ -187,7 +188,7 @@ def _run_experiment(queue: Queue, experiment: Experiment, options: Options, data
     trained = train(own, space, dataset, folder, config, at_first, with_reference=True)
     n = len(own.folds)
     first = _mean_val(trained[n : 2 * n] or trained)  # of what trains nothing the reference itself
-    metric = metric_of(datasets.task).name
+    metric = metric_of(datasets.task)
     limits = [limit for limit in (gate.continue_below, gate.stop_above) if _worse_than(limit, first, metric)]
     gated = bool(limits)
     if gated:
@@ -214,14 +215,14 @@ def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) ->
     }
     run = load_sweep(name)
     tables = [predictions(run, member, "validation") for member in compared_members(run)]
-    paired = paired_predictions(tables, tables[:1])
+    paired = paired_predictions(tables, tables[:1], run.metric)
     entry["val"] = float(fold_scores(paired.rows, paired.a, run.metric).mean())
     if "ensemble" in results:
         entry["test_ensemble"] = results["ensemble"]["mean"][metric]
     if experiment.name != BASELINE:
         base = load_sweep(f"{options.storage}/{options.name}/{BASELINE}")
         by_val, by_test = compare(base, run, on="validation"), compare(base, run, on="test")
-        sign = 1 if metric_of(results["task"]["kind"]).mode == "min" else -1
+        sign = 1 if run.metric.mode == "min" else -1
         entry |= {
             "verdict": by_val.verdict,
             "sentence": by_val.sentence,
@@ -238,7 +239,5 @@ def _mean_val(outcomes: list[Outcome]) -> float:
     return float(np.mean([outcome.kept_metric for outcome in outcomes]))
 
 
-def _worse_than(limit: float | None, value: float, metric: str) -> bool:
-    if limit is None:
-        return False
-    return value > limit if metric == "mae" else value < limit
+def _worse_than(limit: float | None, value: float, metric: Metric) -> bool:
+    return limit is not None and metric.better(limit, value)

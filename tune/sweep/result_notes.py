@@ -49,15 +49,15 @@ def row_notes(dataset: Dataset, n_fallback: int) -> list[str]:
 def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
     """Where a ROC-AUC has nothing to rank, of each fold's test and validation part."""
     notes = []
-    for what, tables, follows in (
+    for what, parts, follows in (
         (
             "test",
-            {one.fold: one.predictions for one in scores},
+            {one.fold: one.test for one in scores},
             "counts as 0.5 there, in the mean of every model alike",
         ),
         ("validation", {one.fold: one.validation for one in scores}, "is 0.5 there whatever was trained: no choice"),
     ):
-        if folds := [fold for fold, table in tables.items() if table["y_true"].nunique() < 2]:
+        if folds := [fold for fold, part in parts.items() if len(np.unique(part.y_true)) < 2]:
             where = ", ".join(map(str, folds))
             notes.append(f"The {what} part of fold(s) {where} holds one class alone: ROC-AUC {follows}.")
     return notes
@@ -79,8 +79,8 @@ def untrained_notes(outcomes: Sequence[Outcome]) -> list[str]:
 
 def same_seeds_notes(ensembles: Sequence[FoldScore]) -> list[str]:
     """Whether all seeds came to the same model: their spread is 0 then, and no uncertainty."""
-    spread = max(float(score.arrays["test"]["std"].max()) for score in ensembles)
-    spread_of_labels = float(np.std(np.concatenate([score.arrays["test"]["y_true"] for score in ensembles])))
+    spread = max(float(score.test.std.max()) for score in ensembles if score.test.std is not None)
+    spread_of_labels = float(np.std(np.concatenate([score.test.y_true for score in ensembles])))
     note = (
         "All seeds train the same model, as where one batch holds all training rows: that they agree says nothing of "
         "how sure the predictions are."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +14,12 @@ import ray
 
 from data.metrics import metric_of, over_folds
 from data.task import Task
+from data.task_words import several
 from models.registry import open_family, open_model, planned_epochs
 from tune.analysis.trusted import trust_facts
-from tune.dataset.dataset import ONE_COMPOSITION, VALIDATION_FRACTION, Dataset
+from tune.dataset.dataset import VALIDATION_FRACTION, Dataset, one_group_note
 from tune.records.code_record import run_record
 from tune.records.folder import Folder
-from tune.records.members import as_written
 from tune.records.options import Options
 from tune.spaces.space import SearchSpace
 from tune.sweep.evaluate import FoldScore, ensemble, model_file, score_fold
@@ -68,7 +67,7 @@ def collect(
     n_fallback = sum(score.n_fallback for score in scores[:n])
     notes = [
         *(note for note in (task.labels, target_note(task, space), task.notes, dataset.split_note) if note),
-        *([ONE_COMPOSITION] if any(split.by_row for split in dataset.splits.values()) else []),
+        *([one_group_note(task)] if any(split.by_row for split in dataset.splits.values()) else []),
         *([overlap] if overlap else []),
         *row_notes(dataset, n_fallback),
         *untrained_notes(trained[n:]),
@@ -89,15 +88,16 @@ def collect(
             "n_quarantined": len(dataset.quarantine),
             "n_noted": len(dataset.notes),
             "n_fallback": n_fallback,
-            "n_scored": len({one for score in scores[:n] for one in score.predictions["id"]}),
+            "n_scored": len({one for score in scores[:n] for one in score.test.ids}),
             **dataset.facts,
             "sha256": dataset.data_sha256,
             "graph_cache_key": dataset.cache_key,
         },
         "notes": notes,
         "flags": [flag for flag, raised in flags.items() if raised],
-        "protocol": protocol(options, space),
+        "protocol": protocol(options, space, task),
         "metric": metric.name,
+        **({"scales": {score.fold: score.metric.scale for score in scores[:n]}} if metric.scaled else {}),
         "model": model_facts(space.model),
         "by_chance": space.trains and _by_chance(dataset, space, chosen),
         "reference": {"title": reference, **summary(scores[:n], task)},
@@ -109,7 +109,7 @@ def collect(
         "inert": inert,
     }
     if len(by_seed) > 1:
-        members = [ensemble(dataset, [part[k] for part in by_seed]) for k in range(n)]
+        members = [ensemble([part[k] for part in by_seed]) for k in range(n)]
         for member in members:
             write_predictions(folder, "ensemble", member, task)
         results["ensemble"] = summary(members, task)
@@ -168,19 +168,19 @@ def model_facts(name: str) -> dict[str, str]:
     return {"name": Path(name).name, "file": name, "sha256": hashlib.sha256(Path(name).read_bytes()).hexdigest()}
 
 
-def protocol(options: Options, space: SearchSpace) -> str:
+def protocol(options: Options, space: SearchSpace, task: Task) -> str:
     """How configurations were chosen, in a sentence for everyone who reads the results."""
     use = "the search uses it alone" if space.searched else "no choice is made by it"
     if "epochs" in space.config.model_fields:
         use = "best epoch and early stopping use it alone"
     split = (
-        f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by composition "
+        f"validation is {VALIDATION_FRACTION:.0%} of the fold's training part, grouped by {task.groups} "
         f"(seed {options.seed}); {use}; the test part is predicted once"
     )
     if options.untrusted == "baseline":
         split += (
             "; predictions whose trust is below 0.5, by a rule that has seen no test label "
-            "(models/crystals/trust.py), are the baseline's"
+            f"(models/{task.family}/trust.py), are the baseline's"
         )
     if not space.searched:
         return f"no search, the space fixes every parameter; {split}."
@@ -194,8 +194,8 @@ def protocol(options: Options, space: SearchSpace) -> str:
     borrowed = sorted(set(options.folds) - set(options.search_folds))
     return (
         f"searched on fold(s) {options.search_folds}; fold(s) {borrowed} use the configuration found on fold "
-        f"{options.search_folds[0]}, whose training part holds crystals of their test parts, so that the choice of "
-        f"hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); {split}."
+        f"{options.search_folds[0]}, whose training part holds {several(task.example)} of their test parts, so that the "
+        f"choice of hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); {split}."
     )
 
 
@@ -262,17 +262,14 @@ def write_evaluation(
 
 
 def write_predictions(folder: Folder, name: str, score: FoldScore, task: Task) -> None:
-    """Write the predictions of a fold; where they are arrays, these beside the table of their examples' values."""
-    for part, prefix, table in (("test", "preds", score.predictions), ("val", "val", score.validation)):
-        if "y_pred" not in table:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **score.arrays[part])
-            folder.write(f"{name}/{prefix}_fold_{score.fold}.npz", buffer.getvalue())
-        folder.write_csv(f"{name}/{prefix}_fold_{score.fold}.csv", as_written(table, task.groups))
+    """Write the predictions of one config on the test part and the validation part of a fold."""
+    score.test.write(folder, name, "test", score.fold, score.metric, task.groups)
+    score.validation.write(folder, name, "validation", score.fold, score.metric, task.groups)
 
 
 def summary(scores: Sequence[FoldScore], task: Task) -> dict[str, Any]:
     """Scores by fold, their mean, their standard deviation over folds where there are several, and what to trust."""
-    result = over_folds([(score.fold, len(score.predictions), score.scores) for score in scores])
-    facts = trust_facts([(score.fold, score.predictions) for score in scores], metric_of(task), task.groups)
+    result = over_folds([(score.fold, len(score.test.ids), score.scores) for score in scores])
+    tables = [(score.fold, score.test.table(score.metric)) for score in scores]
+    facts = trust_facts(tables, metric_of(task), task.groups)
     return result | ({"trust": facts} if facts else {})

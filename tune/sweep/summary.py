@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from data.machine.console import console, say
+from data.metrics import METRICS
 from data.task_words import task_words
 from tune.analysis.trusted import trust_sentence
 from tune.records.folder import Folder
@@ -17,7 +18,8 @@ from tune.records.folder import Folder
 def results_markdown(results: dict[str, Any]) -> str:
     """The table a person reads."""
     task, metric = results["task"], results["metric"]
-    unit = f" ({task['unit']})" if task["unit"] and metric == "mae" else ""
+    unit = METRICS[metric].unit_of(task["unit"])
+    unit = f" ({unit})" if unit else ""
     folds = [entry["fold"] for entry in results["reference"]["folds"]]
     lines = [
         f"# {results['sweep']}",
@@ -27,7 +29,7 @@ def results_markdown(results: dict[str, Any]) -> str:
         *(f"- {note}" for note in results["notes"]),
         f"- Protocol: {results['protocol']}",
         "",
-        f"| {metric.upper()}{unit} on the test parts | "
+        f"| {METRICS[metric].title}{unit} on the test parts | "
         + " | ".join(f"fold {fold}" for fold in folds)
         + " | mean | std over folds |",
         "|---" * (len(folds) + 3) + "|",
@@ -130,7 +132,7 @@ def _short(value: Any) -> str:
 def print_summary(results: dict[str, Any], folder: Folder) -> None:
     """The ranking, the best configuration, the scores, and where everything is."""
     metric = results["metric"]
-    unit = results["task"]["unit"] if metric == "mae" else ""
+    unit = METRICS[metric].unit_of(results["task"]["unit"])
     ranked = [trial for trial in results["trials"] if f"kept_val_{metric}" in trial]
     if ranked:
         others = [field for field in results["options"]["searched"] if field != "epochs"]

@@ -76,7 +76,7 @@ def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: s
         refuse_unsuited(options, task, space)
     connect(address)
     places = {"--storage": options.storage}
-    if task.inputs != "compositions":
+    if open_family(task.family).caches(task):
         places["--cache"] = options.cache
     check_storage(places, cluster=address is not None)
     if address is None:

@@ -15,6 +15,7 @@ from models.family import FamilyRows, Reading
 from models.model import Model
 from models.plain_family import about as about
 from models.plain_family import arrays as arrays
+from models.plain_family import caches as caches
 from models.plain_family import fit_trust as fit_trust
 from models.plain_family import pretraining_note as pretraining_note
 from models.plain_family import refusal as refusal
