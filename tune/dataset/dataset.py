@@ -203,8 +203,8 @@ def _read(
 def one_group_note(task: Task) -> str:
     """What a reader must know where validation is drawn row by row."""
     return (
-        f"All training rows of a fold have one {task.groups}: validation is drawn row by row, so that near-duplicates of "
-        "training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
+        f"All training rows of a fold have one {task.groups}: validation is drawn row by row, so that near-duplicates "
+        "of training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
     )
 
 

@@ -174,7 +174,7 @@ def _compile(
     if reading.worker is not None:
         reading.worker(*reading.arguments).write(0, few.chunk(0, len(few)))
     inputs = _read(task, few, space, place, collapse)
-    which = np.array([k for k, reason in enumerate(inputs.reasons) if not reason and np.isfinite(few.targets[k])])
+    which = np.array([k for k, reason in enumerate(inputs.reasons) if not reason and np.isfinite(few.targets[k]).all()])
     if not len(which):
         return
     rows, everything = inputs.rows.select(which), np.arange(len(which))

@@ -14,10 +14,11 @@ def queue_markdown(ranking: dict[str, Any], data: str, words: TaskWords) -> str:
     metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
     told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
     explained = (
-        f"{data}; {METRICS[metric].title}{unit}, mean over folds and seeds. A gain is positive where the experiment "
-        f"is better than the baseline; in brackets its 95 % interval, paired, over {words.examples} (grouped by {words.group}) "
-        "and seeds together. Verdict and order are by validation. Of experiments that do nothing one in 20 is called better or "
-        f"worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds what you build upon."
+        f"{data}; {METRICS[metric].title}{unit}, mean over folds and seeds. A gain is positive where the experiment is "
+        f"better than the baseline; in brackets its 95 % interval, paired, over {words.examples} (grouped by "
+        f"{words.group}) and seeds together. Verdict and order are by validation. Of experiments that do nothing one "
+        f"in 20 is called better or worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds "
+        "what you build upon."
     )
     lines = [
         f"# Queue {ranking['queue']}",

@@ -194,8 +194,9 @@ def protocol(options: Options, space: SearchSpace, task: Task) -> str:
     borrowed = sorted(set(options.folds) - set(options.search_folds))
     return (
         f"searched on fold(s) {options.search_folds}; fold(s) {borrowed} use the configuration found on fold "
-        f"{options.search_folds[0]}, whose training part holds {several(task.example)} of their test parts, so that the "
-        f"choice of hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); {split}."
+        f"{options.search_folds[0]}, whose training part holds {several(task.example)} of their test parts, so that "
+        "the choice of hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); "
+        f"{split}."
     )
 
 

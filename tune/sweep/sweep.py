@@ -21,6 +21,7 @@ from data.machine.ray_session import connect
 from data.stores.storage import StorageError
 from data.task import Task, TaskRows
 from models.family import UnsuitedError
+from models.registry import open_family
 from tune.cluster.storage_check import check_storage
 from tune.dataset.dataset import Dataset, load_dataset, untrained
 from tune.errors import SweepError
