@@ -22,13 +22,15 @@ from tune.sweep.claim import FILE, claimed
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOLDER = """
 import sys, time
+from pathlib import Path
 from tune.sweep import claim
 from tune.sweep.claim import claimed
 from tune.records.folder import Folder
 from tune.errors import SweepError
 
 claim.BEAT_S = 0.5
-while time.time() < float(sys.argv[2]):  # all begin together
+print("ready", flush=True)
+while not Path(sys.argv[2]).exists():  # all begin together
     pass
 try:
     with claimed(Folder(sys.argv[1])):
@@ -39,15 +41,20 @@ except SweepError as problem:
 """
 
 
-def holder(folder: Path, begin: float = 0, seconds: float = 60) -> subprocess.Popen:
-    arguments = [str(folder), str(begin), str(seconds)]
-    return subprocess.Popen(
-        [sys.executable, "-c", HOLDER, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+def holder(folder: Path, begin: Path, seconds: float = 60) -> subprocess.Popen:
+    """A driver that has imported everything, and claims a folder as soon as there is a file to begin by."""
+    driver = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder), str(begin), str(seconds)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    assert driver.stdout.readline() == "ready\n"
+    return driver
 
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
-    first = holder(tmp_path)
+    first = holder(tmp_path, begin=tmp_path)
     try:
         assert first.stdout.readline() == "held\n"
         with (
@@ -65,8 +72,9 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path):
 
 
 def test_of_several_that_start_together_one_runs(tmp_path):
-    begin = time.time() + 20  # importing takes a while
-    drivers = [holder(tmp_path, begin, 3) for _ in range(3)]
+    begin, folder = tmp_path / "begin", tmp_path / "sweep"
+    drivers = [holder(folder, begin, 3) for _ in range(3)]
+    begin.touch()
     said = [driver.communicate()[0] for driver in drivers]
     assert sorted(text.split(":")[0].strip() for text in said) == ["held", "refused", "refused"]
 
@@ -113,7 +121,7 @@ def test_a_damaged_claim_counts_as_none(tmp_path, content):
 def test_a_driver_that_was_taken_for_dead_ends(tmp_path):
     """A machine that stood still must not write beside the one that has gone on with its sweep."""
     taken = {"host": "elsewhere", "pid": 1, "started": "1", "token": "x", "beat": 0}
-    driver = holder(tmp_path, seconds=600)
+    driver = holder(tmp_path, begin=tmp_path, seconds=600)
     assert driver.stdout.readline() == "held\n"
     Folder(str(tmp_path)).write_json(FILE, taken)
     assert driver.wait(timeout=120) == 1
