@@ -93,6 +93,19 @@ def ray_session():
     ray.shutdown()
 
 
+RIDGE = "model: ridge\nnum_samples: 5\nparameters:\n  alpha: {loguniform: [0.001, 1000]}\n"
+
+
+@pytest.fixture(scope="session")
+def ridge_sweep(ray_session, tmp_path_factory) -> Path:
+    """The folder of a finished sweep of some crystals of the demo, of a model that is fitted at once; to be copied."""
+    from sweeps import prepare, run_here
+
+    folder = prepare(tmp_path_factory.mktemp("ridge_sweep"), every=16, ridge=RIDGE)
+    run_here(folder, f"--space={folder}/ridge.yaml", f"--ids={folder}/ids.txt", "--name=ridge_sweep")
+    return folder / "results/ridge_sweep"
+
+
 @pytest.fixture
 def disk_of(tmp_path):
     """Gives a folder on a disk of its own, of the size that it is called with."""

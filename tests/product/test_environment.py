@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,6 @@ import pytest
 import ray
 from marks import whole_only
 from pymatgen.core import Lattice, Structure
-from sweeps import prepare, run_here
 from typer.testing import CliRunner
 
 from data import build_cache
@@ -111,11 +111,11 @@ def test_a_model_of_ones_own_finds_what_PYTHONPATH_names(project, tmp_path, monk
 
 
 @pytest.fixture(scope="module")
-def finished(ray_session, tmp_path_factory) -> Path:
-    """A folder with two finished sweeps of a model that is fitted at once, and a crystal."""
-    folder = prepare(tmp_path_factory.mktemp("finished"), every=16)
+def finished(ridge_sweep, tmp_path_factory) -> Path:
+    """A folder with two finished sweeps, which predict the same, and a crystal."""
+    folder = tmp_path_factory.mktemp("finished")
     for name in ("a", "b"):
-        run_here(folder, "--space=ridge", f"--ids={folder}/ids.txt", f"--name={name}")
+        shutil.copytree(ridge_sweep, folder / "results" / name)
     Structure(Lattice.cubic(4.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(str(folder / "CsCl.cif"))
     return folder
 

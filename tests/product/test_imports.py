@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from official_runs import SMALL, official_rows, official_run
-from sweeps import REPOSITORY, prepare, run_here
+from sweeps import REPOSITORY
 
 COMMANDS = (
     "tune/run_sweep.py",
@@ -40,7 +41,6 @@ RECORD = {
     "created": "2026-11-21T20:49:52+00:00",
     "versions": {"torch": "2.13.0", "chgnet": "0.4.2"},
 }
-SPACE = "model: ridge\nnum_samples: 5\nparameters:\n  alpha: {loguniform: [0.001, 1000]}\n"
 
 
 def imported_by(folder: Path, command: str, *arguments: str, expect: int = 0) -> set[str]:
@@ -61,11 +61,10 @@ def imported_by(folder: Path, command: str, *arguments: str, expect: int = 0) ->
 
 
 @pytest.fixture(scope="module")
-def finished(ray_session, tmp_path_factory) -> Path:
+def finished(ridge_sweep, tmp_path_factory) -> Path:
     """A folder with `ray_results`: a sweep of some crystals of the demo, and two of an official task."""
-    folder = prepare(tmp_path_factory.mktemp("finished"), every=20, ridge=SPACE)
-    results = f"--storage={folder}/ray_results"
-    run_here(folder, f"--space={folder}/ridge.yaml", f"--ids={folder}/ids.txt", "--name=searched", results)
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(ridge_sweep, folder / "ray_results/searched")
     rows = official_rows(SMALL)
     y = rows["y_true"].to_numpy()
     for name, error in (("a", 0.1), ("b", 0.2)):

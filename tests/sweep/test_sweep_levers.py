@@ -12,7 +12,7 @@ import ray
 from made_crystals import body_centred
 from model_cases import sample, thirds
 from pymatgen.core import Composition
-from sweeps import run
+from sweeps import run_here
 from typer.testing import CliRunner
 
 from data.crystals.task_table import DEMO
@@ -121,9 +121,9 @@ def refused(arguments, capsys) -> str:
 
 
 @pytest.fixture(scope="module")
-def swept(folder):
-    """A search over the neighbours by the real command, from another folder: its folder and what it printed."""
-    output = run(folder, *of_one_fold(folder, "searched", "--seed=1"))
+def swept(folder, ray_session):
+    """A search over the neighbours: its folder and what it printed."""
+    output = run_here(folder, *of_one_fold(folder, "searched", "--seed=1"))
     return folder / "results/searched", output
 
 

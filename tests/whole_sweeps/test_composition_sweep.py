@@ -9,9 +9,10 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+from model_cases import one_thread
 from page_text import text_of
 from pymatgen.core import Composition
-from sweeps import DEMO, run
+from sweeps import DEMO, run, run_here
 from typer.testing import CliRunner
 
 from data.crystals.compositions import parse_formulas
@@ -147,7 +148,7 @@ def test_its_model_file_predicts_structures(network):
 
 
 @pytest.fixture(scope="module")
-def classes(folder):
+def classes(folder, ray_session):
     """A search for classes whose space leaves epochs at their default and asks for losses of a regression."""
     alkali = "Li", "Na", "K", "Rb"
     # Alkali metals with chalcogens, and other metals with halogens: no sum over elements tells that.
@@ -161,7 +162,7 @@ def classes(folder):
     (folder / "brief.py").write_text(BRIEF)
     (folder / "losses.yaml").write_text(LOSSES)
     arguments = [f"--task={folder}/pairs.csv", f"--space={folder}/losses.yaml", "--name=pairs", "--folds=0"]
-    output = run(folder, *arguments, "--max-concurrent=1")
+    output = run_here(folder, *arguments, "--max-concurrent=1")
     return folder / "results/pairs", output
 
 
@@ -220,10 +221,12 @@ def test_a_model_of_structures_is_refused_with_what_to_do(folder, ray_session, c
 
 def kept_error(model, fields, rows, part) -> float:
     """On validation, of a training without Ray."""
-    run = model.start(model.config(**fields), rows, part, "cpu")
-    return [epoch.val_metric for epoch in run.epochs()][-1]
+    with one_thread():
+        run = model.start(model.config(**fields), rows, part, "cpu")
+        return [epoch.val_metric for epoch in run.epochs()][-1]
 
 
+@pytest.mark.whole
 def test_the_shipped_space_takes_enough_steps_on_a_small_table_to_be_better_than_ridge():
     table = pd.read_parquet(DEMO).sample(150, random_state=0)
     read = parse_formulas(table["formula"].tolist())
