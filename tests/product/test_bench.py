@@ -12,6 +12,7 @@ import pytest
 import torch
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.whole
 FIELDS = {"work", "structures", "stock", "ours", "ratio", "ratios", "n", "unit", "max_abs_difference"}
 
 

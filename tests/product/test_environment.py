@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -116,6 +117,8 @@ def finished(ridge_sweep, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     for name in ("a", "b"):
         shutil.copytree(ridge_sweep, folder / "results" / name)
+        file = folder / "results" / name / "results.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"sweep": name}))
     Structure(Lattice.cubic(4.2), ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(str(folder / "CsCl.cif"))
     return folder
 
