@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import ray
+from marks import whole_only
 from model_cases import fine_tuning, finished, sample
 
 from data.crystals.task_table import DEMO
@@ -119,7 +120,7 @@ def checked(space: SearchSpace, rows: CrystalRows, targets, kind="regression", q
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("name", ["head_finetune", "seed_noise", "gaussian_process_atoms", "composition"])
+@pytest.mark.parametrize("name", ["head_finetune", "seed_noise", *whole_only("gaussian_process_atoms", "composition")])
 def test_a_built_in_space_runs_on_14_rows(few, name):
     checks = checked(load_space(name), few.rows, few.targets, quantity=few.task.quantity)
     assert "batch_size" not in checks or checks["batch_size"].difference == "the same model"
