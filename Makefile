@@ -15,6 +15,8 @@ MATBENCH := matbench==0.6
 # The tests of a file share what takes long to make, and stay in one process; files go in the order of conftest.py.
 TWO   := -n 2 --dist loadfile --no-loadscope-reorder
 OFTEN := not cluster and not faults and not slow
+# Each of the two computes on one core: four threads on two cores wait for one another, which takes half as long again.
+test test-all: export OMP_NUM_THREADS := 1
 
 PY    := $(VENV)/bin/python
 comma := ,

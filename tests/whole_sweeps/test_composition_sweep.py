@@ -226,7 +226,6 @@ def kept_error(model, fields, rows, part) -> float:
         return [epoch.val_metric for epoch in run.epochs()][-1]
 
 
-@pytest.mark.whole
 def test_the_shipped_space_takes_enough_steps_on_a_small_table_to_be_better_than_ridge():
     table = pd.read_parquet(DEMO).sample(150, random_state=0)
     read = parse_formulas(table["formula"].tolist())
