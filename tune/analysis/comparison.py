@@ -178,9 +178,13 @@ def _noise_scores(noise: SweepRun, a: SweepRun, paired: PairedPredictions, on: O
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:
-    """One row an id: predictions and absolute errors, means over a run's seeds; the largest difference first."""
-    paired = comparison.paired
-    table = paired.rows.assign(y_pred_a=paired.a.mean(axis=0), y_pred_b=paired.b.mean(axis=0))
+    """One row an id: predictions and absolute errors, means over a run's seeds; the largest difference first.
+
+    Where predictions are no numbers the first of the values that the metric is made of stands in place of the errors.
+    """
+    paired, table = comparison.paired, comparison.paired.rows.copy()
+    if paired.a.ndim == 2:
+        table["y_pred_a"], table["y_pred_b"] = paired.a.mean(axis=0), paired.b.mean(axis=0)
     table["abs_error_a"], table["abs_error_b"] = abs_errors(paired)
     table["difference"] = table["abs_error_a"] - table["abs_error_b"]
     return table.sort_values("difference", key=np.abs, ascending=False, kind="stable", ignore_index=True)

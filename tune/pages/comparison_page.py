@@ -158,16 +158,20 @@ def _config_lines(a: SweepRun, b: SweepRun) -> list[str]:
 
 def _id_lines(comparison: Comparison) -> list[str]:
     """The table of the ids whose errors differ most."""
+    table = differences(comparison)
+    columns = {"y_true": "true", "y_pred_a": "A", "y_pred_b": "B"}
+    columns |= {"abs_error_a": "error of A", "abs_error_b": "error of B"}
+    columns = {column: head for column, head in columns.items() if column in table}
+    heads = ["id", "fold", comparison.a.words.group, *columns.values(), "A - B"]
     lines = [
-        f"## The {min(LARGEST, len(comparison.paired.rows))} ids that differ most",
+        f"## The {min(LARGEST, len(table))} ids that differ most",
         "",
         "Predictions and errors are means over a run's seeds; all ids are in differences.csv.",
         "",
-        f"| id | fold | {comparison.a.words.group} | true | A | B | error of A | error of B | A - B |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
     ]
-    columns = ("y_true", "y_pred_a", "y_pred_b", "abs_error_a", "abs_error_b")
-    for row in differences(comparison).head(LARGEST).to_dict("records"):
+    for row in table.head(LARGEST).to_dict("records"):
         numbers = " | ".join(f"{row[column]:.4f}" for column in columns)
         lines.append(f"| {row['id']} | {row['fold']} | {row['group']} | {numbers} | {row['difference']:+.4f} |")
     return lines
