@@ -16,6 +16,7 @@ from data.crystals.quality import check_crystal
 from data.crystals.rows import Rows
 from data.crystals.task_table import OFFICIAL_NAMES, official_ids, official_task, published_file
 from data.families import task_names
+from data.row_numbers import counted
 from data.targets import bad_target_reasons
 from data.task import Task, TaskError
 from data.tasks import open_task
@@ -275,3 +276,10 @@ def test_the_demo_opens_and_is_clean(tmp_path):
         opened("demo", tmp_path, target="x")
     with pytest.raises(TaskError, match="quantity 'other': that of demo is 'energy_per_atom'"):
         opened("demo", tmp_path, quantity="other")
+
+
+def test_an_array_of_targets_is_quarantined_where_any_of_its_numbers_is_no_number():
+    targets = np.zeros((4, 2, 3))
+    targets[1, 1, 2], targets[2, 0, 0] = np.nan, -np.inf
+    reasons = bad_target_reasons(list("abcd"), targets, counted(4))
+    assert reasons == {1: "target is missing or not a number", 2: "target is -inf"}

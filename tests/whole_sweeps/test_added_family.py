@@ -1,6 +1,7 @@
 """A family of one's own, added as docs/code.md says: a folder in `data/`, one in `models/`, and their lines.
 
-Its targets are arrays, or one of three classes. The commands then run on it as on crystals.
+Its targets are arrays, one of three classes, or numbers judged by a metric with a scale. The commands then run on it as
+on crystals.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ parameters:
   batch_size: 16
 """
 HORIZON = (8,)
+TASKS = ("waves", "shapes", "phases")
+pytestmark = pytest.mark.whole
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +83,9 @@ def run(tree: Path, *arguments: str) -> str:
 @pytest.fixture(scope="module")
 def swept(tree) -> dict[str, Path]:
     """A sweep of each task of the family."""
-    for task in ("waves", "shapes"):
+    for task in TASKS:
         run(tree, "tune/run_sweep.py", "--space=curves.yaml", f"--task={task}", f"--name={task}", "--folds=0,1")
-    return {task: tree / "ray_results" / task for task in ("waves", "shapes")}
+    return {task: tree / "ray_results" / task for task in TASKS}
 
 
 def test_predictions_are_arrays_beside_a_table_of_what_each_example_is_judged_by(swept):
@@ -113,6 +116,34 @@ def test_classes_are_judged_by_accuracy(swept):
     right = (arrays["y_pred"].argmax(axis=1) == arrays["y_true"]).mean()
     assert results["seeds"][1]["folds"][1]["accuracy"] == pytest.approx(right)
     assert results["seeds"][1]["mean"]["accuracy"] > 0.7 > results["reference"]["mean"]["accuracy"]
+
+
+def test_a_metric_with_a_scale_goes_by_the_training_targets_of_the_fold(tree, swept):
+    results = json.loads((swept["phases"] / "results.json").read_text())
+    for entry in results["seeds"][0]["folds"]:
+        table = pd.read_csv(swept["phases"] / "seed_0" / f"preds_fold_{entry['fold']}.csv")
+        by_hand = np.sqrt(((table["y_true"] - table["y_pred"]) ** 2).mean()) / results["scales"][str(entry["fold"])]
+        assert entry["rmse_over_std"] == pytest.approx(by_hand)
+        assert np.sqrt(table["squared_error_over_variance"].mean()) == pytest.approx(by_hand)
+    # Each fold is predicted by the mean of its own training targets: worse than their spread by chance alone.
+    assert results["reference"]["mean"]["rmse_over_std"] == pytest.approx(1.0, abs=0.3)
+    assert "RMSE / std of the training targets" in run(tree, "tune/compare.py", "phases/seed_0", "phases/seed_1")
+    run(tree, "tune/ensemble.py", "phases/seed_0", "phases/seed_1", "--name", "two")
+    both = json.loads((tree / "ray_results/two/results.json").read_text())
+    expected = results["ensemble"]["mean"]["rmse_over_std"]
+    assert both["ensemble"]["mean"]["rmse_over_std"] == pytest.approx(expected)
+
+
+def test_a_damaged_file_of_arrays_is_named(tree, swept):
+    shutil.copytree(swept["waves"], tree / "ray_results/damaged")
+    (tree / "ray_results/damaged/ensemble/preds_fold_1.npz").write_bytes(b"PK nothing")
+    done = subprocess.run(
+        [sys.executable, "tune/ensemble.py", "damaged", "waves/seed_0", "--name", "never"],
+        cwd=tree, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ensemble/preds_fold_1.npz is damaged" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_a_trained_model_predicts_new_curves(tree, swept):

@@ -40,6 +40,19 @@ SHAPES = Task(
     n_classes=3,
 )
 
+PHASES = Task(
+    name="phases",
+    target="phase",
+    unit="s",
+    kind="regression",
+    labels="Labels are made.",
+    family="curves",
+    example="curve",
+    metric="rmse_over_std",
+    groups="source",
+)
+TASKS = {task.name: task for task in (WAVES, SHAPES, PHASES)}
+
 
 @dataclass(frozen=True, eq=False)
 class CurveRows:
@@ -72,7 +85,7 @@ class CurveRows:
 
 
 def task_names() -> list[str]:
-    return [WAVES.name, SHAPES.name]
+    return list(TASKS)
 
 
 def open_named(name: str, _download_dir: Path) -> tuple[Task, CurveRows]:
@@ -82,9 +95,9 @@ def open_named(name: str, _download_dir: Path) -> tuple[Task, CurveRows]:
     place = np.arange(N_POINTS + N_NEXT) / N_POINTS + phase[:, None]
     ways = [np.sin(2 * np.pi * place), 2 * (place % 1) - 1, np.sign(np.sin(2 * np.pi * place))]
     whole = np.choose(shape[:, None], ways) + 0.1 * random.normal(size=place.shape)
-    task, targets = (WAVES, whole[:, N_POINTS:]) if name == WAVES.name else (SHAPES, shape.astype(np.float64))
+    targets = {WAVES.name: whole[:, N_POINTS:], SHAPES.name: shape.astype(np.float64), PHASES.name: phase}[name]
     ids, sources = [f"curve-{k:03d}" for k in range(N_CURVES)], [f"source {k}" for k in source]
-    return task, CurveRows(
+    return TASKS[name], CurveRows(
         ids, whole[:, :N_POINTS].astype(np.float32), targets, sources, hashlib.sha256(whole).hexdigest()
     )
 

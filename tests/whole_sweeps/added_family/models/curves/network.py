@@ -61,7 +61,8 @@ class Network(nn.Module):
             self.layers = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, n_outputs))
 
     def forward(self, batch: Tensor, mix: Mix | None = None) -> Tensor:
-        return self.layers(batch if mix is None else torch.lerp(batch[mix.partner], batch, mix.share))
+        outputs = self.layers(batch if mix is None else torch.lerp(batch[mix.partner], batch, mix.share))
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         return [list(self.layers[2].parameters()), list(self.layers[0].parameters())]
@@ -134,7 +135,7 @@ class FittedNetworks:
 
 
 def start(config: NetworkConfig, rows: Curves, part: TrainingPart, device: str) -> GradientRun:
-    (n_outputs,) = part.prediction_shape
+    (n_outputs,) = part.prediction_shape or (1,)
     return GradientRun(
         config,
         Network(config.width, n_outputs, config.seed).to(device),
