@@ -35,7 +35,7 @@ def task_words(task: Mapping[str, Any]) -> TaskWords:
     return TaskWords(task.get("example", "crystal"), task.get("groups", "composition"))
 
 
-def family_of(task: Mapping[str, Any]) -> str:
+def task_family(task: Mapping[str, Any]) -> str:
     """The family of a task, of which results.json has the facts; of those that say none, crystals."""
     return str(task.get("family", "crystals"))
 

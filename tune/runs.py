@@ -23,7 +23,7 @@ from pyarrow import fs
 
 from data.metrics import METRICS, Metric
 from data.stores.storage import file_names, open_folder, read_whole
-from data.task_words import TaskWords, family_of, task_words
+from data.task_words import TaskWords, task_family, task_words
 from tune.arguments import STORAGE, On
 from tune.errors import RunError
 from tune.records.folder import Folder
@@ -65,7 +65,7 @@ class SweepRun:
     @property
     def family(self) -> str:
         """The family of the task."""
-        return family_of(self.task)
+        return task_family(self.task)
 
     @property
     def words(self) -> TaskWords:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.task_words import family_of, several
+from data.task_words import several, task_family
 from models.bootstrap import MIN_GROUPS, group_numbers, interval, resampled_scores
 from tune.analysis.entries import OVERLAP_FLAG, Entry
 from tune.analysis.paired import fold_scores, paired_predictions
@@ -103,9 +103,9 @@ def exposures(rankings: Sequence[Ranking], source: str) -> list[Exposure]:
     Raises:
         SeenError: the file cannot be read, or none of the rankings can be split.
     """
-    families = dict.fromkeys(family_of(ranking.task) for ranking in rankings)
+    families = dict.fromkeys(task_family(ranking.task) for ranking in rankings)
     seen = {family: read_seen(source, family) for family in families}
-    split = [_split(ranking, seen[family_of(ranking.task)]) for ranking in rankings]
+    split = [_split(ranking, seen[task_family(ranking.task)]) for ranking in rankings]
     if all(exposure.why_not for exposure in split):
         reasons = dict.fromkeys(exposure.why_not for exposure in split)
         raise SeenError(f"--contamination {source}: {'; '.join(reasons)}")

@@ -21,7 +21,7 @@ import pandas as pd
 from data.families import data_family
 from data.fold import DEFAULT_SPLIT
 from data.folds import make_folds
-from data.task_words import family_of
+from data.task_words import task_family
 from tune.errors import RunError
 from tune.runs import Member, SweepRun, split_of
 
@@ -51,7 +51,7 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
         raise RunError(
             f"{run.name} is of {run.task['name']!r}, which is no task of Matbench: it has no official ids and folds"
         )
-    task, ids = data_family(family_of(run.task)).official(name)
+    task, ids = data_family(task_family(run.task)).official(name)
     if run.task["target"] != task.target:
         raise RunError(f"{run.name} predicts {run.task['target']!r}; {name} asks for {task.target!r}")
     official = pd.concat(

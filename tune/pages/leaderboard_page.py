@@ -17,7 +17,7 @@ from rich.table import Table
 
 from data.fold import DEFAULT_SPLIT
 from data.metrics import METRICS, TRUSTED
-from data.task_words import family_of
+from data.task_words import task_family
 from models.registry import open_facts
 from tune.analysis.contamination import Exposure, exposure_markdown, exposures
 from tune.analysis.entries import OVERLAP_FLAG, load_runs, short_protocol
@@ -177,7 +177,7 @@ def caption(ranking: Ranking) -> list[str]:
             "same ids."
         )
     if OVERLAP_FLAG in flags:
-        family = open_facts(family_of(ranking.task))
+        family = open_facts(task_family(ranking.task))
         pretrained = "weights pretrained on data" if family is None else family.PRETRAINED
         sentences.append(
             f"Models with the flag `{OVERLAP_FLAG}` start from {pretrained}, which this task comes from: they may "
