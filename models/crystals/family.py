@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from models.crystals.chgnet.features import GRAPHS_PER_PASS
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.chgnet.network import cutoffs
 from models.crystals.demo_rows import demo_rows
+from models.crystals.needs import CrystalNeeds
 from models.crystals.new_rows import new_rows as new_rows
 from models.crystals.planning import counted_work as counted_work
 from models.crystals.planning import reading as reading
@@ -43,21 +43,6 @@ PRETRAINED_ON = (
 )
 _COMPOSITIONS_ONLY = "compositions"
 ROWS_PER_PASS = GRAPHS_PER_PASS
-
-
-@dataclass(frozen=True)
-class CrystalNeeds:
-    """What trials read of a task.
-
-    Attributes:
-        structures: whether they read graphs, and not the composition alone.
-        weights: of CHGNet, whose cutoffs graphs are made for; its output is read unless they are random.
-        corrections: whether any trial asks for the energy corrections of the Materials Project.
-    """
-
-    structures: bool
-    weights: str
-    corrections: bool
 
 
 def needs(model: Model, parameters: Mapping[str, Any]) -> CrystalNeeds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,11 +12,9 @@ from data.crystals.rows import Rows
 from data.crystals.shards import DamagedShardError, StaleCacheError, read_cache, shards_present
 from data.stores.storage import open_folder
 from models.crystals.chgnet.network import cutoffs
+from models.crystals.needs import CrystalNeeds
 from models.crystals.rows import CrystalRows
 from models.family import Reading, n_bytes
-
-if TYPE_CHECKING:
-    from models.crystals.family import CrystalNeeds
 
 FRACTION_BYTES = 3 * 94 * 8  # of a row, while a trial fits its reference: element fractions in double precision
 
