@@ -91,8 +91,13 @@ def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder
         entry = entries[-1]
         say(f"{experiment.name}: validation {results['metric']} {entry['val']:.4f}, {entry['verdict']}", style="bold")
         ranked = sorted(entries, key=lambda entry: (ORDER.index(entry["verdict"]), -entry.get("gain", 0.0)))
-        stopped = _worse_than(queue.gate.stop_above, results["first_seed_val"], results["metric"])
-        ranking = {"queue": queue.name, "metric": results["metric"], "unit": task.unit, "experiments": ranked}
+        stopped = _worse_than(queue.gate.stop_above, results["first_seed_val"], metric_of(task))
+        ranking = {
+            "queue": queue.name,
+            "metric": results["metric"],
+            "unit": metric_of(task).unit_of(task.unit),
+            "experiments": ranked,
+        }
         if stopped and experiment is not queue.experiments[-1]:
             ranking["stopped"] = (
                 f"after {experiment.name}: its first seed's {results['first_seed_val']:.4g} is worse than stop_above "
