@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import wraps
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -190,7 +190,7 @@ class Model:
 
     name: str
     config: type[ModelConfig]
-    reads: Literal["structures", "features", "compositions"]
+    reads: str
     start: Callable[[Any, Any, TrainingPart, str], Run]
     load: Callable[[dict[str, Any], str], Fitted]
     unsuited: Callable[[Any, Kind, Quantity], str | None] = lambda _config, _kind, _quantity: None
