@@ -43,36 +43,17 @@ def collect(
     task, metric = dataset.task, metric_of(dataset.task)
     scores = [score_fold(dataset, outcome) for outcome in trained]
     n = len(options.folds)
-    model, family = open_model(space.model), open_family(task.family)
-    reference = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
-    write_evaluation(folder, "reference", trained[:n], scores[:n], task)
+    references = scores[:n]
+    write_evaluation(folder, "reference", trained[:n], references, task)
     by_seed = [scores[position : position + n] for position in range(n, len(trained), n)]
     seed_entries = [
         _seed_entry(folder, trained[n * k : n * (k + 1)], part, task) for k, part in enumerate(by_seed, start=1)
     ]
+    model, family = open_model(space.model), open_family(task.family)
+    reference_title = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
     overlap = family.pretraining_note(model, space.parameters) if task.pretraining_overlap else ""
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
     inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
-    subset = task.n_official is not None and len(dataset.ids) < task.n_official
-    description = f"subset, n={len(dataset.ids)} of {task.n_official}" if subset else f"n={len(dataset.ids)}"
-    flags = {
-        "subset": subset,
-        dataset.split_rule: bool(dataset.split_note),
-        **dict.fromkeys(task.flags, True),
-        "pretraining overlap": bool(overlap),
-        "search saw other folds": bool(space.searched) and not set(options.folds) <= set(options.search_folds),
-        "inert": bool(inert),
-        "baseline where not trusted": options.untrusted == "baseline",
-    }
-    n_fallback = sum(score.n_fallback for score in scores[:n])
-    notes = [
-        *(note for note in (task.labels, target_note(task, space), task.notes, dataset.split_note) if note),
-        *([one_group_note(task)] if any(split.by_row for split in dataset.splits.values()) else []),
-        *([overlap] if overlap else []),
-        *row_notes(dataset, n_fallback),
-        *untrained_notes(trained[n:]),
-        *(one_class_notes(scores[:n]) if task.metric == "rocauc" else []),
-    ]
     results: dict[str, Any] = {
         "sweep": options.name,
         "options": {
@@ -82,29 +63,19 @@ def collect(
         },
         "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in trained})},
         "task": {key: value for key, value in vars(task).items() if value is not None and value != ()},
-        "data": {
-            "description": description,
-            "n_rows": len(dataset.ids),
-            "n_quarantined": len(dataset.quarantine),
-            "n_noted": len(dataset.notes),
-            "n_fallback": n_fallback,
-            "n_scored": len({one for score in scores[:n] for one in score.test.ids}),
-            **dataset.facts,
-            "sha256": dataset.data_sha256,
-            "graph_cache_key": dataset.cache_key,
-        },
-        "notes": notes,
-        "flags": [flag for flag, raised in flags.items() if raised],
+        "data": _data_facts(dataset, references),
+        "notes": _notes(dataset, space, overlap, trained[n:], references),
+        "flags": _flags(options, dataset, space, overlap, inert),
         "protocol": protocol(options, space, task),
         "metric": metric.name,
-        **({"scales": {score.fold: score.metric.scale for score in scores[:n]}} if metric.scaled else {}),
+        **({"scales": {score.fold: score.metric.scale for score in references}} if metric.scaled else {}),
         "model": model_facts(space.model),
         "by_chance": space.trains and _by_chance(dataset, space, chosen),
-        "reference": {"title": reference, **summary(scores[:n], task)},
+        "reference": {"title": reference_title, **summary(references, task)},
         "seeds": seed_entries,
         "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
         "trials": write_trials(folder, searches, metric.name),
-        "cost": cost(options, [*(one for outcomes in searches.values() for one in outcomes), *trained]),
+        "cost": cost(options, [*(trial for outcomes in searches.values() for trial in outcomes), *trained]),
         "levers": [asdict(check) for check in levers],
         "inert": inert,
     }
@@ -114,8 +85,78 @@ def collect(
             write_predictions(folder, "ensemble", member, task)
         results["ensemble"] = summary(members, task)
         results["seed_std"] = float(np.std([entry["mean"][metric.name] for entry in seed_entries], ddof=1))
-        notes += same_seeds_notes(members)
+        results["notes"] += same_seeds_notes(members)
     return results
+
+
+def _is_subset(dataset: Dataset) -> bool:
+    """Whether the rows are fewer than those of the official task of that name."""
+    return dataset.task.n_official is not None and len(dataset.ids) < dataset.task.n_official
+
+
+def _data_facts(dataset: Dataset, references: Sequence[FoldScore]) -> dict[str, Any]:
+    """How many rows there are, and how many of them take part in what; `references` are the baseline's scores."""
+    n_rows = len(dataset.ids)
+    return {
+        "description": f"subset, n={n_rows} of {dataset.task.n_official}" if _is_subset(dataset) else f"n={n_rows}",
+        "n_rows": n_rows,
+        "n_quarantined": len(dataset.quarantine),
+        "n_noted": len(dataset.notes),
+        "n_fallback": sum(score.n_fallback for score in references),
+        "n_scored": len({row_id for score in references for row_id in score.test.ids}),
+        **dataset.facts,
+        "sha256": dataset.data_sha256,
+        "graph_cache_key": dataset.cache_key,
+    }
+
+
+def _flags(options: Options, dataset: Dataset, space: SearchSpace, overlap: str, inert: Sequence[Any]) -> list[str]:
+    """Short words for what sets these results apart from those of an official, nested sweep.
+
+    Args:
+        options: of the sweep.
+        dataset: its rows.
+        space: as it was searched.
+        overlap: what the pretraining has seen of the rows; "" for nothing.
+        inert: levers that made no difference in the search.
+    """
+    raised = {
+        "subset": _is_subset(dataset),
+        dataset.split_rule: bool(dataset.split_note),
+        **dict.fromkeys(dataset.task.flags, True),
+        "pretraining overlap": bool(overlap),
+        "search saw other folds": bool(space.searched) and not set(options.folds) <= set(options.search_folds),
+        "inert": bool(inert),
+        "baseline where not trusted": options.untrusted == "baseline",
+    }
+    return [flag for flag, is_raised in raised.items() if is_raised]
+
+
+def _notes(
+    dataset: Dataset,
+    space: SearchSpace,
+    overlap: str,
+    outcomes: Sequence[Outcome],
+    references: Sequence[FoldScore],
+) -> list[str]:
+    """Sentences that a reader of the results must know.
+
+    Args:
+        dataset: the rows.
+        space: as it was searched.
+        overlap: what the pretraining has seen of the rows; "" for nothing.
+        outcomes: of the final trainings, without the baseline's.
+        references: the baseline's scores by fold.
+    """
+    task = dataset.task
+    return [
+        *(note for note in (task.labels, target_note(task, space), task.notes, dataset.split_note) if note),
+        *([one_group_note(task)] if any(split.by_row for split in dataset.splits.values()) else []),
+        *([overlap] if overlap else []),
+        *row_notes(dataset, sum(score.n_fallback for score in references)),
+        *untrained_notes(outcomes),
+        *(one_class_notes(references) if task.metric == "rocauc" else []),
+    ]
 
 
 def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore], task: Task) -> dict[str, Any]:
