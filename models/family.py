@@ -58,7 +58,7 @@ class FamilyRows:
 
     Attributes:
         rows: a frozen dataclass, the rows as the family's models read them, without the cached arrays.
-        clusters: name of what a row has in common with others, such as its composition: the splits and the bootstrap
+        group_names: name of what a row has in common with others, such as its composition: the splits and the bootstrap
             keep rows of one name together. None for a rejected row.
         reasons: why a row was rejected, or None.
         notes: what the reader noted of each row.
@@ -70,7 +70,7 @@ class FamilyRows:
     """
 
     rows: Any
-    clusters: list[str | None]
+    group_names: list[str | None]
     reasons: list[str | None]
     notes: list[tuple[str, ...]]
     remarks: list[str]

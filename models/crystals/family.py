@@ -98,7 +98,7 @@ def read(
         folds, note = _folds(rows.ids, compositions.fractions, None, split_rule)
         return FamilyRows(
             rows=CrystalRows(compositions.fractions, compositions.n_atoms),
-            clusters=compositions.formulas,
+            group_names=compositions.formulas,
             reasons=compositions.reasons,
             notes=compositions.notes,
             remarks=[],
@@ -116,7 +116,7 @@ def read(
     n_raised = stored.n_raised_cutoff
     return FamilyRows(
         rows=CrystalRows(fractions, n_atoms, stored.graphs if need.structures else None, collapse=collapse),
-        clusters=stored.formulas,
+        group_names=stored.formulas,
         reasons=stored.reasons,
         notes=stored.notes,
         remarks=[f"{n_raised} crystals have isolated atoms; their cutoff was raised"] if n_raised else [],

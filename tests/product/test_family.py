@@ -183,7 +183,7 @@ def test_a_dataset_of_another_family_is_read_split_and_fitted(added, opened, ray
     dataset = load_dataset(task, rows, own, str(tmp_path), used_folds={0}, seed=0, gpus_per_task=0)
     assert dataset.facts == {"n": 3}
     split = dataset.splits[0]
-    pairs = np.array(dataset.clusters)
+    pairs = np.array(dataset.group_names)
     assert not set(pairs[split.train]) & set(pairs[split.val])  # what belongs together stays together
     part = ray.get(dataset.trial_folds[0]).part(task)
     vectors = ray.get(dataset.rows_ref)

@@ -37,7 +37,7 @@ class Dataset:
         task: its facts.
         ids: one a row.
         row_numbers: where the rows stand in the user's file.
-        clusters: name of what a row has in common with others, such as its reduced formula; None of a rejected row.
+        group_names: name of what a row has in common with others, such as its reduced formula; None of a rejected row.
         labels: all targets, the test parts' included; float64, shape (n_rows, *target_shape), NaN where there is none.
         quarantine: reason by row, for rows that take part in nothing.
         notes: what the reader of a row noted, by row; such rows take part.
@@ -56,7 +56,7 @@ class Dataset:
     task: Task
     ids: list[str]
     row_numbers: RowNumbers
-    clusters: list[str | None]
+    group_names: list[str | None]
     labels: np.ndarray
     quarantine: dict[int, str]
     notes: dict[int, tuple[str, ...]]
@@ -106,35 +106,21 @@ def load_dataset(
     """
     inputs, rows_ref = _read(task, rows, space, cache_folder, gpus_per_task, collapse, split_rule, at_once)
     bad_labels = bad_target_reasons(rows.ids, rows.targets, rows.row_numbers)
-    unreadable = {k: reason for k, reason in enumerate(inputs.reasons) if reason}
-    both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
-    quarantine = unreadable | bad_labels | both
-    if quarantine:
-        say(f"{len(quarantine)} of {len(rows)} rows quarantined; see quarantine.csv", style="yellow")
-    notes = {k: of_row for k, of_row in enumerate(inputs.notes) if of_row and k not in quarantine}
-    if notes:
-        say(f"{rows_were(len(notes))} read with notes, of {len(rows)}; see notes.csv")
-        for line in commonest_notes(notes.values()):
-            say(f"  {line}")
-    for remark in inputs.remarks:
-        say(remark)
+    quarantine = _quarantine(inputs, bad_labels)
+    notes = {k: row_notes for k, row_notes in enumerate(inputs.notes) if row_notes and k not in quarantine}
+    _say_what_was_read(len(rows), quarantine, notes, inputs.remarks)
     usable = np.ones(len(rows), dtype=bool)
     usable[list(quarantine)] = False
-    if usable.any() and not np.ptp(rows.targets[usable], axis=0).any():
-        one = f" are {rows.targets[usable][0]:g}" if rows.targets.ndim == 1 else " are the same"
-        raise SweepError(
-            f"all {usable.sum()} usable targets of {task.name} ({task.target}){one}: "
-            "there is nothing to learn. Choose another target (--target)"
-        )
+    _refuse_equal_targets(task, rows.targets[usable])
 
     folds = make_folds(task, rows.ids, rows.groups) if inputs.folds is None else inputs.folds
-    clusters = [cluster or "" for cluster in inputs.clusters]
+    group_names = [name or "" for name in inputs.group_names]
     splits = {
         fold.index: split_fold(
             fold,
             rows.ids,
             usable,
-            clusters,
+            group_names,
             groups=rows.groups,
             val_fraction=VALIDATION_FRACTION,
             seed=seed,
@@ -145,16 +131,13 @@ def load_dataset(
     if any(split.by_row for split in splits.values()):
         say(one_group_note(task), style="yellow")
     trial_folds = {k: _without_test_labels(split, rows.targets) for k, split in splits.items()}
-    reference = untrained(space, task.kind)
-    for trial_fold in trial_folds.values():  # a wrong declaration of the target ends here, not in every trial
-        fields = {key: value for key, value in reference.items() if key != "model"}
-        model = open_model(reference["model"])
-        model.start(model.config(**fields), inputs.rows, trial_fold.part(task), "cpu")
+    for trial_fold in trial_folds.values():
+        _start_baseline(task, space, inputs, trial_fold)
     return Dataset(
         task=task,
         ids=rows.ids,
         row_numbers=rows.row_numbers,
-        clusters=inputs.clusters,
+        group_names=inputs.group_names,
         labels=rows.targets,
         quarantine=quarantine,
         notes=notes,
@@ -200,6 +183,49 @@ def _read(
     return inputs, rows_ref
 
 
+def _quarantine(inputs: FamilyRows, bad_labels: dict[int, str]) -> dict[int, str]:
+    """Why rows take part in nothing, by row: the family cannot read them, their label is of no use, or both."""
+    unreadable = {k: reason for k, reason in enumerate(inputs.reasons) if reason}
+    both = {k: f"{bad_labels[k]}; {unreadable[k]}" for k in bad_labels.keys() & unreadable.keys()}
+    return unreadable | bad_labels | both
+
+
+def _say_what_was_read(
+    n_rows: int, quarantine: dict[int, str], notes: dict[int, tuple[str, ...]], remarks: list[str]
+) -> None:
+    """Say on the terminal how many rows are quarantined, how many were read with notes, and what the family remarks."""
+    if quarantine:
+        say(f"{len(quarantine)} of {n_rows} rows quarantined; see quarantine.csv", style="yellow")
+    if notes:
+        say(f"{rows_were(len(notes))} read with notes, of {n_rows}; see notes.csv")
+        for line in commonest_notes(notes.values()):
+            say(f"  {line}")
+    for remark in remarks:
+        say(remark)
+
+
+def _refuse_equal_targets(task: Task, targets: np.ndarray) -> None:
+    """Raise SweepError if the usable targets are all the same."""
+    if len(targets) and not np.ptp(targets, axis=0).any():
+        value = f" are {targets[0]:g}" if targets.ndim == 1 else " are the same"
+        raise SweepError(
+            f"all {len(targets)} usable targets of {task.name} ({task.target}){value}: "
+            "there is nothing to learn. Choose another target (--target)"
+        )
+
+
+def _start_baseline(task: Task, space: SearchSpace, inputs: FamilyRows, trial_fold: TrialFold) -> None:
+    """Start the baseline on a fold: a wrong declaration of the target ends here, not in every trial.
+
+    Raises:
+        UnsuitedError: targets that do not go with the model.
+    """
+    reference = untrained(space, task.kind)
+    fields = {key: value for key, value in reference.items() if key != "model"}
+    model = open_model(reference["model"])
+    model.start(model.config(**fields), inputs.rows, trial_fold.part(task), "cpu")
+
+
 def one_group_note(task: Task) -> str:
     """What a reader must know where validation is drawn row by row."""
     return (
@@ -215,6 +241,7 @@ def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
 
 
 def _without_test_labels(split: Split, targets: np.ndarray) -> TrialFold:
+    """A fold as trials see it: targets of other rows than those of training and validation are NaN."""
     visible = np.full(targets.shape, np.nan)
     for part in (split.train, split.val):
         visible[part] = targets[part]

@@ -110,7 +110,7 @@ def _labelled(dataset: Dataset, rows: np.ndarray, predicted: dict[str, np.ndarra
     """What a trial has left of a part, beside the labels of its rows."""
     return Labelled(
         [dataset.ids[row] for row in rows],
-        [dataset.clusters[row] or "unknown" for row in rows],
+        [dataset.group_names[row] or "unknown" for row in rows],
         dataset.labels[rows],
         predicted[part],
         predicted.get(f"{part}_std"),
