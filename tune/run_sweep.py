@@ -215,23 +215,9 @@ def main(
         raise SweepError("--only-failed goes with --extend NAME")
     with interruptible("nothing was begun, so give the same command again"):
         if resume is not None:
-            _refuse_changed(context, "--resume", set())
-            from tune.records.options import options_to_go_on
-
-            options = options_to_go_on(place, resume, "--resume")
+            options = _options_to_resume(context, place, resume)
         elif extend is not None:
-            _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
-            from tune.records.options import options_to_go_on
-            from tune.spaces.space import load_space
-            from tune.sweep.extend import extended
-
-            wider = load_space(space) if "space" in _given(context) else None
-            options = extended(
-                options_to_go_on(place, extend, "--extend"),
-                num_samples=num_samples,
-                space=wider,
-                only_failed=only_failed,
-            )
+            options = _options_to_extend(context, place, extend, space, num_samples, only_failed)
         else:
             fields = shared_options(
                 target=target,
@@ -264,20 +250,43 @@ def main(
         run(options, address=address, resumed=bool(resume or extend))
 
 
+def _options_to_resume(context: typer.Context, place: str, name: str) -> Options:
+    """Read the options that a sweep was begun with, and refuse others on the command line."""
+    _refuse_changed(context, "--resume", set())
+    from tune.records.options import options_to_go_on
+
+    return options_to_go_on(place, name, "--resume")
+
+
+def _options_to_extend(
+    context: typer.Context, place: str, name: str, space: str, num_samples: int | None, only_failed: bool
+) -> Options:
+    """Read the options that a finished sweep was begun with, and add a batch of trials to them."""
+    _refuse_changed(context, "--extend", {"num_samples", "space", "only_failed"})
+    from tune.records.options import options_to_go_on
+    from tune.spaces.space import load_space
+    from tune.sweep.extend import extended
+
+    wider_space = load_space(space) if "space" in _options_on_command_line(context) else None
+    return extended(
+        options_to_go_on(place, name, "--extend"), num_samples=num_samples, space=wider_space, only_failed=only_failed
+    )
+
+
 def _new_options(
     space: str, task: str, name: str | None, num_samples: int | None, seeds: int | None, fields: dict[str, Any]
 ) -> Options:
-    """Options of a sweep that is begun; `fields` are those that do not depend on the space."""
+    """Make the options of a new sweep; `fields` are those that do not depend on the space."""
     from tune.spaces.space import load_space
 
-    own_task = absolute_spec(task)
-    loaded = load_space(space)
-    seeds = seeds or loaded.seeds
-    if seeds > 1 and not loaded.trains:
-        raise SweepError(f"--seeds {seeds}: space {loaded.name} trains nothing, so seeds make no difference")
+    task_spec = absolute_spec(task)
+    search_space = load_space(space)
+    seeds = seeds or search_space.seeds
+    if seeds > 1 and not search_space.trains:
+        raise SweepError(f"--seeds {seeds}: space {search_space.name} trains nothing, so seeds make no difference")
     if name is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{own_name(task)}-{own_name(loaded.name)}-{stamp}"
+        name = f"{own_name(task)}-{own_name(search_space.name)}-{stamp}"
     # Only now, for these take seconds, which a mistake in the space need not wait for.
     from tune.records.folder import refuse_taken
     from tune.records.options import Options
@@ -285,25 +294,25 @@ def _new_options(
 
     trackers(fields["track"], name)  # refuses what is not installed before anything is done
     refuse_taken("--name", name, fields["storage"])
-    num_samples = num_samples or loaded.num_samples
-    return Options(name=name, space=loaded, task=own_task, num_samples=num_samples, seeds=seeds, **fields)
+    num_samples = num_samples or search_space.num_samples
+    return Options(name=name, space=search_space, task=task_spec, num_samples=num_samples, seeds=seeds, **fields)
 
 
 def _refuse_changed(context: typer.Context, option: str, may_change: set[str]) -> None:
-    """A sweep that goes on keeps its options; refuse any others that are given again."""
-    kept = {"resume", "extend", "storage", "address", "quiet"} | may_change
-    given = _given(context)
-    changed = [f"--{name.replace('_', '-')}" for name in sorted(given - kept)]
-    if changed or {"resume", "extend"} <= given:
-        allowed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(kept - {"resume", "extend"}))
+    """Refuse options on the command line of a sweep that goes on, which keeps its own; some may change."""
+    allowed = {"resume", "extend", "storage", "address", "quiet"} | may_change
+    names = _options_on_command_line(context)
+    changed = [f"--{name.replace('_', '-')}" for name in sorted(names - allowed)]
+    if changed or {"resume", "extend"} <= names:
+        allowed_options = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(allowed - {"resume", "extend"}))
         raise SweepError(
             f"{option} goes on with the options the sweep was begun with; leave out "
-            f"{', '.join(changed) or '--extend'} (only {allowed} may be given)"
+            f"{', '.join(changed) or '--extend'} (only {allowed_options} may be given)"
         )
 
 
-def _given(context: typer.Context) -> set[str]:
-    """Options that stand on the command line."""
+def _options_on_command_line(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name != "DEFAULT"}
 
