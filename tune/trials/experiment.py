@@ -120,16 +120,16 @@ def run_experiment(
     return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
 
 
-def _in_a_sentence(told: str, title: str) -> Exception:
+def _in_a_sentence(traceback_text: str, title: str) -> Exception:
     """What has ended an experiment: of what scheduler and callbacks raise, Ray keeps the traceback's text alone."""
-    _, ours, why = told.rpartition("StorageError: ")
+    _, ours, why = traceback_text.rpartition("StorageError: ")
     if ours:
         return StorageError(why.strip())
-    last = (told.strip().splitlines() or ["Ray gives no reason"])[-1].strip()
-    files = re.findall(r'^  File "(.+)", line (\d+), in ', told, re.MULTILINE)
-    where = ", line ".join(files[-1]) if files else "Ray Tune"  # an error of the system need not say which file it met
+    last = (traceback_text.strip().splitlines() or ["Ray gives no reason"])[-1].strip()
+    files = re.findall(r'^  File "(.+)", line (\d+), in ', traceback_text, re.MULTILINE)
+    place = ", line ".join(files[-1]) if files else "Ray Tune"  # an error of the system need not say which file it met
     return SweepError(
-        f"{title} was ended by an error of this machine or of the program, met in {where}: {last}. What is done is "
+        f"{title} was ended by an error of this machine or of the program, met in {place}: {last}. What is done is "
         "kept: mend what it names, then go on"
     )
 
@@ -147,8 +147,8 @@ def _with_reason(result: ray.tune.Result, trial: Trial) -> ray.tune.Result:
 
 def _reason(trial: Trial) -> Exception | None:
     """Why a trial has failed, as Ray has written it to a disk of the driver's before anywhere else."""
-    written = Path(trial.pickled_error_file or "")
-    return cloudpickle.loads(written.read_bytes()) if written.is_file() else None
+    error_file = Path(trial.pickled_error_file or "")
+    return cloudpickle.loads(error_file.read_bytes()) if error_file.is_file() else None
 
 
 class _EndForWantOfStorage(ray.tune.Callback):
@@ -175,13 +175,13 @@ class _CountRestarts(ray.tune.Callback):
         self.saved: dict[str, datetime | None] = {}  # when a trial has, as far as is known
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        reason, counted = _reason(trial), trial.run_metadata
+        reason, metadata = _reason(trial), trial.run_metadata
         if isinstance(reason, RayTaskError):  # the trial has raised an error
             if isinstance(reason.as_instanceof_cause(), _OF_THE_MODEL):
-                counted.num_failures = max(trial.max_failures, counted.num_failures)
-        elif (paused := _when_paused(trial)) not in (None, self.saved.get(trial.trial_id)):
-            self.saved[trial.trial_id] = paused
-            counted.num_failures -= 1
+                metadata.num_failures = max(trial.max_failures, metadata.num_failures)
+        elif (pause_time := _when_paused(trial)) not in (None, self.saved.get(trial.trial_id)):
+            self.saved[trial.trial_id] = pause_time
+            metadata.num_failures -= 1
 
 
 def _when_paused(trial: Trial) -> datetime | None:
@@ -208,21 +208,22 @@ def run_until_read(
     Raises:
         SweepError: a checkpoint cannot be read then, either.
     """
-    damaged: dict[str, str] = {}
+    damaged_files: dict[str, str] = {}
     for _ in range(2):
-        results = experiment(again=damaged)
-        found = [read(result, fields_of(config)) for config, result in results]
-        damaged = {
+        results = experiment(again=damaged_files)
+        outcomes = [read(result, fields_of(config)) for config, result in results]
+        damaged_files = {
             trial_id(result): f"{result.checkpoint.path}/{STATE_FILE}"
-            for (_, result), one in zip(results, found, strict=True)
-            if one is None and result.checkpoint
+            for (_, result), outcome in zip(results, outcomes, strict=True)
+            if outcome is None and result.checkpoint
         }
-        if not damaged:
-            return [one for one in found if one is not None]
-        for file in damaged.values():
+        if not damaged_files:
+            return [outcome for outcome in outcomes if outcome is not None]
+        for file in damaged_files.values():
             say(f"  {title}: {file} is gone or damaged; its trial goes on from its checkpoint before, or begins anew")
     raise SweepError(
-        f"{', '.join(damaged.values())} cannot be read, though just written: look at what its disk does, then go on"
+        f"{', '.join(damaged_files.values())} cannot be read, though just written: look at what its disk does, then "
+        "go on"
     )
 
 
@@ -233,11 +234,11 @@ def trial_id(result: ray.tune.Result) -> str:
 
 def _refuse_other_clock(newest: str, title: str) -> None:
     """Ray goes on from the record of the latest local time: with a clock set back that is not the newest one."""
-    written = datetime.strptime(newest.removeprefix(_STATE).removesuffix(".json"), _STAMP)
-    if (now := datetime.now()) < written:
+    record_time = datetime.strptime(newest.removeprefix(_STATE).removesuffix(".json"), _STAMP)
+    if (clock_time := datetime.now()) < record_time:
         raise SweepError(
-            f"{title}: its record was begun at {written}, and by this machine's clock it is {now:%Y-%m-%d %H:%M:%S}. "
-            "Set the clock or the time zone (TZ) to what it was, or wait until then"
+            f"{title}: its record was begun at {record_time}, and by this machine's clock it is "
+            f"{clock_time:%Y-%m-%d %H:%M:%S}. Set the clock or the time zone (TZ) to what it was, or wait until then"
         )
 
 

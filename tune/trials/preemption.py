@@ -128,8 +128,8 @@ def load_paused(folder: str, after_epoch: int) -> dict[str, Any] | None:
     state = read_state(filesystem, f"{path}/{FILE}")
     if state is None:
         return None
-    done = state["history"][-1]["epoch"] if state["history"] else -1
-    return state if done in (after_epoch, after_epoch + 1) else None
+    last_epoch = state["history"][-1]["epoch"] if state["history"] else -1
+    return state if last_epoch in (after_epoch, after_epoch + 1) else None
 
 
 def read_state(filesystem: fs.FileSystem, file: str) -> dict[str, Any] | None:

@@ -26,8 +26,8 @@ class Resources:
         """The same of the cluster with all nodes that its autoscaler may add."""
         return max(self.slots(), self._fitting(most_resources()))
 
-    def _fitting(self, have: Mapping[str, float]) -> int:
-        fit = have.get("CPU", 0) / self.cpus_per_trial
+    def _fitting(self, resources: Mapping[str, float]) -> int:
+        n_trials = resources.get("CPU", 0) / self.cpus_per_trial
         if self.gpus_per_trial:
-            fit = min(fit, have.get("GPU", 0) / self.gpus_per_trial)
-        return min(int(fit + 1e-6), self.max_concurrent or int(fit + 1e-6))
+            n_trials = min(n_trials, resources.get("GPU", 0) / self.gpus_per_trial)
+        return min(int(n_trials + 1e-6), self.max_concurrent or int(n_trials + 1e-6))

@@ -69,13 +69,13 @@ class ResumableASHA(ASHAScheduler):
         if not self.loaded:
             self.loaded = True
             self._load(trial)
-            for trial_id, reported in self.earlier.items():
-                self._enter(trial_id, reported)
+            for trial_id, history in self.earlier.items():
+                self._enter(trial_id, history)
         if self.saved is not None:
-            known = dict(self.saved)
-            for milestone, recorded in self._rungs():
-                if trial.trial_id in known.get(milestone, {}):
-                    recorded[trial.trial_id] = known[milestone][trial.trial_id]
+            values_by_rung = dict(self.saved)
+            for milestone, rung in self._rungs():
+                if trial.trial_id in values_by_rung.get(milestone, {}):
+                    rung[trial.trial_id] = values_by_rung[milestone][trial.trial_id]
         elif trial.checkpoint and (state := saved_state(trial.checkpoint)):
             self._enter(trial.trial_id, kept_values(trial.config, state["history"], self._mode))
 
@@ -96,14 +96,14 @@ class ResumableASHA(ASHAScheduler):
         return bracket._rungs
 
     def _size(self) -> int:
-        return sum(len(recorded) for _, recorded in self._rungs())
+        return sum(len(rung) for _, rung in self._rungs())
 
-    def _enter(self, trial_id: str, reported: Reported) -> None:
+    def _enter(self, trial_id: str, history: Reported) -> None:
         """Put a trial into all rungs it has reached."""
-        for milestone, recorded in self._rungs():
-            reached = [value for epoch, value in reported if epoch >= milestone]
-            if reached:
-                recorded[trial_id] = self._metric_op * reached[0]
+        for milestone, rung in self._rungs():
+            values = [value for epoch, value in history if epoch >= milestone]
+            if values:
+                rung[trial_id] = self._metric_op * values[0]
 
     def _save(self, trial: Trial) -> None:
         state = {"rungs": self._rungs(), "stopped": self.stopped}
@@ -113,7 +113,7 @@ class ResumableASHA(ASHAScheduler):
         """Read what an earlier driver has written, unless there is nothing that can be read."""
         try:
             state = json.loads(read_whole(trial.storage.storage_filesystem, _file(trial)))
-            rungs = [(milestone, dict(recorded)) for milestone, recorded in state["rungs"]]
+            rungs = [(milestone, dict(rung)) for milestone, rung in state["rungs"]]
             self.stopped = dict(state["stopped"])
         except FileNotFoundError:
             return
@@ -141,8 +141,8 @@ def _added(tune_controller: Any, trial: Trial, again: Collection[str]) -> None:
     And let Ray restore one whose checkpoint was deleted after Ray had noted it down. Ray gives up where there is
     nothing at all; where there is anything, `run_trial` takes the newest whole one.
     """
-    known = tune_controller.search_alg.searcher.trials
-    first_time, known[trial.trial_id] = trial.trial_id not in known, trial  # Ray adds one that is restarted, too
+    trials = tune_controller.search_alg.searcher.trials
+    first_time, trials[trial.trial_id] = trial.trial_id not in trials, trial  # Ray adds one that is restarted, too
     if trial.trial_id in again:
         trial.set_status(Trial.PENDING)
         tune_controller.get_live_trials().add(trial)  # where Ray keeps those that have not ended

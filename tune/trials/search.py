@@ -31,7 +31,7 @@ from tune.trials.scheduler import ResumableASHA, ToTheEnd, kept_values
 from tune.trials.searcher import DistinctOptuna, Generator, Listed
 from tune.trials.terminal import Terminal
 from tune.trials.tracking import Tracking
-from tune.trials.trial import STATE_FILE, TrialTask, run_trial, saved_state
+from tune.trials.trial import STATE_FILE, TrialTask, kept_metric, run_trial, saved_state
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,27 +99,27 @@ def search_fold(
             outcomes = [_within(batch.space, outcome, n_train) for outcome in outcomes]
             outcomes += _search(dataset, batches, number, fold, outcomes, seed, resources, folder, watch)
             continue
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        if not failed:  # in this one of several searches
+        failures = [outcome for outcome in outcomes if outcome.error is not None]
+        if not failures:  # in this one of several searches
             continue
-        again = train_chosen(
+        repetitions = train_chosen(
             dataset,
-            [(fold, {"model": outcome.model, **outcome.config}) for outcome in failed],
+            [(fold, {"model": outcome.model, **outcome.config}) for outcome in failures],
             resources=resources,
             folder=f"{folder}-more-{number}",
             title=f"failed trials of fold {fold}",
             predict_test=False,
             watch=watch,
         )
-        outcomes = [outcome for outcome in outcomes if outcome.error is None] + again
+        outcomes = [outcome for outcome in outcomes if outcome.error is None] + repetitions
     sign = 1 if metric_of(dataset.task).mode == "min" else -1
     return sorted(outcomes, key=lambda o: (o.kept_metric is None, o.error is not None, sign * (o.kept_metric or 0)))
 
 
 def _within(space: SearchSpace, outcome: Outcome, n_train: int) -> Outcome:
     """An earlier trial as one of a wider space: what was not set then, and is searched now, had its default."""
-    added = {field: space.config.model_fields[field].default for field in space.searched}
-    return replace(outcome, config=as_offered(space, {**added, **outcome.config}, n_train))
+    defaults = {field: space.config.model_fields[field].default for field in space.searched}
+    return replace(outcome, config=as_offered(space, {**defaults, **outcome.config}, n_train))
 
 
 def _search(
@@ -136,7 +136,7 @@ def _search(
     """One batch of a search, in any order; ASHA's rungs are those of the whole search."""
     batch, own_folder = batches[number], f"{folder}-more-{number}" if number else folder
     metric, space = metric_of(dataset.task), batch.space
-    points = [({field: one.config[field] for field in space.searched}, one.kept_metric) for one in earlier]
+    points = [({field: outcome.config[field] for field in space.searched}, outcome.kept_metric) for outcome in earlier]
     trainable = _trainable(dataset, {fold: dataset.trial_folds[fold]}, resources, own_folder, predict_test=False)
     tune_config = ray.tune.TuneConfig(
         metric=f"kept_val_{metric.name}",
@@ -144,7 +144,7 @@ def _search(
         num_samples=batch.num_samples,
         search_alg=Generator(DistinctOptuna(seed + number, batch.num_samples, resources.max_concurrent, points)),
         scheduler=ResumableASHA(
-            {one.trial_id: kept_values(one.config, one.history, metric.mode) for one in earlier},
+            {outcome.trial_id: kept_values(outcome.config, outcome.history, metric.mode) for outcome in earlier},
             time_attr="epoch",
             max_t=space.most("epochs"),
             grace_period=min(space.grace_epochs, space.most("epochs")),  # a fit at once is one epoch
@@ -245,8 +245,8 @@ def train_chosen(
         [Tracking(metric, folder, validation_targets(dataset)), Terminal(title, len(runs), metric, folder), *watch],
     )
     by_run = {
-        json.dumps({"fold": one.fold, "model": one.model, **one.config}, sort_keys=True): one
-        for one in run_until_read(experiment, _outcome, title)
+        json.dumps({"fold": outcome.fold, "model": outcome.model, **outcome.config}, sort_keys=True): outcome
+        for outcome in run_until_read(experiment, _outcome, title)
     }
     return [by_run[json.dumps(run, sort_keys=True)] for run in runs]
 
@@ -297,18 +297,17 @@ def _outcome(result: ray.tune.Result, config: dict[str, Any]) -> Outcome | None:
     folder = None
     if result.checkpoint:
         folder = result.checkpoint.filesystem, result.checkpoint.path
-        found = read_state(folder[0], f"{folder[1]}/{STATE_FILE}")
-        if found is None and result.error is None:
+        newest_state = read_state(folder[0], f"{folder[1]}/{STATE_FILE}")
+        if newest_state is None and result.error is None:
             return None
-        state = found or saved_state(result.checkpoint) or state
-    kept = [epoch for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
+        state = newest_state or saved_state(result.checkpoint) or state
     return Outcome(
         trial_id=trial_id(result),
         fold=config["fold"],
         model=config["model"],
         config={field: value for field, value in config.items() if field not in ("fold", "model")},
         history=state["history"],
-        kept_metric=kept[0]["val_metric"] if kept else None,
+        kept_metric=kept_metric(state),
         kept_epoch=state["kept_epoch"],
         trained_parameters=state["trained_parameters"],
         val_predictions=state["val_predictions"].numpy(),

@@ -63,11 +63,11 @@ class Listed(Searcher):
 
     def suggest(self, trial_id: str) -> dict | str | None:
         """The first one that no trial has; FINISHED where all have one."""
-        there = [fields_of(trial.config) for trial in self.trials.values()]
-        left = [run for run in self.runs if run not in there]
-        if not left:
+        configs = [fields_of(trial.config) for trial in self.trials.values()]
+        remaining_runs = [run for run in self.runs if run not in configs]
+        if not remaining_runs:
             return Searcher.FINISHED
-        return not_searched(left[0]) if self.trials.leave_room(self.max_concurrent) else None
+        return not_searched(remaining_runs[0]) if self.trials.leave_room(self.max_concurrent) else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """Nothing: the trials tell."""
@@ -151,11 +151,13 @@ class DistinctOptuna(OptunaSearch):
             self.tried.setdefault(_key(params), None)
             if trial.is_finished():
                 self._tell_end(trial)
-        self.lost = [self._ot_trials.pop(one) for one in list(self._ot_trials) if one not in self.trials]
+        self.lost = [
+            self._ot_trials.pop(optuna_id) for optuna_id in list(self._ot_trials) if optuna_id not in self.trials
+        ]
 
     def _tell_end(self, trial: Trial) -> None:
-        failed = trial.status == Trial.ERROR
-        self.on_trial_complete(trial.trial_id, None if failed else trial.last_result, failed)
+        is_failure = trial.status == Trial.ERROR
+        self.on_trial_complete(trial.trial_id, None if is_failure else trial.last_result, is_failure)
 
     def _propose(self, trial_id: str) -> dict | str | None:
         for _ in range(MOST_REPEATS):
@@ -164,14 +166,14 @@ class DistinctOptuna(OptunaSearch):
             if key not in self.tried:
                 self.tried[key] = None
                 return params
-            proposed: optuna.Trial = self._ot_trials.pop(trial_id)
+            proposal: optuna.Trial = self._ot_trials.pop(trial_id)
             value = self.tried[key]
-            self._ot_study.tell(proposed, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
+            self._ot_study.tell(proposal, value, state=TrialState.FAIL if value is None else TrialState.COMPLETE)
         # The sampler sees nothing but what it knows: of a small space any of the others.
-        left = self._untried()
-        if not left:
+        candidates = self._untried()
+        if not candidates:
             return Searcher.FINISHED
-        params = left[np.random.default_rng(len(self.tried)).integers(len(left))]
+        params = candidates[np.random.default_rng(len(self.tried)).integers(len(candidates))]
         self.tried[_key(params)] = None
         self._ot_study.enqueue_trial(params)
         return super().suggest(trial_id)
@@ -188,7 +190,7 @@ class DistinctOptuna(OptunaSearch):
                 return []
         if math.prod(map(len, values.values())) > MOST_COUNTED:
             return []
-        every = (dict(zip(values, one, strict=True)) for one in itertools.product(*values.values()))
+        every = (dict(zip(values, combination, strict=True)) for combination in itertools.product(*values.values()))
         return [params for params in every if _key(params) not in self.tried]
 
     def on_trial_result(self, trial_id: str, result: dict) -> None:

@@ -70,16 +70,16 @@ class Terminal(Callback):
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Ask now and then how far those have come that report nothing for long; without a table, say it."""
-        now = time.monotonic()
-        if now - self.asked < (ASK_TABLE_S if self.live else ASK_LINES_S):
+        time_now = time.monotonic()
+        if time_now - self.asked < (ASK_TABLE_S if self.live else ASK_LINES_S):
             return
-        self.asked = now
-        for trial_id, (trial, began, _) in self.fitting.items():
+        self.asked = time_now
+        for trial_id, (trial, start, _) in self.fitting.items():
             if line := progress_of(f"{self.folder}/trial_{trial_id}"):
-                self.fitting[trial_id] = trial, began, line
+                self.fitting[trial_id] = trial, start, line
                 if self.live is None:
                     fold = fields_of(trial.config)["fold"]
-                    say(f"  {self.title}: fold {fold} after {_clock(now - began)}: {line}")
+                    say(f"  {self.title}: fold {fold} after {_clock(time_now - start)}: {line}")
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         """Note an epoch."""
@@ -96,16 +96,16 @@ class Terminal(Callback):
         best, epochs = result[f"kept_val_{self.metric.name}"], result["epoch"]
         if self.best is None or self.metric.better(best, self.best):
             self.best, self.best_trial = best, trial.trial_id
-        planned = planned_epochs(fields)
-        stopped = "" if epochs >= planned else ", stopped by ASHA"
-        where = f"at epoch {result['kept_epoch']} of {epochs}{stopped}" if planned else "without training"
-        if planned and not result["kept_epoch"]:
+        n_planned = planned_epochs(fields)
+        stop_note = "" if epochs >= n_planned else ", stopped by ASHA"
+        place = f"at epoch {result['kept_epoch']} of {epochs}{stop_note}" if n_planned else "without training"
+        if n_planned and not result["kept_epoch"]:
             after = result[f"val_{self.metric.name}"]
-            where = f"before training, {after:.4f} after {epochs} epochs of it{stopped}"
+            place = f"before training, {after:.4f} after {epochs} epochs of it{stop_note}"
         if self.live is None:
             say(
                 f"  {self.title}: {self.n_done}/{self.n_trials} after {time.monotonic() - self.began:.0f} s, "
-                f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) {where}"
+                f"val {self.metric.name} {best:.4f} (best {self.best:.4f}) {place}"
             )
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -123,17 +123,17 @@ class Terminal(Callback):
     def _ended(self, trials: list[Trial], trial: Trial) -> None:
         self.running.pop(trial.trial_id, None)
         self.fitting.pop(trial.trial_id, None)
-        self.n_done = sum(one.is_finished() or one is trial for one in trials)
+        self.n_done = sum(other_trial.is_finished() or other_trial is trial for other_trial in trials)
         self.n_done_here += 1
 
     def __rich__(self) -> Group:
         """The table and the line above it, as they are now."""
-        name, took = self.metric.name, time.monotonic() - self.began
+        name, seconds = self.metric.name, time.monotonic() - self.began
         best = "none ended yet" if self.best is None else f"best val {name} {self.best:.4f} (trial {self.best_trial})"
-        left = ""
+        remaining = ""
         if self.n_done_here:
-            left = f", about {_clock(took / self.n_done_here * max(0, self.n_trials - self.n_done))} left"
-        heading = f"{self.title}: {self.n_done} of {self.n_trials} trials, {best}, {_clock(took)}{left}"
+            remaining = f", about {_clock(seconds / self.n_done_here * max(0, self.n_trials - self.n_done))} left"
+        heading = f"{self.title}: {self.n_done} of {self.n_trials} trials, {best}, {_clock(seconds)}{remaining}"
         columns = ("trial", "fold", "epoch", f"val {name}", "best", "lr")
         table = Table(*columns, box=SIMPLE_HEAD, padding=0)
         for trial, result in list(self.running.values())[:MOST_ROWS]:
@@ -146,10 +146,10 @@ class Terminal(Callback):
                 f"{result[f'kept_val_{name}']:.4f}",
                 f"{result['lr']:.2g}",
             )
-        said = [(trial, began, line) for trial, began, line in list(self.fitting.values()) if line]
-        for trial, began, line in said[: MOST_ROWS - len(self.running)]:
+        messages = [(trial, start, line) for trial, start, line in list(self.fitting.values()) if line]
+        for trial, start, line in messages[: MOST_ROWS - len(self.running)]:
             fold = fields_of(trial.config)["fold"]
-            table.add_row(trial.trial_id, str(fold), f"{line}, {_clock(time.monotonic() - began)}", "", "", "")
+            table.add_row(trial.trial_id, str(fold), f"{line}, {_clock(time.monotonic() - start)}", "", "", "")
         if len(self.running) > MOST_ROWS:
             table.caption = f"and {len(self.running) - MOST_ROWS} more"
         return Group(Text(heading, style="bold"), table)

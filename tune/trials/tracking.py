@@ -127,7 +127,7 @@ class Tracking(Callback):
         if trial.trial_id in self.writers:
             self.writers.pop(trial.trial_id).close()
 
-    def _bring_up_to_date(self, trials: list[Trial], read: Callable[[Trial], dict[str, Any] | None]) -> None:
+    def _bring_up_to_date(self, trials: list[Trial], state_of: Callable[[Trial], dict[str, Any] | None]) -> None:
         """Add trials that the study lacks; `read` gives a trial's state. It is a copy for people: it ends no sweep."""
         if self.space is None:
             return
@@ -135,7 +135,7 @@ class Tracking(Callback):
             try:
                 for trial in trials:
                     if trial.trial_id not in self._known():
-                        self._add_to_study(trial, read(trial), self.space)
+                        self._add_to_study(trial, state_of(trial), self.space)
                 return
             except _STUDY_FAULTS as problem:
                 self.study = None
@@ -163,7 +163,7 @@ class Tracking(Callback):
                 direction="minimize" if self.metric.mode == "min" else "maximize",
                 load_if_exists=True,
             )
-            self.in_study = {known.user_attrs.get("trial", "") for known in self.study.trials}
+            self.in_study = {study_trial.user_attrs.get("trial", "") for study_trial in self.study.trials}
         return self.in_study
 
     def _add_to_study(self, trial: Trial, state: dict[str, Any] | None, space: SearchSpace) -> None:
@@ -172,13 +172,13 @@ class Tracking(Callback):
         history = state["history"] if state else []
         value = trial.last_result.get(f"kept_val_{self.metric.name}")
         if value is None or "failed" in trial.last_result:
-            ended = TrialState.FAIL
+            end_state = TrialState.FAIL
         else:
             whole = history[-1]["epoch"] >= planned_epochs(trial.config)
-            ended = TrialState.COMPLETE if whole else TrialState.PRUNED
+            end_state = TrialState.COMPLETE if whole else TrialState.PRUNED
         entry = create_trial(
-            state=ended,
-            value=None if ended == TrialState.FAIL else value,
+            state=end_state,
+            value=None if end_state == TrialState.FAIL else value,
             params={field: trial.config[field] for field in space.searched},
             distributions=space.distributions(),
             intermediate_values={epoch["epoch"]: epoch["val_metric"] for epoch in history},
@@ -198,34 +198,36 @@ def _state(trial: Trial) -> dict[str, Any] | None:
 def _of_the_disk(problem: Exception) -> bool:
     """Whether an error is not of what is in the file: SQLite says so, by itself or as what Optuna's error came of."""
     cause = problem if isinstance(problem, OperationalError) else problem.__cause__
-    of_the_content = "SQLITE_ERROR"  # a table or column that is not there
-    return isinstance(cause, OperationalError) and getattr(cause.orig, "sqlite_errorname", "") != of_the_content
+    content_error = "SQLITE_ERROR"  # a table or column that is not there
+    return isinstance(cause, OperationalError) and getattr(cause.orig, "sqlite_errorname", "") != content_error
 
 
-def _parity(labels: np.ndarray, predicted: np.ndarray, metric: Metric) -> Figure:
+def _parity(labels: np.ndarray, predictions: np.ndarray, metric: Metric) -> Figure:
     """Predictions over labels; of a classification how the predicted probabilities are spread."""
     # The driver draws while trials wait, and margins that are fitted to the text take three times as long.
     figure = Figure(figsize=(4, 4))
     axes = figure.add_axes((0.19, 0.13, 0.77, 0.78))
     bins = np.linspace(0, 1, 21).tolist()
-    if predicted.ndim > labels.ndim:
-        of_true = np.take_along_axis(predicted, np.maximum(labels, 0).astype(int)[..., None], axis=-1)
-        axes.hist(of_true[labels >= 0].ravel(), bins=bins)
+    if predictions.ndim > labels.ndim:
+        true_class_probabilities = np.take_along_axis(
+            predictions, np.maximum(labels, 0).astype(int)[..., None], axis=-1
+        )
+        axes.hist(true_class_probabilities[labels >= 0].ravel(), bins=bins)
         axes.set(xlabel="predicted probability of the true class", ylabel="labels")
         return figure
     if metric.mode == "max":
         for label in (0, 1):
-            axes.hist(predicted[labels == label], bins=bins, label=str(bool(label)), alpha=0.6)
+            axes.hist(predictions[labels == label], bins=bins, label=str(bool(label)), alpha=0.6)
         axes.set(xlabel="predicted probability", ylabel="rows")
         axes.legend(title="label")
         return figure
-    score = metric.value(labels, predicted)
-    labels, predicted = labels.ravel(), predicted.ravel()
-    ends = [min(labels.min(), predicted.min()), max(labels.max(), predicted.max())]
+    score = metric.value(labels, predictions)
+    labels, predictions = labels.ravel(), predictions.ravel()
+    ends = [min(labels.min(), predictions.min()), max(labels.max(), predictions.max())]
     if len(labels) > MANY:
-        axes.hexbin(labels, predicted, gridsize=60, bins="log", cmap="viridis")
+        axes.hexbin(labels, predictions, gridsize=60, bins="log", cmap="viridis")
     else:
-        axes.plot(labels, predicted, ".", markersize=4, alpha=0.5)
+        axes.plot(labels, predictions, ".", markersize=4, alpha=0.5)
     axes.plot(ends, ends, color="black", linewidth=0.8)
     axes.set(xlabel="label", ylabel="prediction", title=f"{metric.title} {score:.4f}")
     return figure

@@ -6,6 +6,7 @@ Ray Tune calls `run_trial`. The models, and the training loop itself, are in `mo
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,11 @@ def run_trial(
     run = model.start(settings, rows, part, str(device))
     reports = _Reports(run, task, device_name(device))
     checkpoint = ray.tune.get_checkpoint()
-    known = saved_state(checkpoint) if checkpoint else None
-    done = known["history"][-1]["epoch"] if known else -1
-    if state := load_paused(own_folder, done) or known:
+    last_state = saved_state(checkpoint) if checkpoint else None
+    last_epoch = last_state["history"][-1]["epoch"] if last_state else -1
+    if state := load_paused(own_folder, last_epoch) or last_state:
         run.restore(state)
-    if run.history and (run.history[-1].epoch > done or is_gone(checkpoint)):
+    if run.history and (run.history[-1].epoch > last_epoch or is_gone(checkpoint)):
         reports.send()
     try:
         with watched(run, own_folder) as preemption:
@@ -127,9 +128,9 @@ def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
     name one that has been deleted since.
     """
     filesystem, path = checkpoint.filesystem, checkpoint.path.rstrip("/")
-    beside = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
-    others = sorted((info.path for info in beside if info.base_name.startswith("checkpoint_")), reverse=True)
-    for place in [path, *(other for other in others if other != path)]:
+    files = filesystem.get_file_info(fs.FileSelector(path.rsplit("/", 1)[0], allow_not_found=True))
+    checkpoints = sorted((info.path for info in files if info.base_name.startswith("checkpoint_")), reverse=True)
+    for place in [path, *(checkpoint_path for checkpoint_path in checkpoints if checkpoint_path != path)]:
         if (state := read_state(filesystem, f"{place}/{STATE_FILE}")) is not None:
             return state
     return None
@@ -160,27 +161,33 @@ def _predict(
         facts["tta"] = asdict(result)
         copies = result.copies if result.used else 0
 
-    def predicted(which: np.ndarray) -> Prediction:
+    def prediction_of(which: np.ndarray) -> Prediction:
         return family.averaged(fitted, rows, which, copies) if copies else fitted.predict_rows(rows, which)
 
-    trust = family.fit_trust(config, rows, part, lambda which: predicted(which).values)
+    trust = family.fit_trust(config, rows, part, lambda which: prediction_of(which).values)
     arrays = {}
     for name, which in (("test", fold.test), ("val", fold.val)):
-        prediction = predicted(which)
+        prediction = prediction_of(which)
         if trust is not None:
             replace_untrusted = task.untrusted == "baseline"
             prediction = trust.judge(rows, which, prediction, of_task=True, replace_untrusted=replace_untrusted)
         arrays[name] = prediction.values
-        for more in ("std", "trust"):
-            if (values := getattr(prediction, more)) is not None:
-                arrays[f"{name}_{more}"] = values
+        for extra in ("std", "trust"):
+            if (values := getattr(prediction, extra)) is not None:
+                arrays[f"{name}_{extra}"] = values
     np.savez(folder / PREDICTIONS_FILE, allow_pickle=False, **arrays)
     return trust, facts
 
 
+def kept_metric(state: Mapping[str, Any]) -> float | None:
+    """The validation metric of the epoch whose model is kept, from the state of a run; None if no epoch has ended."""
+    values = [epoch["val_metric"] for epoch in state["history"] if epoch["epoch"] == state["kept_epoch"]]
+    return values[0] if values else None
+
+
 @dataclass(frozen=True)
 class _Reports:
-    """What Ray Tune is told of a run's last epoch, with everything needed to go on from it."""
+    """Reports of a run to Ray Tune: each is of its last epoch, with everything needed to go on from it."""
 
     run: Run
     task: TrialTask
@@ -192,14 +199,13 @@ class _Reports:
             self.send_with(Path(folder), **facts)
 
     def send_with(self, folder: Path, **facts: Any) -> None:
-        """The same, with the files that are in `folder`."""
-        run, metric = self.run, metric_of(self.task.task)
-        kept = {"trained_parameters": run.trained_parameters, "device": self.device, **facts}
-        torch.save({**run.state(), **kept}, folder / STATE_FILE)
-        last = asdict(run.history[-1])
-        last[f"val_{metric.name}"] = last.pop("val_metric")
-        last[f"val_{metric.name}_current"] = last.pop("val_metric_current")
-        (of_kept,) = [result.val_metric for result in run.history if result.epoch == run.kept_epoch]
-        best = {f"kept_val_{metric.name}": of_kept, "kept_epoch": run.kept_epoch}
-        failed = {key: value for key, value in facts.items() if key == "failed"}
-        ray.tune.report({**last, **best, **failed}, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+        """Report as `send` does, through a checkpoint that holds the files in `folder` too."""
+        run, name = self.run, metric_of(self.task.task).name
+        state = {**run.state(), "trained_parameters": run.trained_parameters, "device": self.device, **facts}
+        torch.save(state, folder / STATE_FILE)
+        report = asdict(run.history[-1])
+        report[f"val_{name}"] = report.pop("val_metric")
+        report[f"val_{name}_current"] = report.pop("val_metric_current")
+        report |= {f"kept_val_{name}": kept_metric(state), "kept_epoch": run.kept_epoch}
+        report |= {key: value for key, value in facts.items() if key == "failed"}
+        ray.tune.report(report, checkpoint=ray.tune.Checkpoint.from_directory(folder))
