@@ -42,10 +42,10 @@ def main(
     from tune.runs import load_sweep
 
     refuse_taken("--name", name, storage)
-    loaded = [load_sweep(run, storage) for run in runs]
-    mean = average(loaded, weights)
-    results = average_results(name, loaded, mean, weights)
-    write_average(Folder(f"{storage}/{name}"), loaded, mean, results)
+    sweep_runs = [load_sweep(run, storage) for run in runs]
+    mean = average(sweep_runs, weights)
+    results = average_results(name, sweep_runs, mean, weights)
+    write_average(Folder(f"{storage}/{name}"), sweep_runs, mean, results)
     typer.echo(average_markdown(results))
     typer.echo(f"Written to {storage}/{name}")
 

@@ -76,13 +76,13 @@ def main(
     with interruptible("the same command goes on"):
         from tune.spaces.queue_file import load_queue
 
-        loaded = load_queue(queue)
-        name = f"{own_name(task)}-{own_name(loaded.name)}" if name is None else name
+        experiments_queue = load_queue(queue)
+        name = f"{own_name(task)}-{own_name(experiments_queue.name)}" if name is None else name
         from tune.records.options import Options
         from tune.sweep.queue_run import run_queue
 
-        options = Options(name=name, space=loaded.experiments[0].space, **fields)
-        run_queue(loaded, options, address=address)
+        options = Options(name=name, space=experiments_queue.experiments[0].space, **fields)
+        run_queue(experiments_queue, options, address=address)
 
 
 app = command(main)

@@ -112,10 +112,10 @@ class SweepRun:
         for name, member in self.members.items():
             for part, table in (("test", member.test), ("validation", member.validation)):
                 if table is not None:
-                    labelled = as_written(table, self.words.group)
-                    labelled.insert(0, "member", name)
-                    labelled.insert(1, "part", part)
-                    tables.append(labelled)
+                    rows = as_written(table, self.words.group)
+                    rows.insert(0, "member", name)
+                    rows.insert(1, "part", part)
+                    tables.append(rows)
         return pd.concat(tables, ignore_index=True)
 
 
@@ -141,9 +141,9 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
         configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
         name, task, sha256 = results["sweep"], results["task"], results["data"]["sha256"]
         metric, group = METRICS[results["metric"]], task_words(task).group
-        needed = _NEEDED | ({"weights", "chose_by_validation"} if "members" in results else {"model"})
-        if lacking := sorted(needed - results.keys()):
-            raise KeyError(", ".join(lacking))
+        required_keys = _NEEDED | ({"weights", "chose_by_validation"} if "members" in results else {"model"})
+        if missing_keys := sorted(required_keys - results.keys()):
+            raise KeyError(", ".join(missing_keys))
     except (ValueError, KeyError, TypeError) as problem:
         raise RunError(
             f"{folder}/results.json is not that of a sweep, or of another version of matsweep "
@@ -160,14 +160,14 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
             if n_rows != n_test[fold]:
                 file = f"{folder}/{member}/preds_fold_{fold}.csv"
                 raise RunError(f"{file} is damaged: it has {n_rows} predictions, and results.json says {n_test[fold]}")
-    trained = bool(results["seeds"] or "ensemble" in results) and member_name != "reference"
+    is_trained = bool(results["seeds"] or "ensemble" in results) and member_name != "reference"
     return SweepRun(
         name=name if member_name is None else f"{name}/{member_name}",
         address=folder,
         results=results,
         members=members,
         folds=folds,
-        configs=configs if trained else {},
+        configs=configs if is_trained else {},
         metric=metric,
         task=task,
         data_sha256=sha256,
@@ -224,8 +224,8 @@ def chose_by_validation(run: SweepRun) -> bool:
     if run.results["seeds"] and set(run.members) == {"reference"}:
         return False
     options = run.results["options"]
-    chosen = bool(options.get("searched")) or options.get("tta") == "auto"
-    return chosen or any(config.get("keep") == "best" for config in run.configs.values())
+    has_choice = bool(options.get("searched")) or options.get("tta") == "auto"
+    return has_choice or any(config.get("keep") == "best" for config in run.configs.values())
 
 
 def predictions(run: SweepRun, member: Member, on: On) -> pd.DataFrame:
@@ -275,11 +275,11 @@ def copy_predictions(run: SweepRun, member: Member, on: On, fold: int, folder: F
 
 def refuse_different(a: SweepRun, b: SweepRun) -> None:
     """Raise RunError unless two runs are of the same task, target, rows and kind of folds."""
-    for what in ("name", "target", "unit", "kind"):
-        if a.task.get(what) != b.task.get(what):
-            kind = "task" if what == "name" else what
+    for field in ("name", "target", "unit", "kind"):
+        if a.task.get(field) != b.task.get(field):
+            kind = "task" if field == "name" else field
             raise RunError(
-                f"{a.name} and {b.name} do not go together: {kind} {a.task.get(what)!r} and {b.task.get(what)!r}"
+                f"{a.name} and {b.name} do not go together: {kind} {a.task.get(field)!r} and {b.task.get(field)!r}"
             )
     if a.data_sha256 != b.data_sha256:
         raise RunError(

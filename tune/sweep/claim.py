@@ -35,37 +35,41 @@ def claimed(folder: Folder) -> Iterator[None]:
     Raises:
         SweepError: another driver runs this sweep; the message says where.
     """
-    other = folder.read_json(FILE)
-    if other is not None and _alive(folder, other):
-        raise _refusal(folder, other)
+    earlier_claim = folder.read_json(FILE)
+    if earlier_claim is not None and _alive(folder, earlier_claim):
+        raise _refusal(folder, earlier_claim)
     claim = {**_here(), "pid": os.getpid(), "started": _started(os.getpid()), "token": uuid.uuid4().hex}
     _beat(folder, claim, 0)
     time.sleep(SETTLE_S)
-    now = folder.read_json(FILE)
-    if now is not None and now["token"] != claim["token"]:
-        raise _refusal(folder, now)
-    ended = threading.Event()
-    thread = threading.Thread(target=_keep_beating, args=(folder, claim, ended), daemon=True)
+    current_claim = folder.read_json(FILE)
+    if current_claim is not None and current_claim["token"] != claim["token"]:
+        raise _refusal(folder, current_claim)
+    end = threading.Event()
+    thread = threading.Thread(target=_keep_beating, args=(folder, claim, end), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        end.set()
         thread.join()
         with suppress(OSError, StorageError):  # left as a killed driver's is, and why the body ended is what counts
-            left = folder.read_json(FILE)
-            if left is not None and left["token"] == claim["token"]:
+            last_claim = folder.read_json(FILE)
+            if last_claim is not None and last_claim["token"] == claim["token"]:
                 folder.filesystem.delete_file(f"{folder.path}/{FILE}")
 
 
-def _keep_beating(folder: Folder, claim: dict[str, Any], ended: threading.Event) -> None:
+def _keep_beating(folder: Folder, claim: dict[str, Any], end: threading.Event) -> None:
     n_beats = 0
-    while not ended.wait(BEAT_S):
+    while not end.wait(BEAT_S):
         with suppress(OSError, StorageError):  # a store that is away for a moment: the next beat may reach it
-            now = folder.read_json(FILE)
-            if now is not None and now["token"] != claim["token"]:
+            current_claim = folder.read_json(FILE)
+            if current_claim is not None and current_claim["token"] != claim["token"]:
                 # This process had stood still for so long that another one took it for dead.
-                say(f"{now['host']}, process {now['pid']}, has taken over {folder.address}: this one ends", style="red")
+                say(
+                    f"{current_claim['host']}, process {current_claim['pid']}, has taken over {folder.address}: this "
+                    "one ends",
+                    style="red",
+                )
                 os._exit(1)  # at once, in whatever thread: it must not write beside the other
             n_beats += 1
             _beat(folder, claim, n_beats)
@@ -76,17 +80,19 @@ def _beat(folder: Folder, claim: dict[str, Any], number: int) -> None:
 
 
 def _alive(folder: Folder, claim: dict[str, Any]) -> bool:
-    here = _here()
-    if UNKNOWN not in (*here.values(), claim["started"]) and all(claim.get(key) == here[key] for key in here):
+    own_process = _here()
+    if UNKNOWN not in (*own_process.values(), claim["started"]) and all(
+        claim.get(key) == own_process[key] for key in own_process
+    ):
         return claim["pid"] != os.getpid() and _started(claim["pid"]) == claim["started"]
     say(f"{folder.address} was being run on {claim['host']}; waiting up to {WATCH_S:.0f} s for a sign of life")
     until = time.monotonic() + WATCH_S
     while time.monotonic() < until:
         time.sleep(WATCH_S / 100)
-        now = folder.read_json(FILE)
-        if now is None:
+        current_claim = folder.read_json(FILE)
+        if current_claim is None:
             return False  # it has just ended
-        if now != claim:
+        if current_claim != claim:
             return True
     return False
 

@@ -53,9 +53,9 @@ def score_fold(dataset: Dataset, outcome: Outcome) -> FoldScore:
     split, shape = dataset.splits[outcome.fold], dataset.task.prediction_shape
     assert outcome.folder is not None
     filesystem, path = outcome.folder
-    predicted = dict(np.load(io.BytesIO(read_whole(filesystem, f"{path}/{PREDICTIONS_FILE}"))))
+    arrays = dict(np.load(io.BytesIO(read_whole(filesystem, f"{path}/{PREDICTIONS_FILE}"))))
     for part, which in (("test", split.test), ("val", split.val)):
-        values = predicted[part]
+        values = arrays[part]
         if values.shape != (len(which), *shape) or not np.isfinite(values).all():
             raise PredictionError(
                 f"fold {outcome.fold}: {len(values)} predictions, {np.isfinite(values).sum()} of them finite, "
@@ -69,14 +69,14 @@ def score_fold(dataset: Dataset, outcome: Outcome) -> FoldScore:
     if len(set(ids)) != len(ids) or set(ids) != scorable:
         raise PredictionError(f"fold {outcome.fold}: {len(ids)} predictions do not match {len(scorable)} test ids")
     mean, spread = _of_labels(dataset.task, dataset.labels[np.concatenate([split.train, split.val])])
-    predicted["test"] = np.concatenate([predicted["test"], np.broadcast_to(mean, (len(fallback), *shape))])
-    if "test_std" in predicted:  # nothing is known of what was not read: as uncertain as the labels are spread
+    arrays["test"] = np.concatenate([arrays["test"], np.broadcast_to(mean, (len(fallback), *shape))])
+    if "test_std" in arrays:  # nothing is known of what was not read: as uncertain as the labels are spread
         unknown = np.broadcast_to(spread, (len(fallback), *shape))
-        predicted["test_std"] = np.concatenate([predicted["test_std"], unknown])
-    if "test_trust" in predicted:
-        predicted["test_trust"] = np.concatenate([predicted["test_trust"], np.zeros(len(fallback))])
+        arrays["test_std"] = np.concatenate([arrays["test_std"], unknown])
+    if "test_trust" in arrays:
+        arrays["test_trust"] = np.concatenate([arrays["test_trust"], np.zeros(len(fallback))])
     metric = metric_of(dataset.task).for_training(dataset.labels[split.train])
-    test, val = (_labelled(dataset, which, predicted, part) for part, which in (("test", rows), ("val", split.val)))
+    test, val = (_labelled(dataset, which, arrays, part) for part, which in (("test", rows), ("val", split.val)))
     return FoldScore(outcome.fold, test, val, metric, all_scores(metric, test.y_true, test.y_pred), len(fallback))
 
 
@@ -106,15 +106,15 @@ def model_file(outcome: Outcome) -> bytes:
     return read_whole(filesystem, f"{path}/{MODEL_FILE}")
 
 
-def _labelled(dataset: Dataset, rows: np.ndarray, predicted: dict[str, np.ndarray], part: str) -> Labelled:
+def _labelled(dataset: Dataset, rows: np.ndarray, arrays: dict[str, np.ndarray], part: str) -> Labelled:
     """What a trial has left of a part, beside the labels of its rows."""
     return Labelled(
         [dataset.ids[row] for row in rows],
         [dataset.group_names[row] or "unknown" for row in rows],
         dataset.labels[rows],
-        predicted[part],
-        predicted.get(f"{part}_std"),
-        predicted.get(f"{part}_trust"),
+        arrays[part],
+        arrays.get(f"{part}_std"),
+        arrays.get(f"{part}_trust"),
     )
 
 

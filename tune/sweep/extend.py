@@ -35,25 +35,27 @@ def extended(options: Options, *, num_samples: int | None, space: SearchSpace | 
         raise SweepError(f"{options.name} is not finished. First: `{command_to_go_on(options.storage, options.name)}`")
     if not options.space.searched:
         raise SweepError(f"{options.name} searched nothing (space {options.space.name} has no range)")
-    failed = [trial for trial in results["trials"] if "failed" in trial]
+    failures = [trial for trial in results["trials"] if "failed" in trial]
     if only_failed:
         if num_samples or space:
             raise SweepError("--only-failed repeats what failed: leave out --num-samples and --space")
-        if not failed:
+        if not failures:
             raise SweepError(f"no trial of {options.name} failed")
         batch = Batch(num_samples=0, space=options.space)
-        say(f"{options.name}: {len(failed)} of {len(results['trials'])} trials failed and are run again", style="bold")
-        for trial in failed:
+        say(
+            f"{options.name}: {len(failures)} of {len(results['trials'])} trials failed and are run again", style="bold"
+        )
+        for trial in failures:
             say(f"  fold {trial['search_fold']}, trial {trial['trial']}: {trial['failed']}")
     else:
-        if space is not None and (lost := outside(options.space, space)):
+        if space is not None and (missing_values := outside(options.space, space)):
             raise SweepError(
-                f"--extend widens a space, and {space.name} leaves out what was tried: {'; '.join(lost)}. Begin a new "
-                "sweep with it"
+                f"--extend widens a space, and {space.name} leaves out what was tried: {'; '.join(missing_values)}. "
+                "Begin a new sweep with it"
             )
         wider = space or options.space
         batch = Batch(num_samples=num_samples or wider.num_samples, space=wider)
-        say(f"{options.name}: {len(results['trials'])} trials are there, {len(failed)} of them failed", style="bold")
+        say(f"{options.name}: {len(results['trials'])} trials are there, {len(failures)} of them failed", style="bold")
         searches = "" if len(options.search_folds) == 1 else f" in each of {len(options.search_folds)} searches"
         say(f"  + {batch.num_samples} trials{searches}")
         for line in changes(options.space, wider):

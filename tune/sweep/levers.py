@@ -49,8 +49,8 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
     pairs: list[Pair] = []
     for field, value in space.settings.items():
         if isinstance(value, Range):
-            first, *others = value.bounds
-            pairs += [(field, {**base, field: first}, {**base, field: other}) for other in others]
+            first, *later_values = value.bounds
+            pairs += [(field, {**base, field: first}, {**base, field: other}) for other in later_values]
         elif value == "cross_entropy":  # the one loss that a classification has
             continue
         elif field not in NOT_COMPARED and value != (default := model.config.model_fields[field].default):
@@ -80,12 +80,14 @@ def change_pairs(space: SearchSpace, base: SearchSpace, change: Iterable[str]) -
     return pairs
 
 
-def not_shown(pairs: Sequence[Pair], known: Sequence[LeverCheck], model: str) -> list[Pair]:
+def not_shown(pairs: Sequence[Pair], checks: Sequence[LeverCheck], model: str) -> list[Pair]:
     """The pairs whose two values of their lever no earlier check has compared."""
     fields = open_model(model).config.model_fields
-    shown = [(check.lever, check.values) for check in known]
+    proven_pairs = [(check.lever, check.values) for check in checks]
     return [
-        pair for pair in pairs if (pair[0], [value_of(config, pair[0], fields) for config in pair[1:]]) not in shown
+        pair
+        for pair in pairs
+        if (pair[0], [value_of(config, pair[0], fields) for config in pair[1:]]) not in proven_pairs
     ]
 
 
@@ -150,7 +152,7 @@ def _checked(tries: Tries, space: SearchSpace, lever: str, first: dict[str, Any]
     return LeverCheck(lever, values, ONLY_ELSEWHERE, n_train)
 
 
-def read_nowhere(model: Model, read: set[str]) -> list[str]:
+def read_nowhere(model: Model, read_fields: set[str]) -> list[str]:
     """Fields that a model's own config declares and no code reads; those of the project's base classes are not its own.
 
     A try may not meet what is read on some condition only, so the source of the model must not name it either: as an
@@ -158,17 +160,17 @@ def read_nowhere(model: Model, read: set[str]) -> list[str]:
 
     Args:
         model: whose config it is.
-        read: fields that tries have read.
+        read_fields: fields that tries have read.
     """
     kinds = [kind for kind in model.config.__mro__ if issubclass(kind, ModelConfig)]
     ours = [kind for kind in kinds[1:] if kind.__module__.startswith("models.")]
-    inherited = {field for kind in ours for field in kind.model_fields}
+    inherited_fields = {field for kind in ours for field in kind.model_fields}
     files = set()
-    for one in (*(kind for kind in kinds if kind not in ours), inspect.unwrap(model.start), model.load):
+    for source in (*(kind for kind in kinds if kind not in ours), inspect.unwrap(model.start), model.load):
         with suppress(TypeError, OSError):  # a partial function, say, has no source of its own
-            files.add(inspect.getsourcefile(one))
-    named = {name for file in files if file for name in _names(Path(file))}
-    return [field for field in model.config.model_fields if field not in read | inherited | named]
+            files.add(inspect.getsourcefile(source))
+    named_fields = {name for file in files if file for name in _names(Path(file))}
+    return [field for field in model.config.model_fields if field not in read_fields | inherited_fields | named_fields]
 
 
 def inert_pairs(outcomes: Sequence[Outcome], n_train: int) -> list[dict[str, Any]]:
@@ -182,17 +184,17 @@ def inert_pairs(outcomes: Sequence[Outcome], n_train: int) -> list[dict[str, Any
     """
     alike: dict[tuple[str, ...], list[Outcome]] = {}
     for outcome in outcomes:
-        planned = planned_epochs({"model": outcome.model, **outcome.config})
-        if outcome.error is None and outcome.history and outcome.history[-1]["epoch"] >= planned:
-            told = (*(epoch["fingerprint"] for epoch in outcome.history), fingerprint(outcome.val_predictions))
-            alike.setdefault(told, []).append(outcome)
-    found = []
-    for one, other in itertools.chain(*(itertools.combinations(group, 2) for group in alike.values())):
-        differing = {k for k in {*one.config, *other.config} if one.config.get(k) != other.config.get(k)}
-        same = trains_the_same(one.model, one.config, other.config, n_train)
-        if (levers := sorted(differing - {"keep"})) and not same:
-            found.append({"fold": one.fold, "trials": [one.trial_id, other.trial_id], "levers": levers})
-    return found
+        n_epochs = planned_epochs({"model": outcome.model, **outcome.config})
+        if outcome.error is None and outcome.history and outcome.history[-1]["epoch"] >= n_epochs:
+            fingerprints = (*(epoch["fingerprint"] for epoch in outcome.history), fingerprint(outcome.val_predictions))
+            alike.setdefault(fingerprints, []).append(outcome)
+    entries = []
+    for first, second in itertools.chain(*(itertools.combinations(group, 2) for group in alike.values())):
+        differences = {k for k in {*first.config, *second.config} if first.config.get(k) != second.config.get(k)}
+        same = trains_the_same(first.model, first.config, second.config, n_train)
+        if (levers := sorted(differences - {"keep"})) and not same:
+            entries.append({"fold": first.fold, "trials": [first.trial_id, second.trial_id], "levers": levers})
+    return entries
 
 
 def _names(file: Path) -> Iterator[str]:
@@ -206,8 +208,10 @@ def _names(file: Path) -> Iterator[str]:
 
 def _put_back(config: type[ModelConfig], fields: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
     """The same with another value of a field, without what goes only with the old one; None where no config is so."""
-    useless = {one for one, (other, values) in config.only_with.items() if other == field and value not in values}
-    rest = {**{key: kept for key, kept in fields.items() if key not in useless}, field: value}
+    useless = {
+        name for name, (condition, values) in config.only_with.items() if condition == field and value not in values
+    }
+    rest = {**{key: field_value for key, field_value in fields.items() if key not in useless}, field: value}
     try:
         config(**rest)
     except ValidationError:

@@ -54,22 +54,22 @@ def share_of_gpu(options: Options, space: SearchSpace, dataset: Dataset, folder:
     Raises:
         NoGPUError: torch finds no GPU where Ray has one.
     """
-    known = folder.read_json(FILE)
-    if known is None or [one["config"] for one in known["probes"]] != list(most_demanding(space).values()):
+    record = folder.read_json(FILE)
+    if record is None or [entry["config"] for entry in record["probes"]] != list(most_demanding(space).values()):
         fold = options.search_folds[0] if space.searched else options.folds[0]
         probes = probe(space, dataset, fold)
-        known = {"share": share(probes), "probes": [asdict(one) for one in probes]}
-        folder.write_json(FILE, known)
-        for one in probes:
-            what = ", ".join(_costly(space, one.config)) or space.model
-            say(f"  GPU memory, {what}: {one.used_bytes / 1e9:.2f} of {one.total_bytes / 1e9:.1f} GB")
-        say(f"  {1 / known['share']:.0f} trials share a GPU (--gpus-per-trial {known['share']:g})")
-    return known["share"]
+        record = {"share": share(probes), "probes": [asdict(entry) for entry in probes]}
+        folder.write_json(FILE, record)
+        for entry in probes:
+            label = ", ".join(_costly(space, entry.config)) or space.model
+            say(f"  GPU memory, {label}: {entry.used_bytes / 1e9:.2f} of {entry.total_bytes / 1e9:.1f} GB")
+        say(f"  {1 / record['share']:.0f} trials share a GPU (--gpus-per-trial {record['share']:g})")
+    return record["share"]
 
 
 def share(probes: list[Probe]) -> float:
     """Largest share 1/n that holds every probe with a margin, cut to three decimals as Ray counts; at most 1."""
-    n = min(int(USABLE * one.total_bytes / (MARGIN * one.used_bytes)) for one in probes)
+    n = min(int(USABLE * probe.total_bytes / (MARGIN * probe.used_bytes)) for probe in probes)
     return math.floor(1000 / max(1, n)) / 1000
 
 

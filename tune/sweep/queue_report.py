@@ -12,18 +12,18 @@ from tune.spaces.queue_file import BASELINE
 def queue_markdown(ranking: dict[str, Any], data: str, words: TaskWords) -> str:
     """The ranking for people, of examples and groups that the task calls so."""
     metric, unit = ranking["metric"], f" ({ranking['unit']})" if ranking["unit"] else ""
-    told = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
-    explained = (
+    n_verdicts = sum(entry["verdict"] != BASELINE for entry in ranking["experiments"])
+    explanation = (
         f"{data}; {METRICS[metric].title}{unit}, mean over folds and seeds. A gain is positive where the experiment is "
         f"better than the baseline; in brackets its 95 % interval, paired, over {words.examples} (grouped by "
         f"{words.group}) and seeds together. Verdict and order are by validation. Of experiments that do nothing one "
-        f"in 20 is called better or worse by chance: of these {told} about {told / 20:.1f}, so repeat with other seeds "
-        "what you build upon."
+        f"in 20 is called better or worse by chance: of these {n_verdicts} about {n_verdicts / 20:.1f}, so repeat "
+        "with other seeds what you build upon."
     )
     lines = [
         f"# Queue {ranking['queue']}",
         "",
-        explained,
+        explanation,
         "",
         "| experiment | change | seeds | validation | gain on validation | verdict | test | gain on test | ensemble |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -66,17 +66,17 @@ def queue_for_task(queue: Queue, task: Task) -> Queue:
     Raises:
         SpaceError: an experiment that does not go with the task, or changes nothing there.
     """
-    fitting = []
+    experiments = []
     for experiment in queue.experiments:
         space = experiment.space.for_task(task.kind, task.quantity)
-        fitting.append(experiment.model_copy(update={"space": space}))
-        base = fitting[0].space
-        if len(fitting) > 1 and (space.model, space.parameters) == (base.model, base.parameters):
+        experiments.append(experiment.model_copy(update={"space": space}))
+        base = experiments[0].space
+        if len(experiments) > 1 and (space.model, space.parameters) == (base.model, base.parameters):
             raise SpaceError(
                 f"queue {queue.name}, experiment {experiment.name!r}: of a {task.kind} it is what the baseline is. "
                 "Make a queue without it"
             )
-    return queue.model_copy(update={"experiments": fitting})
+    return queue.model_copy(update={"experiments": experiments})
 
 
 def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder) -> dict[str, Any]:
@@ -90,15 +90,15 @@ def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder
         entries.append(_entry(options, experiment, results))
         entry = entries[-1]
         say(f"{experiment.name}: validation {results['metric']} {entry['val']:.4f}, {entry['verdict']}", style="bold")
-        ranked = sorted(entries, key=lambda entry: (ORDER.index(entry["verdict"]), -entry.get("gain", 0.0)))
-        stopped = _worse_than(queue.gate.stop_above, results["first_seed_val"], metric_of(task))
+        ranked_entries = sorted(entries, key=lambda entry: (ORDER.index(entry["verdict"]), -entry.get("gain", 0.0)))
+        stop_reason = _worse_than(queue.gate.stop_above, results["first_seed_val"], metric_of(task))
         ranking = {
             "queue": queue.name,
             "metric": results["metric"],
             "unit": metric_of(task).unit_of(task.unit),
-            "experiments": ranked,
+            "experiments": ranked_entries,
         }
-        if stopped and experiment is not queue.experiments[-1]:
+        if stop_reason and experiment is not queue.experiments[-1]:
             ranking["stopped"] = (
                 f"after {experiment.name}: its first seed's {results['first_seed_val']:.4g} is worse than stop_above "
                 f"{queue.gate.stop_above}"
@@ -121,19 +121,19 @@ class _Datasets:
     key: tuple[Any, ...] = ()
     dataset: Dataset | None = None
 
-    def of(self, own: Options) -> Dataset:
-        key = (own.space.model, own.space.needs)
+    def of(self, options: Options) -> Dataset:
+        key = (options.space.model, options.space.needs)
         if self.dataset is None or key != self.key:
             self.dataset = None
-            self.key, self.dataset = key, open_dataset(own, own.space, self.task, self.rows)
+            self.key, self.dataset = key, open_dataset(options, options.space, self.task, self.rows)
         return self.dataset
 
 
-def _own(experiment: Experiment, options: Options) -> tuple[Options, Folder]:
+def _options_and_folder(experiment: Experiment, options: Options) -> tuple[Options, Folder]:
     """Options and folder of an experiment."""
     space, name = experiment.space, f"{options.name}/{experiment.name}"
-    own = options.model_copy(update={"name": name, "space": space, "seeds": space.seeds})
-    return own, Folder(f"{own.storage}/{name}")
+    experiment_options = options.model_copy(update={"name": name, "space": space, "seeds": space.seeds})
+    return experiment_options, Folder(f"{experiment_options.storage}/{name}")
 
 
 def _prove(queue: Queue, options: Options, datasets: _Datasets) -> None:
@@ -145,28 +145,34 @@ def _prove(queue: Queue, options: Options, datasets: _Datasets) -> None:
     base, rest = queue.experiments[0].space, {"data_sha256": datasets.rows.sha256, "gate": queue.gate.model_dump()}
     to_prove: list[tuple[Experiment, Options, Folder]] = []
     for experiment in queue.experiments:
-        own, folder = _own(experiment, options)
-        record = {"options": own.model_dump(mode="json"), **rest}
+        experiment_options, folder = _options_and_folder(experiment, options)
+        record = {"options": experiment_options.model_dump(mode="json"), **rest}
         if (before := folder.read_json(RECORD)) is not None:
             if {name: before.get(name) for name in record} != record:
                 raise SweepError(f"{folder.address} is of another queue or of other options: choose another --name")
-            refuse_other_code(before, own.space.model, folder.address)
+            refuse_other_code(before, experiment_options.space.model, folder.address)
         if before is None or folder.read_json("levers.json") is None:
-            to_prove.append((experiment, own, folder))
+            to_prove.append((experiment, experiment_options, folder))
     problems: dict[str, list[str]] = {}
     try:
-        for experiment, own, folder in to_prove:
-            code = run_record(own.space.model)
-            folder.write_plain_json(RECORD, {"options": own.model_dump(mode="json"), **rest, **code})
-            compared = experiment.name != BASELINE and own.space.model == base.model
-            pairs = change_pairs(own.space, base, experiment.change) if compared else lever_pairs(own.space, own.seeds)
+        for experiment, experiment_options, folder in to_prove:
+            code = run_record(experiment_options.space.model)
+            folder.write_plain_json(RECORD, {"options": experiment_options.model_dump(mode="json"), **rest, **code})
+            has_comparison = experiment.name != BASELINE and experiment_options.space.model == base.model
+            pairs = (
+                change_pairs(experiment_options.space, base, experiment.change)
+                if has_comparison
+                else lever_pairs(experiment_options.space, experiment_options.seeds)
+            )
             try:
-                prove_levers(own, own.space, datasets.of(own), folder, pairs)
+                prove_levers(
+                    experiment_options, experiment_options.space, datasets.of(experiment_options), folder, pairs
+                )
             except SweepError as problem:
                 problems.setdefault(str(problem), []).append(experiment.name)
         if problems:
-            told = "; ".join(f"experiment {' and '.join(names)}: {why}" for why, names in problems.items())
-            raise SweepError(f"queue {queue.name}: {told}")
+            messages = "; ".join(f"experiment {' and '.join(names)}: {why}" for why, names in problems.items())
+            raise SweepError(f"queue {queue.name}: {messages}")
     except (SweepError, SplitError, UnsuitedError):
         for _, _, folder in to_prove:  # the name stays free, for what the queue is when it has been mended
             for name in {RECORD, "levers.json"} & set(file_names(folder.filesystem, folder.path)):
@@ -177,31 +183,33 @@ def _prove(queue: Queue, options: Options, datasets: _Datasets) -> None:
 def _run_experiment(queue: Queue, experiment: Experiment, options: Options, datasets: _Datasets) -> dict[str, Any]:
     """Results of one experiment, which is run unless they are there."""
     space = experiment.space
-    own, folder = _own(experiment, options)
+    experiment_options, folder = _options_and_folder(experiment, options)
     if (results := folder.read_json("results.json")) is not None:
         return results
-    dataset = datasets.of(own)
+    dataset = datasets.of(experiment_options)
     write_quarantine(folder, dataset)
-    if own.pack_gpus:
-        own = own.model_copy(update={"gpus_per_trial": share_of_gpu(own, space, dataset, folder)})
+    if experiment_options.pack_gpus:
+        experiment_options = experiment_options.model_copy(
+            update={"gpus_per_trial": share_of_gpu(experiment_options, space, dataset, folder)}
+        )
     levers = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
 
-    config = {fold: space.config(**space.parameters).model_dump() for fold in own.folds}
-    seeds = list(range(own.seed, own.seed + space.seeds)) if space.trains else []
+    config = {fold: space.config(**space.parameters).model_dump() for fold in experiment_options.folds}
+    seeds = list(range(experiment_options.seed, experiment_options.seed + space.seeds)) if space.trains else []
     gate = queue.gate
     at_first = seeds if (gate.continue_below, gate.stop_above) == (None, None) else seeds[:1]
-    trained = train(own, space, dataset, folder, config, at_first, with_reference=True)
-    n = len(own.folds)
-    first = _mean_val(trained[n : 2 * n] or trained)  # of what trains nothing the reference itself
+    outcomes = train(experiment_options, space, dataset, folder, config, at_first, with_reference=True)
+    n = len(experiment_options.folds)
+    first = _mean_val(outcomes[n : 2 * n] or outcomes)  # of what trains nothing the reference itself
     metric = metric_of(datasets.task)
     limits = [limit for limit in (gate.continue_below, gate.stop_above) if _worse_than(limit, first, metric)]
-    gated = bool(limits)
-    if gated:
+    is_gated = bool(limits)
+    if is_gated:
         say(f"{experiment.name}: first seed {first:.4g}, not better than {limits[0]}: no other seed")
     elif at_first != seeds:
-        trained += train(own, space, dataset, folder, config, seeds[1:], with_reference=False)
-    used = own.model_copy(update={"seeds": max(1, len(seeds[:1] if gated else seeds))})
-    results = collect(used, space, dataset, folder, {}, config, trained, levers)
+        outcomes += train(experiment_options, space, dataset, folder, config, seeds[1:], with_reference=False)
+    result_options = experiment_options.model_copy(update={"seeds": max(1, len(seeds[:1] if is_gated else seeds))})
+    results = collect(result_options, space, dataset, folder, {}, config, outcomes, levers)
     results["first_seed_val"] = first
     write_results(folder, results)
     return results
@@ -209,19 +217,19 @@ def _run_experiment(queue: Queue, experiment: Experiment, options: Options, data
 
 def _entry(options: Options, experiment: Experiment, results: dict[str, Any]) -> dict[str, Any]:
     """One line of the ranking: scores, and what the paired comparisons with the baseline say."""
-    metric, trained = results["metric"], results["seeds"] or [results["reference"]]
+    metric, seed_results = results["metric"], results["seeds"] or [results["reference"]]
     name = f"{options.storage}/{options.name}/{experiment.name}"
     entry: dict[str, Any] = {
         "experiment": experiment.name,
         "change": experiment.change,
-        "seeds": len(trained),
-        "test": float(np.mean([one["mean"][metric] for one in trained])),
+        "seeds": len(seed_results),
+        "test": float(np.mean([seed_result["mean"][metric] for seed_result in seed_results])),
         "verdict": BASELINE,
     }
     run = load_sweep(name)
     tables = [predictions(run, member, "validation") for member in compared_members(run)]
-    paired = paired_predictions(tables, tables[:1], run.metric)
-    entry["val"] = float(fold_scores(paired.rows, paired.a, run.metric).mean())
+    comparison = paired_predictions(tables, tables[:1], run.metric)
+    entry["val"] = float(fold_scores(comparison.rows, comparison.a, run.metric).mean())
     if "ensemble" in results:
         entry["test_ensemble"] = results["ensemble"]["mean"][metric]
     if experiment.name != BASELINE:

@@ -37,44 +37,48 @@ def row_notes(dataset: Dataset, n_fallback: int) -> list[str]:
         kinds = "; ".join(commonest_notes(dataset.notes.values()))
         notes.append(f"{rows_were(len(dataset.notes))} read with notes (notes.csv): {kinds}.")
     if dataset.quarantine:
-        scored = (
+        consequence = (
             f"of {n_fallback}, which have a label, the mean of the training labels is scored"
             if n_fallback
             else "neither trained on nor scored"
         )
-        notes.append(f"{rows_were(len(dataset.quarantine))} quarantined (quarantine.csv): {scored}.")
+        notes.append(f"{rows_were(len(dataset.quarantine))} quarantined (quarantine.csv): {consequence}.")
     return notes
 
 
 def one_class_notes(scores: Sequence[FoldScore]) -> list[str]:
     """Where a ROC-AUC has nothing to rank, of each fold's test and validation part."""
     notes = []
-    for what, parts, follows in (
+    for name, parts, consequence in (
         (
             "test",
-            {one.fold: one.test for one in scores},
+            {score.fold: score.test for score in scores},
             "counts as 0.5 there, in the mean of every model alike",
         ),
-        ("validation", {one.fold: one.validation for one in scores}, "is 0.5 there whatever was trained: no choice"),
+        (
+            "validation",
+            {score.fold: score.validation for score in scores},
+            "is 0.5 there whatever was trained: no choice",
+        ),
     ):
         if folds := [fold for fold, part in parts.items() if len(np.unique(part.y_true)) < 2]:
-            where = ", ".join(map(str, folds))
-            notes.append(f"The {what} part of fold(s) {where} holds one class alone: ROC-AUC {follows}.")
+            fold_list = ", ".join(map(str, folds))
+            notes.append(f"The {name} part of fold(s) {fold_list} holds one class alone: ROC-AUC {consequence}.")
     return notes
 
 
 def untrained_notes(outcomes: Sequence[Outcome]) -> list[str]:
     """The folds in which no epoch was better on validation than none, so that the kept model is untrained."""
-    untrained = [
+    untrained_folds = [
         f"{outcome.fold} (seed {outcome.config['seed']})"
         for outcome in outcomes
         if outcome.kept_epoch == 0 and len(outcome.history) > 1
     ]
     note = (
-        f"In fold(s) {', '.join(untrained)} no epoch was better on validation than the model before training, which is "
-        "what is kept and scored there."
+        f"In fold(s) {', '.join(untrained_folds)} no epoch was better on validation than the model before training, "
+        "which is what is kept and scored there."
     )
-    return [note] if untrained else []
+    return [note] if untrained_folds else []
 
 
 def same_seeds_notes(ensembles: Sequence[FoldScore]) -> list[str]:

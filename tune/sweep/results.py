@@ -35,22 +35,22 @@ def collect(
     dataset: Dataset,
     folder: Folder,
     searches: dict[int, list[Outcome]],
-    chosen: dict[int, dict[str, Any]],
-    trained: list[Outcome],
+    configs: dict[int, dict[str, Any]],
+    final_outcomes: list[Outcome],
     levers: list[LeverCheck],
 ) -> dict[str, Any]:
     """Score what was trained, write its files, and gather the results."""
     task, metric = dataset.task, metric_of(dataset.task)
-    scores = [score_fold(dataset, outcome) for outcome in trained]
+    scores = [score_fold(dataset, outcome) for outcome in final_outcomes]
     n = len(options.folds)
     references = scores[:n]
-    write_evaluation(folder, "reference", trained[:n], references, task)
-    by_seed = [scores[position : position + n] for position in range(n, len(trained), n)]
+    write_evaluation(folder, "reference", final_outcomes[:n], references, task)
+    by_seed = [scores[position : position + n] for position in range(n, len(final_outcomes), n)]
     seed_entries = [
-        _seed_entry(folder, trained[n * k : n * (k + 1)], part, task) for k, part in enumerate(by_seed, start=1)
+        _seed_entry(folder, final_outcomes[n * k : n * (k + 1)], part, task) for k, part in enumerate(by_seed, start=1)
     ]
     model, family = open_model(space.model), open_family(task.family)
-    reference_title = family.baseline_title(trained[0].model, trained[0].config, task.quantity)
+    reference_title = family.baseline_title(final_outcomes[0].model, final_outcomes[0].config, task.quantity)
     overlap = family.pretraining_note(model, space.parameters) if task.pretraining_overlap else ""
     n_train = {fold: len(split.train) for fold, split in dataset.splits.items()}
     inert = [pair for fold, outcomes in searches.items() for pair in inert_pairs(outcomes, n_train[fold])]
@@ -61,21 +61,21 @@ def collect(
             "space": space.model_dump(exclude_none=True),  # as it was searched: a classification fixes the loss
             "searched": sorted(space.searched),
         },
-        "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in trained})},
+        "record": {**run_record(space.model), "devices": sorted({outcome.device for outcome in final_outcomes})},
         "task": {key: value for key, value in vars(task).items() if value is not None and value != ()},
         "data": _data_facts(dataset, references),
-        "notes": _notes(dataset, space, overlap, trained[n:], references),
+        "notes": _notes(dataset, space, overlap, final_outcomes[n:], references),
         "flags": _flags(options, dataset, space, overlap, inert),
         "protocol": protocol(options, space, task),
         "metric": metric.name,
         **({"scales": {score.fold: score.metric.scale for score in references}} if metric.scaled else {}),
         "model": model_facts(space.model),
-        "by_chance": space.trains and _by_chance(dataset, space, chosen),
+        "by_chance": space.trains and _by_chance(dataset, space, configs),
         "reference": {"title": reference_title, **summary(references, task)},
         "seeds": seed_entries,
-        "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in chosen.items()],
+        "chosen": [{"fold": fold, "config": {**config, "seed": options.seed}} for fold, config in configs.items()],
         "trials": write_trials(folder, searches, metric.name),
-        "cost": cost(options, [*(trial for outcomes in searches.values() for trial in outcomes), *trained]),
+        "cost": cost(options, [*(trial for outcomes in searches.values() for trial in outcomes), *final_outcomes]),
         "levers": [asdict(check) for check in levers],
         "inert": inert,
     }
@@ -120,7 +120,7 @@ def _flags(options: Options, dataset: Dataset, space: SearchSpace, overlap: str,
         overlap: what the pretraining has seen of the rows; "" for nothing.
         inert: levers that made no difference in the search.
     """
-    raised = {
+    conditions = {
         "subset": _is_subset(dataset),
         dataset.split_rule: bool(dataset.split_note),
         **dict.fromkeys(dataset.task.flags, True),
@@ -129,7 +129,7 @@ def _flags(options: Options, dataset: Dataset, space: SearchSpace, overlap: str,
         "inert": bool(inert),
         "baseline where not trusted": options.untrusted == "baseline",
     }
-    return [flag for flag, is_raised in raised.items() if is_raised]
+    return [flag for flag, is_raised in conditions.items() if is_raised]
 
 
 def _notes(
@@ -177,12 +177,12 @@ def _seed_entry(folder: Folder, outcomes: list[Outcome], scores: list[FoldScore]
     return {"seed": seed, **summary(scores, task), "training": training}
 
 
-def _by_chance(dataset: Dataset, space: SearchSpace, chosen: dict[int, dict[str, Any]]) -> bool:
+def _by_chance(dataset: Dataset, space: SearchSpace, configs: dict[int, dict[str, Any]]) -> bool:
     """Whether the seed has a part in what was trained on any fold."""
     model, rows = open_model(space.model), ray.get(dataset.rows_ref)
     return any(
         model.by_chance(space.config(**config), rows, ray.get(dataset.trial_folds[fold]).train)
-        for fold, config in chosen.items()
+        for fold, config in configs.items()
     )
 
 
@@ -232,9 +232,9 @@ def protocol(options: Options, space: SearchSpace, task: Task) -> str:
         )
     if set(options.folds) <= set(options.search_folds):
         return f"nested: one search per fold on that fold's own validation split; {split}."
-    borrowed = sorted(set(options.folds) - set(options.search_folds))
+    other_folds = sorted(set(options.folds) - set(options.search_folds))
     return (
-        f"searched on fold(s) {options.search_folds}; fold(s) {borrowed} use the configuration found on fold "
+        f"searched on fold(s) {options.search_folds}; fold(s) {other_folds} use the configuration found on fold "
         f"{options.search_folds[0]}, whose training part holds {several(task.example)} of their test parts, so that "
         "the choice of hyper-parameters, and nothing else, has seen those labels (--search-folds all avoids this); "
         f"{split}."
@@ -245,18 +245,18 @@ def write_quarantine(folder: Folder, dataset: Dataset) -> None:
     """Write which rows take part in nothing, and why; and what the readers noted of others, where they did."""
     folder.write_csv("quarantine.csv", _by_row(dataset, "reason", sorted(dataset.quarantine.items())))
     if dataset.notes:
-        noted = [(row, note) for row, notes in sorted(dataset.notes.items()) for note in notes]
-        folder.write_csv("notes.csv", _by_row(dataset, "note", noted))
+        note_texts = [(row, note) for row, notes in sorted(dataset.notes.items()) for note in notes]
+        folder.write_csv("notes.csv", _by_row(dataset, "note", note_texts))
 
 
-def _by_row(dataset: Dataset, what: str, texts: list[tuple[int, str]]) -> pd.DataFrame:
+def _by_row(dataset: Dataset, column: str, texts: list[tuple[int, str]]) -> pd.DataFrame:
     """A table of what is said of rows, with their numbers in the user's file and their ids."""
     rows = [row for row, _ in texts]
     return pd.DataFrame(
         {
             dataset.row_numbers.unit: [dataset.row_numbers.values[row] for row in rows],
             "id": [dataset.ids[row] for row in rows],
-            what: [text for _, text in texts],
+            column: [text for _, text in texts],
         }
     )
 

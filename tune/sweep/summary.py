@@ -87,9 +87,9 @@ def _chosen(results: dict[str, Any]) -> dict[str, list[int]]:
     """The folds of each configuration that was chosen: what the space sets of it; the rest are defaults."""
     parameters = results["options"]["space"]["parameters"]
     folds: dict[str, list[int]] = {}
-    for chosen in results["chosen"]:
-        config = ", ".join(f"{name} {_short(value)}" for name, value in chosen["config"].items() if name in parameters)
-        folds.setdefault(config, []).append(chosen["fold"])
+    for entry in results["chosen"]:
+        config = ", ".join(f"{name} {_short(value)}" for name, value in entry["config"].items() if name in parameters)
+        folds.setdefault(config, []).append(entry["fold"])
     return folds
 
 
@@ -133,23 +133,25 @@ def print_summary(results: dict[str, Any], folder: Folder) -> None:
     """The ranking, the best configuration, the scores, and where everything is."""
     metric = results["metric"]
     unit = METRICS[metric].unit_of(results["task"]["unit"])
-    ranked = [trial for trial in results["trials"] if f"kept_val_{metric}" in trial]
-    if ranked:
-        others = [field for field in results["options"]["searched"] if field != "epochs"]
-        columns = ("fold", "rank", f"val {metric}", "epochs", *others)
+    ranked_trials = [trial for trial in results["trials"] if f"kept_val_{metric}" in trial]
+    if ranked_trials:
+        fields = [field for field in results["options"]["searched"] if field != "epochs"]
+        columns = ("fold", "rank", f"val {metric}", "epochs", *fields)
         table = Table(*columns, title="Ranking on validation", box=SIMPLE_HEAD, padding=0)
-        per_fold = 10 if len({trial["search_fold"] for trial in ranked}) == 1 else 3
-        for trial in [trial for trial in ranked if trial["rank"] <= per_fold]:
+        per_fold = 10 if len({trial["search_fold"] for trial in ranked_trials}) == 1 else 3
+        for trial in [trial for trial in ranked_trials if trial["rank"] <= per_fold]:
             table.add_row(
                 str(trial["search_fold"]),
                 str(trial["rank"]),
                 f"{trial[f'kept_val_{metric}']:.4f}",
                 f"{trial['epochs_done']} of {trial['epochs']}",
-                *(_short(trial["config"][field]) for field in others),
+                *(_short(trial["config"][field]) for field in fields),
             )
         console.print(table)
     for config, folds in _chosen(results).items():
-        say(f"{'Best configuration' if ranked else 'Configuration'}, {_folds(folds)}: {config or 'all defaults'}")
+        say(
+            f"{'Best configuration' if ranked_trials else 'Configuration'}, {_folds(folds)}: {config or 'all defaults'}"
+        )
     for title, entry in _table_rows(results):
         spread = f" +- {entry['std_over_folds'][metric]:.4f} over folds" if "std_over_folds" in entry else ""
         score = f"{entry['mean'][metric]:.4f}{spread} {unit}".rstrip()

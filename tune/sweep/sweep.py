@@ -48,7 +48,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
     Raises:
         SweepError: a lever that does nothing, no trial succeeded, or a chosen config failed on a fold.
     """
-    began, folder = datetime.now(), Folder(f"{options.storage}/{options.name}")
+    start, folder = datetime.now(), Folder(f"{options.storage}/{options.name}")
     task, rows = options.open_task()
     batches = [
         batch.model_copy(update={"space": batch.space.for_task(task.kind, task.quantity)})
@@ -62,7 +62,7 @@ def run(options: Options, *, address: str | None = None, resumed: bool = False) 
             write_record(folder, options, rows.sha256)
         dataset, batches, levers = _prepare(options, batches, task, rows, folder, resumed, address)
         with noted(options.storage, options.name, address):
-            return _run(options, batches, dataset, levers, folder, began)
+            return _run(options, batches, dataset, levers, folder, start)
 
 
 def join(options: Options, task: Task, spaces: Sequence[SearchSpace], address: str | None) -> None:
@@ -115,7 +115,7 @@ def _prepare(
 
 
 def _run(
-    options: Options, batches: list[Batch], dataset: Dataset, levers: list[LeverCheck], folder: Folder, began: datetime
+    options: Options, batches: list[Batch], dataset: Dataset, levers: list[LeverCheck], folder: Folder, start: datetime
 ) -> dict[str, Any]:
     """The sweep itself, from the search to the results."""
     space = batches[-1].space
@@ -140,11 +140,11 @@ def _run(
             raise SweepError(f"all {len(outcomes)} trials of the search on fold {fold} failed: {'; '.join(reasons)}")
         searches[fold] = outcomes
 
-    chosen = {fold: chosen_config(space, searches, fold) for fold in options.folds}
+    configs = {fold: chosen_config(space, searches, fold) for fold in options.folds}
     seeds = list(range(options.seed, options.seed + options.seeds)) if space.trains else []
-    trained = train(options, space, dataset, folder, chosen, seeds, with_reference=True)
-    results = collect(options, space, dataset, folder, searches, chosen, trained, levers)
-    results["seconds_of_last_session"] = (datetime.now() - began).total_seconds()
+    final_outcomes = train(options, space, dataset, folder, configs, seeds, with_reference=True)
+    results = collect(options, space, dataset, folder, searches, configs, final_outcomes, levers)
+    results["seconds_of_last_session"] = (datetime.now() - start).total_seconds()
     write_results(folder, results)
     print_summary(results, folder)
     return results
@@ -169,12 +169,12 @@ def open_dataset(options: Options, space: SearchSpace, task: Task, rows: TaskRow
 def merge_values(options: Options, batches: list[Batch], dataset: Dataset) -> tuple[list[Batch], list[Merged]]:
     """Let the search offer one of several values that are the same on so few rows, and say so."""
     n_train = len(dataset.splits[_largest_fold(options, batches[-1].space, dataset)].train)
-    narrower = [merge(batch.space, n_train) for batch in batches]
-    for merged in narrower[-1][1]:
+    narrowed_spaces = [merge(batch.space, n_train) for batch in batches]
+    for merged in narrowed_spaces[-1][1]:
         say(f"  {merged.sentence(n_train)}")
     return [
-        batch.model_copy(update={"space": space}) for batch, (space, _) in zip(batches, narrower, strict=True)
-    ], narrower[-1][1]
+        batch.model_copy(update={"space": space}) for batch, (space, _) in zip(batches, narrowed_spaces, strict=True)
+    ], narrowed_spaces[-1][1]
 
 
 def _largest_fold(options: Options, space: SearchSpace, dataset: Dataset) -> int:
@@ -195,12 +195,12 @@ def prove_levers(
 
     A sweep that goes on has shown it already; one that is extended tries what is new.
     """
-    known = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
+    earlier_checks = [LeverCheck(**check) for check in folder.read_json("levers.json") or []]
     fold = _largest_fold(options, space, dataset)
     pairs = lever_pairs(space, options.seeds) if pairs is None else pairs
-    pairs = not_shown(pairs, known, space.model)
-    if known and not pairs:
-        return known
+    pairs = not_shown(pairs, earlier_checks, space.model)
+    if earlier_checks and not pairs:
+        return earlier_checks
     checks = check_levers(dataset, space, fold, pairs)
     for check in checks:
         first, second = check.values
@@ -208,7 +208,7 @@ def prove_levers(
         say(f"  lever {check.lever}, {first} or {second}: {by} on {check.rows} rows")
     n_train = len(dataset.splits[fold].train)
     alike = [LeverCheck(values.field, values.values, ALIKE, n_train) for values in merged]
-    checks = known + [check for check in alike if check not in known] + checks
+    checks = earlier_checks + [check for check in alike if check not in earlier_checks] + checks
     folder.write_json("levers.json", [asdict(check) for check in checks])
     return checks
 
@@ -218,7 +218,7 @@ def train(
     space: SearchSpace,
     dataset: Dataset,
     folder: Folder,
-    chosen: dict[int, dict[str, Any]],
+    configs: dict[int, dict[str, Any]],
     seeds: list[int],
     *,
     with_reference: bool,
@@ -230,8 +230,8 @@ def train(
     """
     reference = untrained(space, dataset.task.kind)
     runs = [(fold, reference) for fold in options.folds] if with_reference else []
-    runs += [(fold, {"model": space.model, **chosen[fold], "seed": seed}) for seed in seeds for fold in options.folds]
-    trained = train_chosen(
+    runs += [(fold, {"model": space.model, **configs[fold], "seed": seed}) for seed in seeds for fold in options.folds]
+    outcomes = train_chosen(
         dataset,
         runs,
         resources=Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent),
@@ -240,19 +240,21 @@ def train(
         untrusted=options.untrusted,
         watch=trackers(options.track, options.name),
     )
-    refuse_lost(trained, "the final training")
-    failed = [outcome for outcome in trained if outcome.error is not None]
-    if failed:
-        told = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failed}))
-        raise SweepError(f"{len(failed)} of {len(trained)} final trainings failed: {told}")
-    return trained
+    refuse_lost(outcomes, "the final training")
+    failures = [outcome for outcome in outcomes if outcome.error is not None]
+    if failures:
+        messages = "; ".join(sorted({f"fold {outcome.fold}: {outcome.error}" for outcome in failures}))
+        raise SweepError(f"{len(failures)} of {len(outcomes)} final trainings failed: {messages}")
+    return outcomes
 
 
-def refuse_lost(outcomes: list[Outcome], what: str) -> None:
+def refuse_lost(outcomes: list[Outcome], title: str) -> None:
     """Raise StorageError if trials failed for want of storage: to choose among the others would be chance."""
     reasons = [outcome.error.partition("StorageError: ")[2] for outcome in outcomes if outcome.error]
-    if lost := [reason for reason in reasons if reason]:
-        raise StorageError(f"{len(lost)} of {len(outcomes)} trials of {what} could not go on: {lost[0]}")
+    if storage_reasons := [reason for reason in reasons if reason]:
+        raise StorageError(
+            f"{len(storage_reasons)} of {len(outcomes)} trials of {title} could not go on: {storage_reasons[0]}"
+        )
 
 
 def chosen_config(space: SearchSpace, searches: dict[int, list[Outcome]], fold: int) -> dict[str, Any]:
@@ -271,10 +273,10 @@ def write_results(folder: Folder, results: dict[str, Any]) -> None:
 
 def refuse_impossible(options: Options) -> None:
     """Without a cluster that could grow, Ray would wait for ever for what this machine has not."""
-    have = ray.cluster_resources()
-    for kind, asked in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
-        if asked > have.get(kind, 0):
+    resources = ray.cluster_resources()
+    for kind, amount in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
+        if amount > resources.get(kind, 0):
             raise SweepError(
-                f"a trial asks for {asked:g} {kind}, this machine has {have.get(kind, 0):g}: "
+                f"a trial asks for {amount:g} {kind}, this machine has {resources.get(kind, 0):g}: "
                 f"lower --{kind.lower()}s-per-trial"
             )

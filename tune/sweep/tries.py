@@ -112,10 +112,10 @@ class Tries:
             return self.rows.select(every), replace(self.part, targets=self.part.targets[every], train=train, val=val)
         small = np.argsort(self.sizes[self.part.train], kind="stable")
         candidates = self.part.train[small[: max(2 * size, len(small) // 2)]]
-        chosen = np.random.default_rng(number).permutation(candidates)[: size + max(4, size // 4)]
-        train, val = np.arange(size), np.arange(size, len(chosen))
-        part = replace(self.part, targets=self.part.targets[chosen], train=train, val=val)
-        return self.rows.select(chosen), part
+        positions = np.random.default_rng(number).permutation(candidates)[: size + max(4, size // 4)]
+        train, val = np.arange(size), np.arange(size, len(positions))
+        part = replace(self.part, targets=self.part.targets[positions], train=train, val=val)
+        return self.rows.select(positions), part
 
     def _predictions(
         self, lever: str, fields: dict[str, Any], rows: TrainingRows, part: TrainingPart, number: int, short: bool
@@ -143,20 +143,20 @@ class Tries:
 
     def _smaller(self, lever: str, fields: dict[str, Any], short: bool, n_rows: int) -> ModelConfig:
         """Makes a config smaller as a try needs it, and if `short` with fewer epochs, but for the lever itself."""
-        declared, whole = self.model.config.model_fields, fields
+        model_fields, whole = self.model.config.model_fields, fields
         for field, value in OF_A_TRY.items():
-            if field in declared and field != lever:
+            if field in model_fields and field != lever:
                 with suppress(ValidationError):
-                    self.model.config(**(changed := {**fields, field: value}))
-                    fields = changed
-        epochs = fields.get("epochs", declared["epochs"].default) if "epochs" in declared else 0
+                    self.model.config(**(candidate := {**fields, field: value}))
+                    fields = candidate
+        epochs = fields.get("epochs", model_fields["epochs"].default) if "epochs" in model_fields else 0
         if short and epochs > MOST_EPOCHS:
             for fewer in range(MOST_EPOCHS, MOST_EPOCHS // 2, -1):  # snapshots want a multiple of theirs
                 with suppress(ValidationError):
                     return self.model.config(**{**fields, "epochs": fewer})
-        if lever == "ema_decay" and "batch_size" in declared and not short:
+        if lever == "ema_decay" and "batch_size" in model_fields and not short:
             # One step stands for several of the whole training: the decay sets in only after some number of them.
-            sizes = [config.get("batch_size", declared["batch_size"].default) for config in (whole, fields)]
+            sizes = [config.get("batch_size", model_fields["batch_size"].default) for config in (whole, fields)]
             steps = math.ceil(len(self.part.train) / sizes[0]) / math.ceil(n_rows / sizes[1])
             fields = {**fields, lever: fields[lever] ** max(1.0, steps)}
         return self.model.config(**fields)
