@@ -113,7 +113,9 @@ def checked(space: SearchSpace, rows: CrystalRows, targets, kind="regression", q
     """The levers of a space that are left on few rows, as a sweep checks them."""
     fold = TrialFold(targets, TRAIN, VAL, np.empty(0, dtype=np.int64))
     dataset = SimpleNamespace(
-        task=SimpleNamespace(kind=kind, quantity=quantity), rows_ref=ray.put(rows), trial_folds={0: ray.put(fold)}
+        task=SimpleNamespace(kind=kind, quantity=quantity, metric="", n_classes=None),
+        rows_ref=ray.put(rows),
+        trial_folds={0: ray.put(fold)},
     )
     narrower, _ = merge(space.for_task(kind, quantity), N_TRAIN)
     return {check.lever: check for check in check_levers(dataset, narrower, 0, lever_pairs(narrower, space.seeds))}

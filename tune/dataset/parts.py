@@ -77,12 +77,12 @@ def _compute_part(rows: Any, arrays: CachedArrays, n_rows: int, number: int, cac
     """Compute the arrays of one run of rows and write them to the cache."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    computed = arrays.compute(rows, rows_of_part(n_rows, number), str(device_of_share(gpus)))
-    write_part(*open_folder(cache_folder), prefix_of(arrays), number, computed)
+    values = arrays.compute(rows, rows_of_part(n_rows, number), str(device_of_share(gpus)))
+    write_part(*open_folder(cache_folder), prefix_of(arrays), number, values)
 
 
 def joined_parts(
-    what: str,
+    title: str,
     prefix: str,
     n_rows: int,
     cache_folder: str,
@@ -93,7 +93,7 @@ def joined_parts(
     """All parts as one, those that are missing or damaged computed first.
 
     Args:
-        what: is computed, for the progress bar.
+        title: says what is computed, for the progress bar.
         prefix: how the names of the parts begin.
         n_rows: of the task.
         cache_folder: path or URI of the graphs' own cache.
@@ -106,10 +106,10 @@ def joined_parts(
     """
     filesystem, path = open_folder(cache_folder)
     for _ in range(_REPAIRS):
-        _compute(what, missing_parts(filesystem, path, prefix, n_rows), n_rows, compute, at_once)
-        joined = join(_read(filesystem, path, prefix, n_rows))
+        _compute(title, missing_parts(filesystem, path, prefix, n_rows), n_rows, compute, at_once)
+        fields = join(_read(filesystem, path, prefix, n_rows))
         if not missing_parts(filesystem, path, prefix, n_rows):  # a damaged one was deleted as it was read
-            return joined
+            return fields
     raise StorageError(f"{cache_folder}: what is written there comes back damaged; use another disk for the cache")
 
 
@@ -144,22 +144,22 @@ def _present(filesystem: fs.FileSystem, folder: str, prefix: str) -> dict[int, s
 
 
 def _compute(
-    what: str, missing: list[int], n_rows: int, compute: Callable[[int], ray.ObjectRef], at_once: int | None
+    title: str, numbers: list[int], n_rows: int, compute: Callable[[int], ray.ObjectRef], at_once: int | None
 ) -> None:
     """Write the missing parts."""
-    if not missing:
+    if not numbers:
         return
-    waiting = iter(missing)
-    running: dict[Any, int] = {compute(number): number for number in islice(waiting, at_once)}
-    progress = Progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    queue = iter(numbers)
+    tasks: dict[Any, int] = {compute(number): number for number in islice(queue, at_once)}
+    progress = Progress(TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
     with progress:
-        to_do = sum(len(rows_of_part(n_rows, number)) for number in missing)
-        bar = progress.add_task(what, total=n_rows, completed=n_rows - to_do)
-        while running:
-            (finished,), _ = ray.wait(list(running))
-            ray.get(finished)
-            progress.advance(bar, len(rows_of_part(n_rows, running.pop(finished))))
-            running |= {compute(number): number for number in islice(waiting, 1)}
+        to_do = sum(len(rows_of_part(n_rows, number)) for number in numbers)
+        bar = progress.add_task(title, total=n_rows, completed=n_rows - to_do)
+        while tasks:
+            (task,), _ = ray.wait(list(tasks))
+            ray.get(task)
+            progress.advance(bar, len(rows_of_part(n_rows, tasks.pop(task))))
+            tasks |= {compute(number): number for number in islice(queue, 1)}
 
 
 def _read(filesystem: fs.FileSystem, folder: str, prefix: str, n_rows: int) -> Parts:

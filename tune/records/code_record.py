@@ -69,11 +69,11 @@ def code_sha256(model: str = "") -> str:
 
 def git_commit() -> str:
     """Commit of the code, marked when there are changes on top; says so where git cannot tell."""
-    here = Path(__file__).resolve().parent
+    own_folder = Path(__file__).resolve().parent
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True,
+            cwd=own_folder, capture_output=True, text=True, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
         return "unknown: not a git checkout"

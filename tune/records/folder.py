@@ -95,15 +95,15 @@ def refuse_taken(option: str, name: str, storage: str, *, by_queue: bool = True)
     """
     refuse_name(option, name, storage)
     folder = Folder(f"{storage}/{name}")
-    there = file_names(folder.filesystem, folder.path)
-    if RECORD in there:
+    files = file_names(folder.filesystem, folder.path)
+    if RECORD in files:
         raise SweepError(
             f"sweep {name!r} exists in {storage}: choose another {option}, or go on with it by "
             f"`{command_to_go_on(storage, name)}`"
         )
-    if "results.json" in there:
+    if "results.json" in files:
         raise SweepError(f"{name!r} in {storage} is an average of sweeps: choose another {option}")
-    if by_queue and "queue.json" in there:
+    if by_queue and "queue.json" in files:
         raise SweepError(f"{name!r} in {storage} is a queue of experiments: choose another {option}")
 
 
@@ -116,13 +116,13 @@ def refuse_name(option: str, name: str, storage: str) -> None:
         )
 
 
-def _refuse_null(value: Any, where: str) -> None:
+def _refuse_null(value: Any, path: str) -> None:
     """Raise ValueError at the first None or non-finite number inside a JSON-like value."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{where} is {value}: results hold no empty value")
+        raise ValueError(f"{path} is {value}: results hold no empty value")
     if isinstance(value, dict):
         for key, item in value.items():
-            _refuse_null(item, f"{where}.{key}")
+            _refuse_null(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
         for position, item in enumerate(value):
-            _refuse_null(item, f"{where}[{position}]")
+            _refuse_null(item, f"{path}[{position}]")

@@ -51,10 +51,10 @@ class Labelled:
             if self.std is not None:
                 columns["std"] = self.std
         if metric.scaled or not self.of_numbers:
-            for one in with_beside(metric):
-                if one.columns:
-                    values = one.of_examples(self.y_true, self.y_pred)
-                    columns |= dict(zip(value_columns(one, values.shape[1]), values.T, strict=True))
+            for score_metric in with_beside(metric):
+                if score_metric.columns:
+                    values = score_metric.of_examples(self.y_true, self.y_pred)
+                    columns |= dict(zip(value_columns(score_metric, values.shape[1]), values.T, strict=True))
         if self.trust is not None:
             columns |= {"trust": self.trust, "trusted": self.trust >= TRUSTED}
         return pd.DataFrame(columns)

@@ -49,11 +49,13 @@ def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int
     Raises:
         RunError: files are missing or damaged; the message names them.
     """
-    have = set(file_names(filesystem, f"{path}/{name}"))
-    lacking = {on: [f"{name}/{prefix}_fold_{fold}.csv" for fold in folds if f"{prefix}_fold_{fold}.csv" not in have]
-               for on, prefix in PREFIX.items()}  # fmt: skip
-    if lacking["test"]:
-        raise RunError(f"{path} is not whole: {', '.join(lacking['test'])} missing")
+    files_there = set(file_names(filesystem, f"{path}/{name}"))
+    missing_files = {
+        on: [f"{name}/{prefix}_fold_{k}.csv" for k in folds if f"{prefix}_fold_{k}.csv" not in files_there]
+        for on, prefix in PREFIX.items()
+    }
+    if missing_files["test"]:
+        raise RunError(f"{path} is not whole: {', '.join(missing_files['test'])} missing")
     tables = {
         on: pd.concat(
             [
@@ -63,12 +65,12 @@ def load_member(filesystem: fs.FileSystem, path: str, name: str, folds: list[int
             ignore_index=True,
         )
         for on, prefix in PREFIX.items()
-        if not lacking[on]
+        if not missing_files[on]
     }
-    files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in have}
+    files = {fold: f"history_fold_{fold}.csv" for fold in folds if f"history_fold_{fold}.csv" in files_there}
     histories = [load_history(filesystem, f"{path}/{name}/{file}").assign(fold=fold) for fold, file in files.items()]
     history = pd.concat(histories, ignore_index=True) if histories else pd.DataFrame(columns=["fold", "epoch"])
-    return Member(name, tables["test"], tables.get("validation"), history, lacking["validation"])
+    return Member(name, tables["test"], tables.get("validation"), history, missing_files["validation"])
 
 
 def load_history(filesystem: fs.FileSystem, file: str) -> pd.DataFrame:
@@ -101,8 +103,8 @@ def _load_predictions(filesystem: fs.FileSystem, file: str, fold: int, group_nam
     if not np.isfinite(numbers).all():
         raise RunError(f"{file} is damaged: {(~np.isfinite(numbers)).sum()} of its numbers are missing or not finite")
     if "y_pred" in table and (off := _off(table)).any():
-        where = table.loc[off, "id"].iloc[0]
-        raise RunError(f"{file} is damaged: abs_error of id {where!r} is not the distance of y_pred from y_true")
+        row_id = table.loc[off, "id"].iloc[0]
+        raise RunError(f"{file} is damaged: abs_error of id {row_id!r} is not the distance of y_pred from y_true")
     if table["id"].duplicated().any():
         twice = table.loc[table["id"].duplicated(), "id"].iloc[0]
         raise RunError(f"{file} is damaged: id {twice!r} is there more than once")

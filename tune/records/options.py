@@ -109,8 +109,8 @@ def write_record(folder: Folder, options: Options, data_sha256: str) -> None:
 def check_record(folder: Folder, options: Options, data_sha256: str) -> None:
     """Raise SweepError if a sweep that goes on has other data than it began with, or was extended in the meantime."""
     record = folder.read_json(RECORD)
-    known = _options_of(record, options.storage, options.name).all_batches
-    if known != options.all_batches[: len(known)]:
+    recorded_batches = _options_of(record, options.storage, options.name).all_batches
+    if recorded_batches != options.all_batches[: len(recorded_batches)]:
         raise SweepError(f"{options.name} was extended by another command in the meantime: give this one again")
     before = record["data_sha256"]
     if before != data_sha256:
@@ -122,9 +122,9 @@ def check_record(folder: Folder, options: Options, data_sha256: str) -> None:
 
 def keep_options(folder: Folder, options: Options) -> None:
     """Write down the options of a sweep that was extended or moved; nothing where they are what they were."""
-    record, now = folder.read_json(RECORD), options.model_dump()
-    if record["options"] != now:
-        folder.write_plain_json(RECORD, {**record, "options": now})
+    record, current_options = folder.read_json(RECORD), options.model_dump()
+    if record["options"] != current_options:
+        folder.write_plain_json(RECORD, {**record, "options": current_options})
 
 
 def load_options(storage: str, name: str) -> Options:
@@ -137,7 +137,7 @@ def load_options(storage: str, name: str) -> Options:
 
 
 def options_to_go_on(storage: str, name: str, option: str) -> Options:
-    """The same, for `--resume` and `--extend`, whichever `option` is.
+    """Options that a sweep was begun with, for `--resume` or `--extend`, whichever `option` is.
 
     Raises:
         SweepError: also for one that its queue goes on with, or that other code began.
@@ -172,11 +172,11 @@ def _options_of(record: dict[str, Any], storage: str, name: str) -> Options:
 
 def refuse_other_code(record: dict[str, Any], model: str, name: str) -> None:
     """Raise SweepError where the code that trains is not that of a sweep's record: half of each would be neither."""
-    if (before := record.get("code_sha256", "unknown")) != (now := code_sha256(model)):
-        own = f", {model} among it," if model.endswith(".py") else ""
+    if (recorded_hash := record.get("code_sha256", "unknown")) != (current_hash := code_sha256(model)):
+        model_clause = f", {model} among it," if model.endswith(".py") else ""
         raise SweepError(
-            f"the code that trains{own} has changed since {name} was begun "
-            f"(commit {record.get('git_commit', 'unknown')}, SHA-256 {before[:12]}; now {now[:12]}): what it has done "
-            "and what comes could not be compared. Go on with that version, or begin a new sweep; the cached graphs "
-            "and features serve it too"
+            f"the code that trains{model_clause} has changed since {name} was begun "
+            f"(commit {record.get('git_commit', 'unknown')}, SHA-256 {recorded_hash[:12]}; now {current_hash[:12]}): "
+            "what it has done and what comes could not be compared. Go on with that version, or begin a new sweep; the "
+            "cached graphs and features serve it too"
         )

@@ -42,14 +42,14 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
         n_train: training rows of the largest fold that is searched.
     """
     parameters, merged = dict(space.parameters), []
-    for field, searched in space.searched.items():
-        kind, bounds = searched.kind, searched.bounds
+    for field, value_range in space.searched.items():
+        kind, bounds = value_range.kind, value_range.bounds
         bases = _others(space, field)
 
         def same(a: Any, b: Any, field: str = field, bases: Sequence[dict[str, Any]] = bases) -> bool:
             return all(trains_the_same(space.model, {**base, field: a}, {**base, field: b}, n_train) for base in bases)
 
-        if searched.is_choice:
+        if value_range.is_choice:
             classes: list[list[Any]] = []
             for value in bounds:
                 alike = next((values for values in classes if same(values[0], value)), None)
@@ -57,10 +57,10 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
                     classes.append([value])
                 else:
                     alike.append(value)
-            offered = [values[0] for values in classes]
+            choices = [values[0] for values in classes]
             merged += [Merged(field, values, is_range=False) for values in classes if len(values) > 1]
-            parameters[field] = {kind: offered} if len(offered) > 1 else offered[0]
-        elif searched.is_whole and same(bounds[1] - 1, bounds[1]):
+            parameters[field] = {kind: choices} if len(choices) > 1 else choices[0]
+        elif value_range.is_whole and same(bounds[1] - 1, bounds[1]):
             low, high = bounds
             first, last = low, high  # the first value that is the same as the last one
             while first < last:
@@ -68,7 +68,7 @@ def merge(space: SearchSpace, n_train: int) -> tuple[SearchSpace, list[Merged]]:
                 first, last = (first, middle) if same(middle, high) else (middle + 1, last)
             merged.append(Merged(field, [first, high], is_range=True))
             parameters[field] = {kind: [low, first]} if low < first else low
-        elif not searched.is_whole and same(*bounds):
+        elif not value_range.is_whole and same(*bounds):
             merged.append(Merged(field, bounds, is_range=True))
             parameters[field] = bounds[0]
     return space.model_copy(update={"parameters": parameters}), merged
@@ -82,16 +82,16 @@ def as_offered(space: SearchSpace, config: dict[str, Any], n_train: int) -> dict
         config: fields of the model's config.
         n_train: training rows that the config is trained on.
     """
-    for field, searched in space.searched.items():
-        if searched.is_choice and config[field] not in searched.bounds:
+    for field, value_range in space.searched.items():
+        if value_range.is_choice and config[field] not in value_range.bounds:
             alike = (
-                each
-                for each in searched.bounds
-                if trains_the_same(space.model, config, {**config, field: each}, n_train)
+                bound
+                for bound in value_range.bounds
+                if trains_the_same(space.model, config, {**config, field: bound}, n_train)
             )
             config = {**config, field: next(alike, config[field])}
-        elif searched.is_whole:
-            config = {**config, field: min(config[field], searched.bounds[1])}
+        elif value_range.is_whole:
+            config = {**config, field: min(config[field], value_range.bounds[1])}
     return config
 
 
@@ -128,5 +128,5 @@ def differing_base(space: SearchSpace, lever: str, values: Sequence[Any], n_trai
 
 def _others(space: SearchSpace, field: str) -> list[dict[str, Any]]:
     """Lists the combinations of all fields but this one, each once."""
-    others = ({name: value for name, value in config.items() if name != field} for config in combinations(space))
-    return [fields for fields, _ in itertools.groupby(sorted(others, key=repr))]
+    configs = ({name: value for name, value in config.items() if name != field} for config in combinations(space))
+    return [fields for fields, _ in itertools.groupby(sorted(configs, key=repr))]

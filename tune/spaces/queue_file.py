@@ -98,8 +98,8 @@ def load_queue(name: str, folder: Path = SPACES_FOLDER) -> Queue:
     try:
         text = path.read_text(encoding="utf-8")
         content, root = parsed(text)
-        if repeated := repeated_key(root):
-            raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
+        if duplicate := repeated_key(root):
+            raise SpaceError(f"{path}, line {duplicate.start_mark.line + 1}: {duplicate.value!r} is there twice")
         file = _File.model_validate(content)
     except OSError:
         raise SpaceError(f"no queue {name!r}: give a file of {folder.name}/ such as `daily`, or a path") from None
@@ -107,14 +107,16 @@ def load_queue(name: str, folder: Path = SPACES_FOLDER) -> Queue:
         raise SpaceError(f"{path}: not YAML: {problem}") from None
     except ValidationError as problem:
         error = problem.errors()[0]
-        where = ".".join(map(str, error["loc"])) or "the file"
+        key_path = ".".join(map(str, error["loc"])) or "the file"
         raise SpaceError(
-            f"{path}: {where}: {error['msg']}. A queue has `baseline` (with `parameters`) and `experiments`, and may "
-            "have `description`, `seeds`, `gate`"
+            f"{path}: {key_path}: {error['msg']}. A queue has `baseline` (with `parameters`) and `experiments`, and "
+            "may have `description`, `seeds`, `gate`"
         ) from None
     base = _experiment(path, file, BASELINE, {})
-    others = [_experiment(path, file, one, dict(change)) for one, change in file.experiments.items()]
-    return Queue(name=path.stem, description=file.description, gate=file.gate, experiments=[base, *others])
+    experiments = [
+        _experiment(path, file, experiment_name, dict(change)) for experiment_name, change in file.experiments.items()
+    ]
+    return Queue(name=path.stem, description=file.description, gate=file.gate, experiments=[base, *experiments])
 
 
 def _experiment(path: Path, file: _File, name: str, change: dict[str, Any]) -> Experiment:
@@ -125,39 +127,39 @@ def _experiment(path: Path, file: _File, name: str, change: dict[str, Any]) -> E
     """
     if name == BASELINE and change:
         raise SpaceError(f"{path}: an experiment cannot be called {BASELINE!r}")
-    where = f"{path}, experiment {name!r}"
+    place = f"{path}, experiment {name!r}"
     if not _NAME.fullmatch(name):
         raise SpaceError(
-            f"{where}: the name becomes a folder: letters, digits, `_`, `-` and `.`, not beginning with `.`, and not "
+            f"{place}: the name becomes a folder: letters, digits, `_`, `-` and `.`, not beginning with `.`, and not "
             "seed_N, ensemble or reference, which stand for parts of a run"
         )
     several = change.pop("several", False)
     if several not in (True, False):
-        raise SpaceError(f"{where}: several is {several!r}, expected true or false")
+        raise SpaceError(f"{place}: several is {several!r}, expected true or false")
     model = model_file(change.get("model", file.baseline.model), path)
-    of_other_model = model != model_file(file.baseline.model, path)
+    has_other_model = model != model_file(file.baseline.model, path)
     fields = {field: value for field, value in change.items() if field != "model"}
-    parameters = fields if of_other_model else {**file.baseline.parameters, **fields}
+    parameters = fields if has_other_model else {**file.baseline.parameters, **fields}
     try:
         config = open_model(model).config
     except ModelError as problem:
-        raise SpaceError(f"{where}: {problem}") from None
+        raise SpaceError(f"{place}: {problem}") from None
     for field, value in parameters.items():
         if isinstance(value, dict):
-            raise SpaceError(f"{where}: {field} {value!r} is a range: an experiment has one value for each field")
+            raise SpaceError(f"{place}: {field} {value!r} is a range: an experiment has one value for each field")
         if complaint := field_problem(config, field, value):
-            raise SpaceError(f"{where}: {complaint}")
-    changed = {
+            raise SpaceError(f"{place}: {complaint}")
+    changes = {
         field: value
         for field, value in fields.items()
-        if of_other_model or value != file.baseline.parameters.get(field, config.model_fields[field].default)
+        if has_other_model or value != file.baseline.parameters.get(field, config.model_fields[field].default)
     }
-    changed |= {"model": model} if of_other_model else {}
-    if name != BASELINE and not changed:
-        raise SpaceError(f"{where} changes nothing: {fields or 'nothing'} is what the baseline has")
-    if len(changed) > 1 and not several:
+    changes |= {"model": model} if has_other_model else {}
+    if name != BASELINE and not changes:
+        raise SpaceError(f"{place} changes nothing: {fields or 'nothing'} is what the baseline has")
+    if len(changes) > 1 and not several:
         raise SpaceError(
-            f"{where} changes {len(changed)} fields, {', '.join(changed)}: nobody could tell which one did it. Make "
+            f"{place} changes {len(changes)} fields, {', '.join(changes)}: nobody could tell which one did it. Make "
             "an experiment of each, or say `several: true`"
         )
     seeds = file.seeds if "epochs" in config.model_fields else 1  # what is fitted at once has no chance in it
@@ -167,5 +169,5 @@ def _experiment(path: Path, file: _File, name: str, change: dict[str, Any]) -> E
     except ValidationError as problem:
         complaint = problem.errors()[0]["msg"].removeprefix("Value error, ")
         if not ("cross_entropy" in complaint and "loss" not in parameters):
-            raise SpaceError(f"{where}: {complaint}") from None
-    return Experiment(name=name, change=changed, space=space)
+            raise SpaceError(f"{place}: {complaint}") from None
+    return Experiment(name=name, change=changes, space=space)

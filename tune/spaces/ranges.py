@@ -56,11 +56,11 @@ class Range:
             return len(self.bounds)
         return self.bounds[1] - self.bounds[0] + 1 if self.is_whole else math.inf
 
-    def holds(self, other: Any) -> bool:
+    def holds(self, candidate: Any) -> bool:
         """Whether all values of another range, or a value, are in it."""
-        values = other.bounds if isinstance(other, Range) else [other]
+        values = candidate.bounds if isinstance(candidate, Range) else [candidate]
         if self.is_choice:
-            return not (isinstance(other, Range) and not other.is_choice) and set(values) <= set(self.bounds)
+            return not (isinstance(candidate, Range) and not candidate.is_choice) and set(values) <= set(self.bounds)
         if any(isinstance(value, bool | str) for value in values):
             return False
         return self.bounds[0] <= min(values) and max(values) <= self.bounds[1]

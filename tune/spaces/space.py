@@ -40,7 +40,7 @@ class SpaceError(UserError, ValueError):
 
 
 class SearchSpace(BaseModel):
-    """What a sweep searches.
+    """A search space: the model that a sweep trains, and a value or a range for fields of its config.
 
     Attributes:
         name: of the file, without its ending.
@@ -79,7 +79,7 @@ class SearchSpace(BaseModel):
     @property
     def size(self) -> float:
         """How many different configurations there are."""
-        return math.prod(each.size for each in self.searched.values())
+        return math.prod(value_range.size for value_range in self.searched.values())
 
     @property
     def config(self) -> type[ModelConfig]:
@@ -98,7 +98,7 @@ class SearchSpace(BaseModel):
         return open_model(self.model).trains(self.parameters)
 
     def for_task(self, kind: Kind, quantity: Quantity) -> SearchSpace:
-        """The same space for a task of some kind: a classification has one loss, which is not searched.
+        """The space as it is for a task of some kind: a classification has one loss, which is not searched.
 
         Raises:
             SpaceError: a trial that could not be trained on such a task.
@@ -122,7 +122,7 @@ class SearchSpace(BaseModel):
         return space
 
     def default(self, field: str, without: Any) -> Any:
-        """What a space sets a field to, else the config's default; `without` where the model has no such field."""
+        """The value or range of a field, else its default; `without` where the model has no such field."""
         info = self.config.model_fields.get(field)
         return self.settings.get(field, info.default if info else without)
 
@@ -131,12 +131,15 @@ class SearchSpace(BaseModel):
         return max(values_of(self.default(field, 1)))
 
     def ray_space(self) -> dict[str, Any]:
-        """The same for Ray Tune."""
-        return {**self.parameters, **{field: each.for_ray() for field, each in self.searched.items()}}
+        """The parameters as Ray Tune takes them: fixed values, and domains for what is searched."""
+        return {**self.parameters, **{field: value_range.for_ray() for field, value_range in self.searched.items()}}
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The same for Optuna: of every field that is searched."""
-        return {field: each.for_optuna() for field, each in self.searched.items()}
+        """The distribution of every field that is searched, as Optuna takes it."""
+        return {field: value_range.for_optuna() for field, value_range in self.searched.items()}
+
+
+_KEYS = [key for key in SearchSpace.model_fields if key != "name"]  # of a space's file
 
 
 def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
@@ -150,43 +153,23 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         SpaceError: no such space, a typo, or an impossible range.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        files = sorted(folder.glob("*.yaml"))  # among them queues
-        known = [file.stem for file in files if "\nexperiments:" not in file.read_text(encoding="utf-8")]
-        raise SpaceError(f"no search space {name!r}: choose one of {', '.join(known)}, or give a YAML file") from None
-    except UnicodeDecodeError as problem:
-        raise SpaceError(f"{path}: not text: {problem}") from None
-    try:
-        content, root = parsed(text)
-        repeated = repeated_key(root)
-    except yaml.YAMLError as problem:
-        raise SpaceError(f"{path}: not YAML: {problem}") from None
-    known = [key for key in SearchSpace.model_fields if key != "name"]
-    if not isinstance(content, dict):
-        raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(known)}")
+    content, root = _parsed_space(name, path, folder)
     lines = lines_of(root)
 
-    if "experiments" in content:
-        raise SpaceError(f"{path} is a queue of experiments: run it with python tune/run_queue.py --queue {name}")
+    def refuse(key: tuple[Any, ...], message: str) -> SpaceError:
+        return SpaceError(f"{path}, line {lines.get(tuple(map(str, key)), 1)}: {message}")
 
-    def refuse(where: tuple[Any, ...], message: str) -> SpaceError:
-        return SpaceError(f"{path}, line {lines.get(tuple(map(str, where)), 1)}: {message}")
-
-    if repeated:
-        raise SpaceError(f"{path}, line {repeated.start_mark.line + 1}: {repeated.value!r} is there twice")
     for key in content:
-        if key not in known:
-            raise refuse((key,), f"unknown key {key!r}{_suggestion(key, known)}")
+        if key not in _KEYS:
+            raise refuse((key,), f"unknown key {key!r}{_suggestion(key, _KEYS)}")
     try:
         content["model"] = model_file(content.get("model", DEFAULT_MODEL), path)
         config = open_model(content["model"]).config
     except ModelError as problem:
         raise refuse(("model",), str(problem)) from None
-    allowed = ", ".join(field for field in config.model_fields if field != "seed")
+    fields = ", ".join(field for field in config.model_fields if field != "seed")
     if not isinstance(content.get("parameters"), dict):
-        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {allowed}")
+        raise refuse(("parameters",), f"`parameters` must map fields to values or ranges: {fields}")
     for field, value in content["parameters"].items():
         if complaint := field_problem(config, field, value):
             raise refuse(("parameters", field), complaint)
@@ -197,6 +180,34 @@ def load_space(name: str, folder: Path = SPACES_FOLDER) -> SearchSpace:
         raise refuse(error["loc"], f"{error['loc'][0]}: {error['msg']}, got {error['input']!r}") from None
     _check_together(space, refuse)
     return space
+
+
+def _parsed_space(name: str, path: Path, folder: Path) -> tuple[dict[str, Any], yaml.Node | None]:
+    """Read the YAML of a search space: its mapping, and its tree, which knows the lines.
+
+    Raises:
+        SpaceError: no such file, no YAML, no mapping, a queue, or a key that is there twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        files = sorted(folder.glob("*.yaml"))  # among them queues
+        names = [file.stem for file in files if "\nexperiments:" not in file.read_text(encoding="utf-8")]
+        raise SpaceError(f"no search space {name!r}: choose one of {', '.join(names)}, or give a YAML file") from None
+    except UnicodeDecodeError as problem:
+        raise SpaceError(f"{path}: not text: {problem}") from None
+    try:
+        content, root = parsed(text)
+        duplicate = repeated_key(root)
+    except yaml.YAMLError as problem:
+        raise SpaceError(f"{path}: not YAML: {problem}") from None
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path}, line 1: expected a mapping with the keys {', '.join(_KEYS)}")
+    if "experiments" in content:
+        raise SpaceError(f"{path} is a queue of experiments: run it with python tune/run_queue.py --queue {name}")
+    if duplicate:
+        raise SpaceError(f"{path}, line {duplicate.start_mark.line + 1}: {duplicate.value!r} is there twice")
+    return content, root
 
 
 def model_file(name: object, space_file: Path) -> str:
@@ -269,26 +280,27 @@ def _check_together(space: SearchSpace, refuse: Any) -> None:
             except ValidationError as problem:
                 complaint = problem.errors()[0]["msg"].removeprefix("Value error, ")
         else:
-            named = [field for field in space.parameters if field in complaint]
-            raise refuse(("parameters", *named[:1]), f"{complaint} (a trial could have {_told(fields)})")
+            fields_in_message = [field for field in space.parameters if field in complaint]
+            raise refuse(("parameters", *fields_in_message[:1]), f"{complaint} (a trial could have {_as_text(fields)})")
 
 
 def combinations(space: SearchSpace) -> list[dict[str, Any]]:
     """Configs at the ends of the ranges and with every choice: all of them, or some at random where there are many."""
     values = {field: values_of(value) for field, value in space.settings.items()}
     if math.prod(map(len, values.values())) <= _MOST_COMBINATIONS:
-        chosen = list(itertools.product(*values.values()))
+        rows = list(itertools.product(*values.values()))
     else:
         draw = random.Random(0)
-        chosen = [tuple(draw.choice(one) for one in values.values()) for _ in range(_MOST_COMBINATIONS)]
-    return [dict(zip(values, combination, strict=True)) for combination in chosen]
+        rows = [tuple(draw.choice(field_values) for field_values in values.values()) for _ in range(_MOST_COMBINATIONS)]
+    return [dict(zip(values, combination, strict=True)) for combination in rows]
 
 
-def _told(fields: dict[str, Any]) -> str:
+def _as_text(fields: dict[str, Any]) -> str:
+    """Fields with their values, for a message."""
     return ", ".join(f"{field} {value}" for field, value in fields.items())
 
 
-def _suggestion(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(word), known, n=1)
+def _suggestion(word: str, candidates: list[str]) -> str:
+    near = difflib.get_close_matches(str(word), candidates, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{guess}; allowed: {', '.join(known)}"
+    return f"{guess}; allowed: {', '.join(candidates)}"

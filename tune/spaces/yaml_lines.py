@@ -21,15 +21,15 @@ def parsed(text: str) -> tuple[Any, yaml.Node | None]:
         loader.dispose()
 
 
-def lines_of(node: yaml.Node | None, where: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+def lines_of(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
     """Line of every key of a YAML document, by its path."""
-    found = {}
+    lines = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            path = (*where, str(key.value))
-            found[path] = key.start_mark.line + 1
-            found.update(lines_of(value, path))
-    return found
+            path = (*prefix, str(key.value))
+            lines[path] = key.start_mark.line + 1
+            lines.update(lines_of(value, path))
+    return lines
 
 
 def repeated_key(node: yaml.Node | None, inside: tuple[yaml.Node, ...] = ()) -> yaml.Node | None:
@@ -42,11 +42,11 @@ def repeated_key(node: yaml.Node | None, inside: tuple[yaml.Node, ...] = ()) -> 
         return None
     if node in inside:
         raise yaml.YAMLError(f"line {node.start_mark.line + 1}: a mapping that holds itself")
-    seen = set()
+    names = set()
     for key, value in node.value:
-        if (name := str(key.value)) in seen:
+        if (name := str(key.value)) in names:
             return key
-        seen.add(name)
-        if repeated := repeated_key(value, (*inside, node)):
-            return repeated
+        names.add(name)
+        if duplicate := repeated_key(value, (*inside, node)):
+            return duplicate
     return None

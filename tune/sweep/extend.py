@@ -70,10 +70,10 @@ def extended(options: Options, *, num_samples: int | None, space: SearchSpace | 
 
 
 def changes(old: SearchSpace, new: SearchSpace) -> list[str]:
-    """What differs between two spaces, a line each."""
+    """The differences between two spaces, a line each."""
     lines = []
     for field in {**old.parameters, **new.parameters}:
-        before, after = (_told(space, field) for space in (old, new))
+        before, after = (_setting(space, field) for space in (old, new))
         if before != after:
             lines.append(f"{field}: {before} -> {after}")
     for name in ("grace_epochs", "reduction_factor"):
@@ -87,13 +87,14 @@ def outside(old: SearchSpace, new: SearchSpace) -> list[str]:
     if old.model != new.model:
         return [f"model {old.model}"]
     return [
-        f"{field} {_told(old, field)} (now {_told(new, field)})"
+        f"{field} {_setting(old, field)} (now {_setting(new, field)})"
         for field in {**old.parameters, **new.parameters}
         if not _holds(new.default(field, None), old.default(field, None))
     ]
 
 
-def _told(space: SearchSpace, field: str) -> str:
+def _setting(space: SearchSpace, field: str) -> str:
+    """The value or range of a field in words, which say so where it is the default."""
     return str(space.default(field, None)) + ("" if field in space.parameters else " (default)")
 
 
