@@ -255,7 +255,7 @@ def head_inputs(run: GradientRun, cases: StructureSet) -> FeatureInputs:
 def stock_targets(run: GradientRun, cases: StructureSet) -> np.ndarray:
     """Energies at which stock's loss is that of our run, eV/atom: with the composition energies that we leave out."""
     composition = element_fractions(cases.graphs) @ run.network.composition_energies().cpu().numpy()
-    return run.objective.wanted.cpu().numpy().astype(np.float64) + composition
+    return run.objective.goals.cpu().numpy().astype(np.float64) + composition
 
 
 def by_nodes(many: int) -> Callable[[StructureSet], Sides]:

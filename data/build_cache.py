@@ -66,27 +66,27 @@ def main(
         from data.task import TaskError
         from data.tasks import open_task
 
-        opened, rows = open_task(task, family="crystals", target=target, ids_file=ids, download_dir=own_downloads)
+        opened_task, rows = open_task(task, family="crystals", target=target, ids_file=ids, download_dir=own_downloads)
         if not isinstance(rows, Rows):
-            raise TaskError(f"{task} is a task of {opened.family}: only crystals become graphs")
-        if opened.notes:
-            say(opened.notes)
+            raise TaskError(f"{task} is a task of {opened_task.family}: only crystals become graphs")
+        if opened_task.notes:
+            say(opened_task.notes)
         if address:  # else Ray starts if, and only if, there is something to build
             from data.machine.ray_session import connect
 
             connect(address)
-        stored, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
-    n_rejected = sum(reason is not None for reason in stored.reasons)
+        stored_graphs, key = graphs_of(rows, (atom_cutoff, bond_cutoff), folder)
+    n_rejected = sum(reason is not None for reason in stored_graphs.reasons)
     say(
-        f"{opened.name}: {len(rows) - n_rejected} graphs, {n_rejected} rows rejected, "
-        f"{stored.n_raised_cutoff} with a raised cutoff, in {folder}/{key}"
+        f"{opened_task.name}: {len(rows) - n_rejected} graphs, {n_rejected} rows rejected, "
+        f"{stored_graphs.n_raised_cutoff} with a raised cutoff, in {folder}/{key}"
     )
-    for row_id, reason in zip(stored.ids, stored.reasons, strict=True):
+    for row_id, reason in zip(stored_graphs.ids, stored_graphs.reasons, strict=True):
         if reason is not None:
             say(f"  {row_id}: {reason}")
-    if n_noted := sum(map(bool, stored.notes)):
+    if n_noted := sum(map(bool, stored_graphs.notes)):
         say(f"{rows_were(n_noted)} read with notes, which a sweep lists in notes.csv:")
-        for line in commonest_notes(stored.notes, most=10):
+        for line in commonest_notes(stored_graphs.notes, most=10):
             say(f"  {line}")
 
 

@@ -48,14 +48,14 @@ def make_folds(task: Task, ids: list[str], groups: list[str] | None) -> list[Fol
     if task.official is not None:
         return data_family(task.family).official_folds(task, ids)
     first_row: dict[str, int] = {}
-    for row, one in enumerate(ids):
-        first_row.setdefault(one, row)
+    for row, row_id in enumerate(ids):
+        first_row.setdefault(row_id, row)
     names = np.array(list(first_row), dtype=object)
     units = None if groups is None else [groups[row] for row in first_row.values()]
     n_units = len(names) if units is None else len(set(units))
     if n_units < N_FOLDS:
-        what = "ids" if units is None else "groups"
-        raise SplitError(f"task {task.name!r} has {n_units} {what}; {N_FOLDS} folds need at least {N_FOLDS}")
+        units_word = "ids" if units is None else "groups"
+        raise SplitError(f"task {task.name!r} has {n_units} {units_word}; {N_FOLDS} folds need at least {N_FOLDS}")
     # Imported here: half a second that official tasks need not pay.
     from sklearn.model_selection import GroupKFold, KFold
 
@@ -108,22 +108,22 @@ def split_fold(
     by_row = len(set(labels[0])) == 1
     if by_row:  # it tells no rows apart
         labels = labels[1:] or [training.tolist()]
-    cluster_of_row = _clusters(labels)
-    sizes = np.bincount(cluster_of_row)
+    group_of_row = _joined_groups(labels)
+    sizes = np.bincount(group_of_row)
     if len(sizes) < 2:
-        what = f"{len(training)} usable training rows of fold {fold.index} all share a group"
+        problem = f"{len(training)} usable training rows of fold {fold.index} all share a group"
         if len(training) == 1:
-            what = f"fold {fold.index} has one usable training row"
-        raise SplitError(f"{what}, so none can be held out for validation; give the task more rows or groups")
+            problem = f"fold {fold.index} has one usable training row"
+        raise SplitError(f"{problem}, so none can be held out for validation; give the task more rows or groups")
     least = min(2, max(1, len(training) // 4))  # one row alone would choose by chance
     order = np.random.default_rng([seed, fold.index]).permutation(len(sizes))
-    chosen = order[_subset_nearest(sizes[order].tolist(), max(least, round(val_fraction * len(training))))]
-    is_val = np.isin(cluster_of_row, chosen)
+    val_groups = order[_subset_nearest(sizes[order].tolist(), max(least, round(val_fraction * len(training))))]
+    is_val = np.isin(group_of_row, val_groups)
     return Split(fold.index, train=training[~is_val], val=training[is_val], test=test, by_row=by_row and groups is None)
 
 
-def _clusters(labels: Sequence[Sequence[str | int]]) -> np.ndarray:
-    """Cluster of each row: rows are joined where any of the labellings agrees, however indirectly.
+def _joined_groups(labels: Sequence[Sequence[str | int]]) -> np.ndarray:
+    """The group of each row: rows are joined where any of the labellings agrees, however indirectly.
 
     Returns:
         int64, shape (n_rows,), numbered from 0 in order of appearance.
@@ -144,26 +144,26 @@ def _clusters(labels: Sequence[Sequence[str | int]]) -> np.ndarray:
     return np.array([number.setdefault(root(row), len(number)) for row in range(len(parent))], dtype=np.int64)
 
 
-def _subset_nearest(sizes: list[int], wanted: int) -> list[int]:
-    """Positions of `sizes` whose sum is as near to `wanted` as any proper, non-empty subset's.
+def _subset_nearest(sizes: list[int], goal: int) -> list[int]:
+    """Positions of `sizes` whose sum is as near to `goal` as any proper, non-empty subset's.
 
     Among the subsets that are, one of those that need the fewest leading positions.
     """
-    limit = min(sum(sizes) - 1, max(2 * wanted, min(sizes)))
+    limit = min(sum(sizes) - 1, max(2 * goal, min(sizes)))
     # last[s]: the position with which the sum s was first reached; the rest of that sum was
     # reached before it, so following `last` back never uses a position twice.
     last = np.full(limit + 1, -1, dtype=np.int64)
     last[0] = len(sizes)
     for position, size in enumerate(sizes):
         if size <= limit:
-            reached = (last[: limit + 1 - size] >= 0) & (last[size:] < 0)
-            last[size:][reached] = position
-        if wanted <= limit and last[wanted] >= 0:
+            sums_reached = (last[: limit + 1 - size] >= 0) & (last[size:] < 0)
+            last[size:][sums_reached] = position
+        if goal <= limit and last[goal] >= 0:
             break
     sums = np.flatnonzero(last[1:] >= 0) + 1
-    remaining = int(sums[np.argmin(np.abs(sums - wanted))])
-    chosen = []
+    remaining = int(sums[np.argmin(np.abs(sums - goal))])
+    positions = []
     while remaining:
-        chosen.append(int(last[remaining]))
-        remaining -= sizes[chosen[-1]]
-    return chosen
+        positions.append(int(last[remaining]))
+        remaining -= sizes[positions[-1]]
+    return positions

@@ -192,15 +192,15 @@ def with_beside(metric: Metric) -> list[Metric]:
 
 def all_scores(metric: Metric, y_true: np.ndarray, y_pred: np.ndarray) -> dict[str, float]:
     """The metric, and those that are stated beside it, by name."""
-    return {one.name: one.value(y_true, y_pred) for one in with_beside(metric)}
+    return {score_metric.name: score_metric.value(y_true, y_pred) for score_metric in with_beside(metric)}
 
 
 def value_columns(metric: Metric, n_values: int) -> list[str]:
     """Names of the columns of the values of an example, of which there may be several of a kind, as one a class."""
-    of_each = n_values // len(metric.columns)
-    if of_each == 1:
+    n_each = n_values // len(metric.columns)
+    if n_each == 1:
         return list(metric.columns)
-    return [f"{column}_{k}" for column in metric.columns for k in range(of_each)]
+    return [f"{column}_{k}" for column in metric.columns for k in range(n_each)]
 
 
 def scores_of(metric: Metric, table: pd.DataFrame) -> dict[str, float]:
@@ -211,9 +211,9 @@ def scores_of(metric: Metric, table: pd.DataFrame) -> dict[str, float]:
     if "y_true" in table and not metric.scaled:
         return all_scores(metric, table["y_true"].to_numpy(), table["y_pred"].to_numpy())
     scores = {}
-    for one in with_beside(metric):
-        if columns := one.columns_of(table):
-            scores[one.name] = float(one.of_means(table[columns].to_numpy().mean(axis=0)))
+    for score_metric in with_beside(metric):
+        if columns := score_metric.columns_of(table):
+            scores[score_metric.name] = float(score_metric.of_means(table[columns].to_numpy().mean(axis=0)))
     return scores
 
 

@@ -18,6 +18,6 @@ def commonest_notes(notes: Iterable[Sequence[str]], most: int = 3) -> list[str]:
         notes: those of each row. What stands before a colon is the kind, and what follows is the row's own.
         most: how many lines; a last one counts the kinds that are left.
     """
-    counts = Counter(kind for of_row in notes for kind in {note.split(": ", 1)[0] for note in of_row})
+    counts = Counter(kind for row_notes in notes for kind in {note.split(": ", 1)[0] for note in row_notes})
     lines = [f"{count:,} x {kind}" for kind, count in counts.most_common(most)]
     return lines + ([f"and {len(counts) - most} other kinds"] if len(counts) > most else [])

@@ -65,12 +65,12 @@ def missing_marks(targets: np.ndarray) -> set[float]:
     finite = targets[np.isfinite(targets)]
     is_huge = np.abs(finite) >= _HUGE
     is_common = np.isin(finite, _MARKS) | (is_huge if len(np.unique(finite[is_huge])) == 1 else False)
-    others = finite[~is_common]
-    if not len(others):
+    other_values = finite[~is_common]
+    if not len(other_values):
         return set()
-    largest = np.abs(others).max()
+    largest = np.abs(other_values).max()
     return {
         mark
         for mark in np.unique(finite[is_common]).tolist()
-        if largest <= abs(mark) * (1e-6 if abs(mark) >= _HUGE else 0.1) or (mark < 0 and others.min() >= 0)
+        if largest <= abs(mark) * (1e-6 if abs(mark) >= _HUGE else 0.1) or (mark < 0 and other_values.min() >= 0)
     }

@@ -21,11 +21,11 @@ class TaskError(UserError, ValueError):
     """What the user asked for cannot be opened as a task; the message says what to do instead."""
 
 
-def refuse_unknown(ids: list[str], known: set[str], who: str, complaint: str) -> None:
+def refuse_unknown(ids: list[str], known_ids: set[str], source: str, complaint: str) -> None:
     """Raises TaskError where ids are not among the known ones."""
-    if unknown := [name for name in ids if name not in known]:
+    if unknown := [name for name in ids if name not in known_ids]:
         first = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise TaskError(f"{who} {len(unknown)} ids {complaint}: {first}")
+        raise TaskError(f"{source} {len(unknown)} ids {complaint}: {first}")
 
 
 @dataclass(frozen=True)

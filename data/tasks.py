@@ -89,9 +89,9 @@ def _beside(path: Path, task: Task) -> Task:
 
 
 def _restrict(rows: TaskRows, ids_file: Path, task: Task) -> TaskRows:
-    wanted = read_ids(ids_file)
-    who, complaint = f"ids file {ids_file} names", f"that {task.name} does not have"
-    refuse_unknown(sorted(wanted), set(rows.ids), who, complaint)
-    kept = "\n".join([rows.sha256, *sorted(wanted)])
-    positions = [k for k, name in enumerate(rows.ids) if name in wanted]
-    return rows.select(positions, hashlib.sha256(kept.encode()).hexdigest())
+    listed_ids = read_ids(ids_file)
+    source, complaint = f"ids file {ids_file} names", f"that {task.name} does not have"
+    refuse_unknown(sorted(listed_ids), set(rows.ids), source, complaint)
+    key = "\n".join([rows.sha256, *sorted(listed_ids)])
+    positions = [k for k, name in enumerate(rows.ids) if name in listed_ids]
+    return rows.select(positions, hashlib.sha256(key.encode()).hexdigest())

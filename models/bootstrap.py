@@ -85,20 +85,22 @@ def _means_scored(
         counts: rows of each group in each fold.
         draws: how often each group is drawn, in portions.
     """
-    values = [_values(rows, of_model, metric) for of_model in predicted]
+    values = [_values(rows, model_values, metric) for model_values in predicted]
     if metric.is_mean:  # the mean over seeds of means is the mean of their means
-        values = [of_model.mean(axis=0, keepdims=True) for of_model in values]
-    columns = np.concatenate([np.moveaxis(of_model, 0, 1).reshape(len(rows), -1) for of_model in values], axis=1)
+        values = [model_values.mean(axis=0, keepdims=True) for model_values in values]
+    columns = np.concatenate(
+        [np.moveaxis(model_values, 0, 1).reshape(len(rows), -1) for model_values in values], axis=1
+    )
     sums = np.zeros((*counts.shape, columns.shape[1]))
     np.add.at(sums, (group, fold), columns)
     flat = sums.reshape(len(counts), -1)
-    ends = np.cumsum([of_model.shape[0] * of_model.shape[2] for of_model in values])[:-1]
+    ends = np.cumsum([model_values.shape[0] * model_values.shape[2] for model_values in values])[:-1]
     for weights in draws:
-        of_folds = weights @ counts
-        means = _means((weights @ flat).reshape(-1, *sums.shape[1:]), of_folds)
-        of_models = [part.reshape(*part.shape[:2], -1, values[0].shape[2]) for part in np.split(means, ends, axis=2)]
-        scores = np.stack([metric.of_means(of_model).mean(axis=2) for of_model in of_models], axis=2)
-        yield _over_folds(scores, of_folds > 0)
+        fold_counts = weights @ counts
+        means = _means((weights @ flat).reshape(-1, *sums.shape[1:]), fold_counts)
+        model_means = [part.reshape(*part.shape[:2], -1, values[0].shape[2]) for part in np.split(means, ends, axis=2)]
+        scores = np.stack([metric.of_means(model_values).mean(axis=2) for model_values in model_means], axis=2)
+        yield _over_folds(scores, fold_counts > 0)
 
 
 def _areas(
@@ -116,12 +118,12 @@ def _areas(
     for weights in draws:
         by_fold = []
         for fold_rows in rows_by_fold:
-            of_rows = weights[:, group[fold_rows]]
+            row_weights = weights[:, group[fold_rows]]
             aucs = [
-                [weighted_auc(true[fold_rows], scores[fold_rows], of_rows) for scores in of_model]
-                for of_model in predicted
+                [weighted_auc(true[fold_rows], scores[fold_rows], row_weights) for scores in model_predictions]
+                for model_predictions in predicted
             ]
-            by_fold.append([np.mean(of_model, axis=0) for of_model in aucs])
+            by_fold.append([np.mean(model_predictions, axis=0) for model_predictions in aucs])
         yield np.mean(by_fold, axis=0).T
 
 
@@ -148,10 +150,10 @@ def weighted_auc(y_true: np.ndarray, y_pred: np.ndarray, weights: np.ndarray) ->
     weight = np.zeros((len(weights), len(negative) + 1))
     weights[:, negative].cumsum(axis=1, out=weight[:, 1:])
     below, up_to = (np.searchsorted(y_pred[negative], y_pred[positive], side) for side in ("left", "right"))
-    of_positive = weights[:, positive]
-    won = (of_positive * (weight[:, below] + weight[:, up_to])).sum(axis=1) / 2
-    pairs = of_positive.sum(axis=1) * weight[:, -1]
-    return np.divide(won, pairs, out=np.full(len(won), 0.5), where=pairs > 0)
+    positive_weights = weights[:, positive]
+    wins = (positive_weights * (weight[:, below] + weight[:, up_to])).sum(axis=1) / 2
+    pairs = positive_weights.sum(axis=1) * weight[:, -1]
+    return np.divide(wins, pairs, out=np.full(len(wins), 0.5), where=pairs > 0)
 
 
 def _draw(sizes: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -169,17 +171,17 @@ def _draw(sizes: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iter
         size = min(portion, n_resamples - begin)
         weights = np.zeros((size, ends[-1]))
         for n, end in zip(sizes[sizes > 0].tolist(), ends[sizes > 0].tolist(), strict=True):
-            drawn = rng.integers(n, size=(size, max(1, n - 1))) + n * np.arange(size)[:, None]
-            weights[:, end - n : end] = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+            draws = rng.integers(n, size=(size, max(1, n - 1))) + n * np.arange(size)[:, None]
+            weights[:, end - n : end] = np.bincount(draws.ravel(), minlength=size * n).reshape(size, n)
         yield weights
 
 
-def _values(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np.ndarray:
+def _values(rows: pd.DataFrame, predictions: np.ndarray, metric: Metric) -> np.ndarray:
     """The values of examples that a metric is made of, shape (seeds, n, values)."""
-    if predicted.ndim == 3:
-        return predicted
+    if predictions.ndim == 3:
+        return predictions
     y_true = rows["y_true"].to_numpy()
-    return np.stack([metric.of_examples(y_true, of_seed) for of_seed in predicted])
+    return np.stack([metric.of_examples(y_true, seed_predictions) for seed_predictions in predictions])
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -189,15 +191,15 @@ def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
         sums: shape (resamples, folds, columns).
         counts: shape (resamples, folds).
     """
-    drawn = (counts > 0)[:, :, None]
-    return np.divide(sums, counts[:, :, None], out=np.zeros_like(sums), where=drawn)
+    has_rows = (counts > 0)[:, :, None]
+    return np.divide(sums, counts[:, :, None], out=np.zeros_like(sums), where=has_rows)
 
 
-def _over_folds(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def _over_folds(scores: np.ndarray, has_rows: np.ndarray) -> np.ndarray:
     """Mean over the folds that were drawn, shape (resamples, models).
 
     Args:
         scores: shape (resamples, folds, models).
-        drawn: shape (resamples, folds).
+        has_rows: whether any group of a fold was drawn, shape (resamples, folds).
     """
-    return np.where(drawn[:, :, None], scores, 0.0).sum(axis=1) / drawn.sum(axis=1)[:, None]
+    return np.where(has_rows[:, :, None], scores, 0.0).sum(axis=1) / has_rows.sum(axis=1)[:, None]

@@ -25,12 +25,12 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _nothing_inert(self) -> Self:
-        for field, (other, values) in self.only_with.items():
+        for field, (condition, values) in self.only_with.items():
             value, default = getattr(self, field), type(self).model_fields[field].default
-            if value != default and getattr(self, other) not in values:
+            if value != default and getattr(self, condition) not in values:
                 raise ValueError(
-                    f"{field} {value!r} changes nothing with {other} {getattr(self, other)!r}; "
-                    f"it goes with {other} {' or '.join(map(str, values))}"
+                    f"{field} {value!r} changes nothing with {condition} {getattr(self, condition)!r}; "
+                    f"it goes with {condition} {' or '.join(map(str, values))}"
                 )
         return self
 

@@ -171,38 +171,39 @@ def load_model(
     address = str(path).rstrip("/")
     filesystem, folder = open_folder(address)
     name = f"model_fold_{fold}.pth"
-    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     seeds = sorted(
-        int(one.base_name.removeprefix("seed_")) for one in found if re.fullmatch(r"seed_\d+", one.base_name)
+        int(entry.base_name.removeprefix("seed_")) for entry in entries if re.fullmatch(r"seed_\d+", entry.base_name)
     )
     places = [address, *(f"{address}/seed_{seed}" for seed in seeds), *([] if seeds else [f"{address}/reference"])]
-    having = [place for place in places if name in file_names(*open_folder(place))]
-    if not having:
+    folders = [place for place in places if name in file_names(*open_folder(place))]
+    if not folders:
         if {"results.json", "sweep.json"} & set(file_names(filesystem, folder)) == {"results.json"}:
             raise ModelFileError(f"{path} is an average of runs, of which there is no model: predict with its members")
         raise ModelFileError(f"{path} has no {name}: no sweep trained on fold {fold} left its models there")
-    members = [_load_file(f"{place}/{name}", device, model) for place in having]
+    members = [_load_file(f"{place}/{name}", device, model) for place in folders]
     return members[0] if len(members) == 1 else SeedEnsemble(members)
 
 
 def _load_file(path: str, device: str, model: str | None) -> FittedModel:
     try:
-        stored = read_whole(*open_folder(path))
+        file_bytes = read_whole(*open_folder(path))
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no model file {path}") from None
     try:
-        with zipfile.ZipFile(io.BytesIO(stored)) as archive:
+        with zipfile.ZipFile(io.BytesIO(file_bytes)) as archive:
             if archive.testzip() is not None:  # torch itself reads other numbers without a word
                 raise zipfile.BadZipFile
-        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
-        found = content["format"]
+        content = torch.load(io.BytesIO(file_bytes), map_location="cpu", weights_only=True)
+        file_format = content["format"]
     except Exception:  # noqa: BLE001 - torch reports damage in many ways, and some advise to run the file's code
         raise ModelFileError(
             f"{path} is not a matsweep model file, or is damaged: a sweep leaves them as seed_S/model_fold_F.pth"
         ) from None
-    if found not in (FILE_FORMAT, _WITHOUT_TRUST):
+    if file_format not in (FILE_FORMAT, _WITHOUT_TRUST):
         raise ModelFileError(
-            f"{path} has model format {found!r}; this version reads {FILE_FORMAT} and, without trust, {_WITHOUT_TRUST}"
+            f"{path} has model format {file_format!r}; this version reads {FILE_FORMAT} and, without trust, "
+            f"{_WITHOUT_TRUST}"
         )
     try:
         name = content["model"]

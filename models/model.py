@@ -222,24 +222,26 @@ def checked_predictions(
         BadPredictionsError: it has another shape or is not finite, or the uncertainty that goes with it; numpy would go
             on with many another shape, and a NaN is like no other.
     """
-    prediction, told = fitted.predict_rows(rows, which), f"{type(fitted).__name__}.predict_rows returned"
+    prediction, beginning = fitted.predict_rows(rows, which), f"{type(fitted).__name__}.predict_rows returned"
     shape = (len(which), *of_a_row)
-    expected = (
+    expectation = (
         f"expected shape {shape}: one finite number a row" if not of_a_row else f"expected finite ones of shape {shape}"
     )
     if not isinstance(prediction, Prediction):
-        raise BadPredictionsError(f"{told} a {type(prediction).__name__}, expected a Prediction")
-    for name, found in (("values", prediction.values), ("std", prediction.std)):
-        if found is None and name == "std":
+        raise BadPredictionsError(f"{beginning} a {type(prediction).__name__}, expected a Prediction")
+    for name, array in (("values", prediction.values), ("std", prediction.std)):
+        if array is None and name == "std":
             continue
         try:
-            numbers = np.asarray(found, dtype=np.float64)
+            numbers = np.asarray(array, dtype=np.float64)
         except (TypeError, ValueError, RuntimeError):  # the last of a tensor that has a gradient
-            raise BadPredictionsError(f"{told} {name} that are no numbers, {expected}") from None
+            raise BadPredictionsError(f"{beginning} {name} that are no numbers, {expectation}") from None
         if numbers.shape != shape:
-            raise BadPredictionsError(f"{told} {name} of shape {numbers.shape}, {expected}")
+            raise BadPredictionsError(f"{beginning} {name} of shape {numbers.shape}, {expectation}")
         if n_bad := int((~np.isfinite(numbers)).sum()):
-            raise BadPredictionsError(f"{told} {name} of which {n_bad} of {len(which)} are not finite, {expected}")
+            raise BadPredictionsError(
+                f"{beginning} {name} of which {n_bad} of {len(which)} are not finite, {expectation}"
+            )
     return np.asarray(prediction.values, dtype=np.float64)
 
 
@@ -276,18 +278,18 @@ class OneFit:
         """
         if self.history:
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._fitted = self.fit(self.config, self.rows, self.part)
         metric = self.part.metric
         train, val = self.part.train, self.part.val
         of_a_row = self.part.prediction_shape
         self.val_predictions = checked_predictions(self._fitted, self.rows, val, of_a_row)
-        predicted = checked_predictions(self._fitted, self.rows, train, of_a_row)
-        on_train = metric.value(self.part.targets[train], predicted)
+        predictions = checked_predictions(self._fitted, self.rows, train, of_a_row)
+        on_train = metric.value(self.part.targets[train], predictions)
         on_val = metric.value(self.part.targets[val], self.val_predictions)
-        took = time.perf_counter() - began
-        told = fingerprint(self.val_predictions)
-        self.history.append(EpochResult(1, on_train, on_val, on_val, on_val, 0.0, took, told))
+        seconds = time.perf_counter() - start
+        digits = fingerprint(self.val_predictions)
+        self.history.append(EpochResult(1, on_train, on_val, on_val, on_val, 0.0, seconds, digits))
         yield self.history[0]
 
     def pause(self) -> None:

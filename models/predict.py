@@ -40,9 +40,9 @@ def main(
     from models.fitted import load_model
 
     is_file = model.endswith(".pth") or Path(model).is_file()
-    loaded = load_model(model, None if is_file else fold, model=code)
-    table, reasons = predict(loaded, crystals)
-    about = loaded.about
+    fitted_model = load_model(model, None if is_file else fold, model=code)
+    table, reasons = predict(fitted_model, crystals)
+    about = fitted_model.about
     unit = about["unit"] or "no unit"
     typer.echo(f"Predicted is {about['target']} ({unit}), learnt from {about['task']}. {about['labels']}", err=True)
     if "note" in table:
@@ -60,10 +60,10 @@ def main(
     if len(table) and "trusted" not in table:
         typer.echo("Of an earlier version's model file it is not known which predictions to trust", err=True)
     elif n_doubted := int((~table["trusted"]).sum()) if len(table) else 0:
-        say = "the baseline's is given" if about.get("untrusted") == "baseline" else "marked `trusted` False"
+        consequence = "the baseline's is given" if about.get("untrusted") == "baseline" else "marked `trusted` False"
         typer.secho(
             f"{n_doubted} of {len(table)} predictions are not to be trusted: these crystals, or what the model "
-            f"says of them, are far from what it was trained on ({say})",
+            f"says of them, are far from what it was trained on ({consequence})",
             fg="yellow",
             err=True,
         )

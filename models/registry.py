@@ -122,5 +122,5 @@ def planned_epochs(fields: dict[str, Any]) -> int:
 
 @cache  # a file of the user's own is read once, and may be edited while a sweep runs
 def _default_epochs(model: str | None) -> int:
-    known = open_model(model).config.model_fields if model else {}
-    return known["epochs"].default if "epochs" in known else 1
+    fields = open_model(model).config.model_fields if model else {}
+    return fields["epochs"].default if "epochs" in fields else 1

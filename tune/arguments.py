@@ -18,7 +18,7 @@ AUTO_COPIES = 8  # of each crystal with `--tta auto`
 On = Literal["test", "validation"]
 Tracker = Literal["wandb", "mlflow"]
 Untrusted = Literal["keep", "baseline"]
-Weights = Literal["equal", "validation"]
+AverageWeights = Literal["equal", "validation"]
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,14 @@ from typing import Annotated
 import typer
 
 from data.machine.command_line import command
-from tune.arguments import STORAGE, Weights
+from tune.arguments import STORAGE, AverageWeights
 
 
 def main(
     runs: Annotated[list[str], typer.Argument(help="Finished sweeps: NAME or a path; NAME/seed_1 for one member.")],
     name: Annotated[str, typer.Option(help="Of the new run, in --storage.")],
     weights: Annotated[
-        Weights, typer.Option(help="`equal`, or `validation`: by fold, as 1 / MAE^2 on its validation part.")
+        AverageWeights, typer.Option(help="`equal`, or `validation`: by fold, as 1 / MAE^2 on its validation part.")
     ] = "equal",
     storage: Annotated[
         str, typer.Option(help="Where names are looked up and the new run is written: a folder, s3://..., gs://...")

@@ -19,7 +19,7 @@ from data.crystals.task_table import DEMO
 from data.crystals.tasks import open_named
 from data.task import Kind, Quantity
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs, backbone_features
-from models.crystals.chgnet.network import CHGNetwork, Weights, cutoffs
+from models.crystals.chgnet.network import CHGNetwork, WeightsName, cutoffs
 from models.crystals.rows import CrystalRows
 from models.model import TrainingPart
 from models.training.inputs import predict
@@ -28,7 +28,7 @@ N_TRAIN, N_VAL = 80, 20
 
 
 @cache
-def demo_rows(weights: Weights, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
+def demo_rows(weights: WeightsName, kind: Kind, quantity: Quantity) -> tuple[CrystalRows, TrainingPart]:
     """Makes the demo's smallest crystals the rows of a task of some kind.
 
     Args:

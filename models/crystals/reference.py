@@ -90,14 +90,14 @@ def fit_energy_reference(
         TargetScaleError: the targets do not follow the energies one to one.
     """
     _check_slope(fractions, energies, targets)
-    wanted = energies - targets - fractions @ prior
-    weight = np.ones(len(wanted))
+    differences = energies - targets - fractions @ prior
+    weight = np.ones(len(differences))
     pull = np.full(94, PRIOR_STRENGTH)
     deviation = np.zeros(94)
     for _ in range(50):
         normal = fractions.T @ (weight[:, None] * fractions) + np.diag(pull)
-        previous, deviation = deviation, np.linalg.solve(normal, fractions.T @ (weight * wanted))
-        weight = 1 / np.maximum(np.abs(wanted - fractions @ deviation), _SMALLEST_RESIDUAL)
+        previous, deviation = deviation, np.linalg.solve(normal, fractions.T @ (weight * differences))
+        weight = 1 / np.maximum(np.abs(differences - fractions @ deviation), _SMALLEST_RESIDUAL)
         pull = PRIOR_STRENGTH / np.maximum(np.abs(deviation), _PRIOR_WIDTH)
         if np.abs(deviation - previous).max() < 1e-6:
             break

@@ -56,7 +56,7 @@ class ReferenceTransform:
         """See `TargetTransform`."""
         return self.refit is not None
 
-    def wanted(self) -> np.ndarray:
+    def goals(self) -> np.ndarray:
         """The class; of a regression the target less what the reference explains, in the unit of an output."""
         if self.kind == "classification":
             return self.targets

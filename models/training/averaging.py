@@ -9,20 +9,20 @@ from torch import Tensor
 
 from models.config import GradientConfig, largest_decay
 
-Weights = list[Tensor]  # what trains, one flat tensor for each group of parameters
+Tensors = list[Tensor]  # what trains, one flat tensor for each group of parameters
 
 
 class Averaging:
     """The lever `GradientConfig.averaging`; its source is told there."""
 
-    def __init__(self, config: GradientConfig, flats: Weights) -> None:
+    def __init__(self, config: GradientConfig, flats: Tensors) -> None:
         """Begin with the weights as they are; `flats` are those that train."""
         self.config, self.flats = config, flats
         self.mean = copied(flats) if config.averaging in ("ema", "swa") else []
         self.n_averaged = 0  # steps (ema) or epochs (swa) in the mean
-        self.ended: list[Weights] = []  # of ended cycles
+        self.ended: list[Tensors] = []  # of ended cycles
 
-    def judged(self) -> list[Weights]:
+    def judged(self) -> list[Tensors]:
         """Weights whose mean prediction is judged, and kept if it is the best."""
         if self.n_averaged:
             return [self.mean]
@@ -71,13 +71,13 @@ class Averaging:
                 mean.lerp_(flat, weight)
 
 
-def copied(weights: Weights) -> Weights:
+def copied(weights: Tensors) -> Tensors:
     """The same in memory of their own."""
     return [values.detach().clone() for values in weights]
 
 
-def load(weights: Weights, values: Weights) -> None:
+def load(weights: Tensors, values: Tensors) -> None:
     """Write values into weights."""
     with torch.no_grad():
-        for one, other in zip(weights, values, strict=True):
-            one.copy_(other)
+        for tensor, new_values in zip(weights, values, strict=True):
+            tensor.copy_(new_values)

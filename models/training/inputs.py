@@ -80,9 +80,9 @@ def by_pass(compute: Callable[[np.ndarray], T], passes: Sequence[np.ndarray]) ->
     Raises:
         torch.OutOfMemoryError: one row alone does not fit.
     """
-    waiting, results = list(reversed(passes)), []
-    while waiting:
-        run = waiting.pop()
+    remaining, results = list(reversed(passes)), []
+    while remaining:
+        run = remaining.pop()
         try:
             results.append(compute(run))
             continue
@@ -90,5 +90,5 @@ def by_pass(compute: Callable[[np.ndarray], T], passes: Sequence[np.ndarray]) ->
             if len(run) == 1:
                 raise
         torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
-        waiting += reversed(np.array_split(run, 2))
+        remaining += reversed(np.array_split(run, 2))
     return results

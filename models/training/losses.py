@@ -11,7 +11,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def loss_function(name: str, delta: float) -> Loss:
-    """The loss of each element of outputs against what is wanted, both float32 of one shape, which is the loss's too.
+    """The loss of each element of outputs against its goals, both float32 of one shape, which is the loss's too.
 
     With several classes outputs have one axis more, the last, of a logit each.
 
@@ -22,20 +22,20 @@ def loss_function(name: str, delta: float) -> Loss:
     """
     functional = nn.functional
     losses: dict[str, Loss] = {
-        "mae": lambda outputs, wanted: functional.l1_loss(outputs, wanted, reduction="none"),
-        "mse": lambda outputs, wanted: functional.mse_loss(outputs, wanted, reduction="none"),
-        "huber": lambda outputs, wanted: functional.huber_loss(outputs, wanted, reduction="none", delta=delta),
-        "log_cosh": lambda outputs, wanted: _log_cosh((outputs - wanted) / delta) * delta**2,
+        "mae": lambda outputs, goals: functional.l1_loss(outputs, goals, reduction="none"),
+        "mse": lambda outputs, goals: functional.mse_loss(outputs, goals, reduction="none"),
+        "huber": lambda outputs, goals: functional.huber_loss(outputs, goals, reduction="none", delta=delta),
+        "log_cosh": lambda outputs, goals: _log_cosh((outputs - goals) / delta) * delta**2,
         "cross_entropy": _cross_entropy,
     }
     return losses[name]
 
 
-def _cross_entropy(outputs: Tensor, wanted: Tensor) -> Tensor:
+def _cross_entropy(outputs: Tensor, goals: Tensor) -> Tensor:
     """Of logits of 1 against 0 or 1, or of logits of several classes, on the last axis, against numbers of classes."""
-    if outputs.ndim == wanted.ndim:
-        return nn.functional.binary_cross_entropy_with_logits(outputs, wanted, reduction="none")
-    return nn.functional.cross_entropy(outputs.movedim(-1, 1), wanted.long(), reduction="none", ignore_index=-1)
+    if outputs.ndim == goals.ndim:
+        return nn.functional.binary_cross_entropy_with_logits(outputs, goals, reduction="none")
+    return nn.functional.cross_entropy(outputs.movedim(-1, 1), goals.long(), reduction="none", ignore_index=-1)
 
 
 def _log_cosh(x: Tensor) -> Tensor:

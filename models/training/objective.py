@@ -24,7 +24,7 @@ class TargetTransform(Protocol):
         """Whether to fit it anew, by `refitted`, after every epoch."""
         ...
 
-    def wanted(self) -> np.ndarray:
+    def goals(self) -> np.ndarray:
         """What output plus offset is to be, a row each, float64; NaN where a row's target is not to be seen."""
         ...
 
@@ -70,16 +70,16 @@ class Objective:
     def take(self, transform: TargetTransform) -> None:
         """Set another transform, and so what the network is to output."""
         self.transform = transform
-        self.wanted = torch.from_numpy(transform.wanted()).float().to(self.device)
+        self.goals = torch.from_numpy(transform.goals()).float().to(self.device)
         self.offset = torch.from_numpy(transform.offset()).float().to(self.device)
 
     def refit(self, outputs: np.ndarray) -> None:
         """Fit the transform anew to outputs for the training rows."""
         self.take(self.transform.refitted(outputs))
 
-    def mean_loss(self, outputs: Tensor, wanted: Tensor, offset: Tensor) -> Tensor:
+    def mean_loss(self, outputs: Tensor, goals: Tensor, offset: Tensor) -> Tensor:
         """The mean over all elements; a row first, and classes last in `outputs` where there are several."""
-        return self.per_element(outputs + offset, wanted).mean()
+        return self.per_element(outputs + offset, goals).mean()
 
     def loss(
         self, outputs: Tensor, which: np.ndarray, partners: np.ndarray | None = None, share: float = 1.0
@@ -92,20 +92,20 @@ class Objective:
             partners: rows that each is mixed with; None: with none.
             share: that a row has in its mixture.
         """
-        wanted, offset = self.expected(which)
+        goals, offset = self.expected(which)
         if partners is not None:
-            wanted_of_partner, offset_of_partner = self.expected(partners)
+            goals_of_partners, offset_of_partners = self.expected(partners)
             if self.n_classes:  # numbers of classes have no mean; their losses do
-                of_partner = self.mean_loss(outputs, wanted_of_partner, offset_of_partner)
-                return share * self.mean_loss(outputs, wanted, offset) + (1 - share) * of_partner
-            wanted = torch.lerp(wanted_of_partner, wanted, share)
-            offset = torch.lerp(offset_of_partner, offset, share)
-        return self.mean_loss(outputs, wanted, offset)
+                loss_of_partners = self.mean_loss(outputs, goals_of_partners, offset_of_partners)
+                return share * self.mean_loss(outputs, goals, offset) + (1 - share) * loss_of_partners
+            goals = torch.lerp(goals_of_partners, goals, share)
+            offset = torch.lerp(offset_of_partners, offset, share)
+        return self.mean_loss(outputs, goals, offset)
 
     def expected(self, which: np.ndarray) -> tuple[Tensor, Tensor]:
-        """What is wanted of the rows at `which`, and what is added to their outputs; shape (n, ...)."""
+        """The goals of the rows at `which`, and what is added to their outputs; shape (n, ...)."""
         rows = torch.from_numpy(which).to(self.device)
-        return self.wanted[rows], self.offset[rows]
+        return self.goals[rows], self.offset[rows]
 
     def loss_value(self, outputs: np.ndarray, which: np.ndarray) -> float:
         """The same as a number, of outputs of shape (n, ...)."""

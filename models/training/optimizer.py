@@ -30,19 +30,19 @@ def flattened(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
     """
     flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).requires_grad_()
     gradient = flat.grad = torch.zeros_like(flat)
-    done = 0
+    start = 0
     for parameter in parameters:
-        part = slice(done, done + parameter.numel())
+        part = slice(start, start + parameter.numel())
         parameter.data = flat.detach()[part].view_as(parameter)
         parameter.grad = gradient[part].view_as(parameter)
-        done += parameter.numel()
+        start += parameter.numel()
     return flat, gradient
 
 
 def twin(network: nn.Module) -> nn.Module:
     """The same network with weights of its own; a plain copy would share what `flattened` made."""
-    other = copy.deepcopy(network)
-    for parameter in other.parameters():
+    copied_network = copy.deepcopy(network)
+    for parameter in copied_network.parameters():
         parameter.data = parameter.data.clone()
         parameter.grad = None
-    return other
+    return copied_network

@@ -28,7 +28,7 @@ class _Recording:
 
     graph: torch.cuda.CUDAGraph
     batch: Any
-    wanted: Tensor
+    goals: Tensor
     offset: Tensor
     loss: Tensor
 
@@ -84,17 +84,17 @@ class RecordedPasses:
         torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
         return None
 
-    def _run(self, inputs: RecordableInputs, which: np.ndarray, wanted: Tensor, offset: Tensor, key: int) -> float:
+    def _run(self, inputs: RecordableInputs, which: np.ndarray, goals: Tensor, offset: Tensor, key: int) -> float:
         if self.typical is None:
             self.typical = self._typical_size()
-        filled, level = inputs.padded(inputs.on_cpu(which), self.typical)
+        padded_batch, level = inputs.padded(inputs.on_cpu(which), self.typical)
         size = (key, level, len(which))
         if size not in self.recordings:
-            self.recordings[size] = self._record(filled.to(self.device), wanted.clone(), offset.clone())
+            self.recordings[size] = self._record(padded_batch.to(self.device), goals.clone(), offset.clone())
         recording = self.recordings[size]
-        for field in fields(filled):
-            getattr(recording.batch, field.name).copy_(getattr(filled, field.name))
-        recording.wanted.copy_(wanted)
+        for field in fields(padded_batch):
+            getattr(recording.batch, field.name).copy_(getattr(padded_batch, field.name))
+        recording.goals.copy_(goals)
         recording.offset.copy_(offset)
         recording.graph.replay()
         return float(recording.loss)
@@ -108,12 +108,12 @@ class RecordedPasses:
         share = min(self.config.batch_size, len(rows)) / len(rows)
         return tuple(share * number for number in inputs.size(rows))
 
-    def _record(self, batch: Any, wanted: Tensor, offset: Tensor) -> _Recording:
+    def _record(self, batch: Any, goals: Tensor, offset: Tensor) -> _Recording:
         # Once as usual, so that libraries set themselves up; on another stream, as recording is.
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
-            self._pass(batch, wanted, offset)
+            self._pass(batch, goals, offset)
         torch.cuda.current_stream(self.device).wait_stream(stream)
         # One pool for all recordings: only one is replayed at a time.
         self.pool = self.pool or torch.cuda.graph_pool_handle()
@@ -121,16 +121,16 @@ class RecordedPasses:
         try:
             # Ray has threads of its own, which may do what they like meanwhile.
             with torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"):
-                loss = self._pass(batch, wanted, offset)
+                loss = self._pass(batch, goals, offset)
         except RuntimeError as problem:
             if isinstance(problem.__context__, torch.OutOfMemoryError):  # then the recording could not be ended either
                 raise problem.__context__ from None
             raise
-        return _Recording(graph, batch, wanted, offset, loss)
+        return _Recording(graph, batch, goals, offset, loss)
 
-    def _pass(self, batch: Any, wanted: Tensor, offset: Tensor) -> Tensor:
+    def _pass(self, batch: Any, goals: Tensor, offset: Tensor) -> Tensor:
         for gradient in self.gradients:
             gradient.zero_()
-        loss = self.objective.mean_loss(self.network(batch), wanted, offset)
+        loss = self.objective.mean_loss(self.network(batch), goals, offset)
         loss.backward()
         return loss.detach()

@@ -46,12 +46,12 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 def halvings(values: Sequence[float], patience: int, metric: Metric) -> int:
     """How often the validation metric has gone `patience` epochs without a better value; it waits anew after each."""
-    best, waited, count = values[0], 0, 0
+    best, n_waits, count = values[0], 0, 0
     for value in values[1:]:
         if metric.better(value, best):
-            best, waited = value, 0
+            best, n_waits = value, 0
             continue
-        waited += 1
-        if waited == patience:
-            waited, count = 0, count + 1
+        n_waits += 1
+        if n_waits == patience:
+            n_waits, count = 0, count + 1
     return count

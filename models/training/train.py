@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.config import GradientConfig
 from models.model import EpochResult, Fitted, TrainingPart, fingerprint
-from models.training.averaging import Averaging, Weights, copied, load
+from models.training.averaging import Averaging, Tensors, copied, load
 from models.training.inputs import Inputs, Mix, predict
 from models.training.objective import Objective, TargetTransform
 from models.training.optimizer import flattened, make_optimizer, twin
@@ -89,8 +89,8 @@ class GradientRun:
         if groups and layer_decay == 1.0 and not unfreeze_every:  # fewer calls a step
             groups = [[parameter for group in groups for parameter in group]]
         self.trained_parameters = {name: p.numel() for name, p in network.named_parameters() if p.requires_grad}
-        self.flats: Weights = []
-        self.gradients: Weights = []
+        self.flats: Tensors = []
+        self.gradients: Tensors = []
         self.optimizer: torch.optim.Optimizer | None = None
         if groups:
             self.flats, self.gradients = map(list, zip(*map(flattened, groups), strict=True))
@@ -102,7 +102,7 @@ class GradientRun:
         self.averaging = Averaging(config, self.flats)
         self.history: list[EpochResult] = []
         self.kept_epoch = -1
-        self.kept: list[Weights] = []
+        self.kept: list[Tensors] = []
         self.kept_transform = transform
         self.val_predictions = np.empty(0)
         self.parts = 1  # that each pass is cut into, since memory ran out
@@ -115,33 +115,32 @@ class GradientRun:
         Ends early after `pause`: `state()` then holds the place, to the batch.
         """
         if not self.history:
-            began = time.perf_counter()
+            start = time.perf_counter()
             yield self._finish(
                 0,
                 self.objective.loss_value(predict(self.network, self.inputs, self.train), self.train),
                 self.config.lr,
-                began,
+                start,
             )
         for epoch in range(self.history[-1].epoch + 1, self.config.epochs + 1):
-            began = time.perf_counter() - self.midway.get("seconds", 0.0)
-            train_loss, lr = self.train_epoch(epoch, began)
+            start = time.perf_counter() - self.midway.get("seconds", 0.0)
+            train_loss, lr = self.train_epoch(epoch, start)
             if self.midway:
                 return
             self.averaging.after_epoch(epoch)
-            yield self._finish(epoch, train_loss, lr, began)
+            yield self._finish(epoch, train_loss, lr, start)
 
     def pause(self) -> None:
         """Stop before the next batch; may be called from another thread."""
         self.pausing = True
 
-    def train_epoch(self, epoch: int, began: float) -> tuple[float, float]:
-        """One pass over the training rows, or what a pause has left of it; the loss on the way and the last rate.
+    def train_epoch(self, epoch: int, start: float) -> tuple[float, float]:
+        """Pass once over the training rows, or over those that a pause has left; the loss on the way and the last rate.
 
         Args:
             epoch: from 1.
-            began: by `time.perf_counter`, as if the epoch had never been interrupted.
+            start: by `time.perf_counter`, as if the epoch had never been interrupted.
         """
-        assert self.optimizer is not None
         config = self.config
         self._open(epoch)
         inputs = self.moved_inputs(epoch) if self.moved_inputs else self.inputs
@@ -158,30 +157,14 @@ class GradientRun:
             halved = halvings([result.val_metric for result in self.history], config.patience, self.metric)
         total, first, lr = 0.0, 0, config.lr
         if self.midway:
-            total, first = self.midway["total"], self.midway["batch"]
-            random.bit_generator.state = self.midway["random"]
-            self._generator.set_rng_state(self.midway["dropout"].cpu())
-            self.midway = {}
+            total, first = self._go_on(random)
         for k in range(first, n_batches):
             if self.pausing:
-                self.midway = {
-                    "batch": k,
-                    "total": total,
-                    "random": random.bit_generator.state,
-                    "dropout": self._generator.get_rng_state(),
-                    "seconds": time.perf_counter() - began,
-                }
+                self.midway = self._place(k, total, random, start)
                 break
             lr = learning_rate(config, (epoch - 1) * n_batches + k, config.epochs * n_batches, halved)
-            for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
-                group["lr"] = lr * factor
             which = order[k * n_rows : (k + 1) * n_rows]
-            share = random.beta(config.mixup_alpha, config.mixup_alpha) if self._mixes(random) else 1.0
-            value = self._backward(inputs, which, max(share, 1 - share), random)
-            if config.gradient_clip:
-                nn.utils.clip_grad_norm_(self.flats[: self.n_open], config.gradient_clip, foreach=False)
-            self.optimizer.step()
-            self.averaging.after_step()
+            value = self._step(inputs, which, lr, random)
             if not math.isfinite(value):
                 raise NonFiniteLossError(
                     f"loss {value} in epoch {epoch}, batch {k + 1} of {n_batches}, with {config!r}: "
@@ -189,6 +172,37 @@ class GradientRun:
                 )
             total += value * len(which)
         return total / len(order), lr
+
+    def _place(self, batch: int, total: float, random: np.random.Generator, start: float) -> dict[str, Any]:
+        """The place in an epoch before a batch, from which `_go_on` finds its way; `total` is the loss up to there."""
+        return {
+            "batch": batch,
+            "total": total,
+            "random": random.bit_generator.state,
+            "dropout": self._generator.get_rng_state(),
+            "seconds": time.perf_counter() - start,
+        }
+
+    def _go_on(self, random: np.random.Generator) -> tuple[float, int]:
+        """Set the random numbers to those of the place where a pause was; the loss up to there and the next batch."""
+        place, self.midway = self.midway, {}
+        random.bit_generator.state = place["random"]
+        self._generator.set_rng_state(place["dropout"].cpu())
+        return place["total"], place["batch"]
+
+    def _step(self, inputs: Inputs, which: np.ndarray, lr: float, random: np.random.Generator) -> float:
+        """Train on one batch, with the learning rate of the first group of parameters; its mean loss."""
+        assert self.optimizer is not None
+        config = self.config
+        for group, factor in zip(self.optimizer.param_groups, self.lr_factors, strict=True):
+            group["lr"] = lr * factor
+        share = random.beta(config.mixup_alpha, config.mixup_alpha) if self._mixes(random) else 1.0
+        value = self._backward(inputs, which, max(share, 1 - share), random)
+        if config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.flats[: self.n_open], config.gradient_clip, foreach=False)
+        self.optimizer.step()
+        self.averaging.after_step()
+        return value
 
     def _backward(self, inputs: Inputs, which: np.ndarray, share: float, random: np.random.Generator) -> float:
         """Gradient of a batch, one however many passes memory asks for; its mean loss.
@@ -198,10 +212,10 @@ class GradientRun:
         Raises:
             torch.OutOfMemoryError: one row alone does not fit.
         """
-        recorded = self.recorded.backward(inputs, which, self.n_open) if self.parts == 1 and share == 1.0 else None
-        if recorded is not None:
-            return recorded
-        drawn = random.bit_generator.state
+        recorded_loss = self.recorded.backward(inputs, which, self.n_open) if self.parts == 1 and share == 1.0 else None
+        if recorded_loss is not None:
+            return recorded_loss
+        random_state = random.bit_generator.state
         while True:
             passes = [part for run in inputs.passes(which) for part in np.array_split(run, min(self.parts, len(run)))]
             for gradient in self.gradients[: self.n_open]:
@@ -217,7 +231,7 @@ class GradientRun:
                 if max(map(len, passes)) == 1:
                     raise
             self.parts *= 2
-            random.bit_generator.state = drawn
+            random.bit_generator.state = random_state
             torch.cuda.empty_cache()  # outside the except clause, whose traceback keeps tensors alive
 
     @property
@@ -246,41 +260,43 @@ class GradientRun:
         for k, (flat, gradient) in enumerate(zip(self.flats, self.gradients, strict=True)):
             flat.grad = gradient if k < self.n_open else None  # the optimiser leaves alone what has none
 
-    def _outputs(self, weights: Weights, which: np.ndarray) -> np.ndarray:
+    def _outputs(self, weights: Tensors, which: np.ndarray) -> np.ndarray:
         """Output of the network with some weights, float64, shape (n, ...)."""
         if not self.flats or weights[0].data_ptr() == self.flats[0].data_ptr():
             return predict(self.network, self.inputs, which)
-        own = copied(self.flats)
+        own_weights = copied(self.flats)
         load(self.flats, weights)
         outputs = predict(self.network, self.inputs, which)
-        load(self.flats, own)
+        load(self.flats, own_weights)
         return outputs
 
-    def _finish(self, epoch: int, train_loss: float, lr: float, began: float) -> EpochResult:
+    def _finish(self, epoch: int, train_loss: float, lr: float, start: float) -> EpochResult:
         """Evaluate on the validation rows, keep the weights where they are to be kept, and report."""
-        judged = self.averaging.judged()
+        candidates = self.averaging.judged()
         if self.objective.transform.refits and epoch:
-            on_train = np.mean([self._outputs(weights, self.train) for weights in judged], axis=0)
+            on_train = np.mean([self._outputs(weights, self.train) for weights in candidates], axis=0)
             self.objective.refit(on_train)
-        outputs = np.mean([self._outputs(weights, self.val) for weights in judged], axis=0)
+        outputs = np.mean([self._outputs(weights, self.val) for weights in candidates], axis=0)
         predictions = self.objective.predictions(outputs, self.val)
         value = current = self.metric.value(self.part.targets[self.val], predictions)
         if self.config.averaging != "none":
-            as_is = self._outputs([flat.detach() for flat in self.flats], self.val)
-            current = self.metric.value(self.part.targets[self.val], self.objective.predictions(as_is, self.val))
+            current_outputs = self._outputs([flat.detach() for flat in self.flats], self.val)
+            current = self.metric.value(
+                self.part.targets[self.val], self.objective.predictions(current_outputs, self.val)
+            )
         val_loss = self.objective.loss_value(outputs, self.val)
         if not (math.isfinite(value) and math.isfinite(val_loss)):
             raise NonFiniteLossError(f"validation {self.metric.name} {value} after epoch {epoch} with {self.config!r}")
         keeps_last = self.config.keep == "last"
         if keeps_last or self.kept_epoch < 0 or self.metric.better(value, self.history[self.kept_epoch].val_metric):
             self.kept_epoch = epoch
-            self.kept = [copied(weights) for weights in judged]
+            self.kept = [copied(weights) for weights in candidates]
             self.kept_transform = self.objective.transform
             self.val_predictions = predictions
         self.averaging.after_judging(epoch)
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         result = EpochResult(
-            epoch, train_loss, val_loss, value, current, lr, took, fingerprint(predictions), self.parts
+            epoch, train_loss, val_loss, value, current, lr, seconds, fingerprint(predictions), self.parts
         )
         self.history.append(result)
         return result

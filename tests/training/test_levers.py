@@ -118,7 +118,7 @@ def test_a_target_scale_has_an_inverse(data, target_scale):
     """Before training the predictions are those in the natural unit: only what a step does changes."""
     plain, scaled = fine_tuning(data), fine_tuning(data, target_scale=target_scale)
     np.testing.assert_allclose(predictions(scaled), predictions(plain), rtol=0, atol=2e-6)
-    wanted = scaled.objective.wanted.numpy()[TRAIN]
+    wanted = scaled.objective.goals.numpy()[TRAIN]
     if target_scale == "standard":
         assert wanted.mean() == pytest.approx(0, abs=1e-5)
         assert wanted.std() == pytest.approx(1, abs=1e-5)

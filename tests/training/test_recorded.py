@@ -10,11 +10,11 @@ from model_cases import fine_tuning, finished, numbers, sample
 from models.training.recorded import RecordedPasses
 
 
-def recording(self, batch, wanted, offset):
+def recording(self, batch, goals, offset):
     """As `RecordedPasses._record`, but that it runs in Python."""
     loss = torch.zeros(())
-    graph = SimpleNamespace(replay=lambda: loss.copy_(self._pass(batch, wanted, offset)))
-    return SimpleNamespace(batch=batch, wanted=wanted, offset=offset, loss=loss, graph=graph)
+    graph = SimpleNamespace(replay=lambda: loss.copy_(self._pass(batch, goals, offset)))
+    return SimpleNamespace(batch=batch, goals=goals, offset=offset, loss=loss, graph=graph)
 
 
 @pytest.mark.parametrize(

@@ -292,7 +292,7 @@ def test_an_epoch_of_full_fine_tuning_has_the_losses_of_stock_chgnet(data, colla
         optimizer = torch.optim.AdamW(trained, weight_decay=run.config.weight_decay)
         graphs = [stock.graph_converter(structure) for structure in data.structures]
         left_out = torch.from_numpy(data.rows.fractions) @ stock.composition_model.fc.weight.reshape(94)
-        wanted = run.objective.wanted + left_out
+        wanted = run.objective.goals + left_out
 
         def loss_of(which):
             said = stock([graphs[k] for k in which], task="e")["e"]

@@ -12,7 +12,7 @@ from data.metrics import METRICS, all_scores, over_folds
 from data.task_words import task_words
 from tune.analysis.paired import paired_predictions
 from tune.analysis.trusted import trust_facts, trust_sentence
-from tune.arguments import On, Weights
+from tune.arguments import AverageWeights, On
 from tune.errors import RunError
 from tune.records.code_record import run_record
 from tune.records.folder import Folder
@@ -77,7 +77,7 @@ class Average:
     why_no_validation: str
 
 
-def average(runs: list[SweepRun], weights: Weights = "equal") -> Average:
+def average(runs: list[SweepRun], weights: AverageWeights = "equal") -> Average:
     """Average the predictions of several runs.
 
     Weights by validation are w_k = MAE_k^-2 / sum_j MAE_j^-2, MAE_k being member k's on the fold's validation part:
@@ -227,7 +227,7 @@ def scores(part: AveragedPart, predicted: np.ndarray, run: SweepRun) -> dict[str
     )
 
 
-def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Weights) -> dict[str, Any]:
+def average_results(name: str, runs: list[SweepRun], mean: Average, weights: AverageWeights) -> dict[str, Any]:
     """What goes into results.json: a sweep's, without seeds and trials, and with `members`."""
     first = runs[0]
     title = f"mean of {len(runs)} runs"
@@ -286,7 +286,7 @@ def _member_entries(runs: list[SweepRun], mean: Average) -> list[dict[str, Any]]
     return members
 
 
-def _notes(runs: list[SweepRun], mean: Average, weights: Weights) -> list[str]:
+def _notes(runs: list[SweepRun], mean: Average, weights: AverageWeights) -> list[str]:
     """The notes of all runs, and what a reader must know of their average."""
     notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
     if mean.validation is None:

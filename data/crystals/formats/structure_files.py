@@ -43,20 +43,20 @@ _NO_STRUCTURES = (
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _FormatFacts:
     """Names a format in messages, and limits the MiB of a file of it."""
 
     title: str
     most_mib: int
 
 
-_KINDS: dict[FileFormat, _Kind] = {
-    "cif": _Kind("CIF", 190),
-    "poscar": _Kind("POSCAR", 64),
-    "res": _Kind("RES", 64),
-    "xyz": _Kind("extended XYZ", 64),
-    "json": _Kind("JSON", 64),
-    "vasprun": _Kind("vasprun.xml", 1024),
+_FORMAT_FACTS: dict[FileFormat, _FormatFacts] = {
+    "cif": _FormatFacts("CIF", 190),
+    "poscar": _FormatFacts("POSCAR", 64),
+    "res": _FormatFacts("RES", 64),
+    "xyz": _FormatFacts("extended XYZ", 64),
+    "json": _FormatFacts("JSON", 64),
+    "vasprun": _FormatFacts("vasprun.xml", 1024),
 }
 
 
@@ -87,7 +87,7 @@ def read_structure_file(name: str, content: bytes) -> ReadCrystal:
             f"{name}: no structure file by its name; expected .cif, .mcif, .vasp, .poscar, POSCAR..., CONTCAR..., "
             ".res, .xyz, .extxyz, .json or vasprun.xml, or one of these with .gz, .bz2 or .xz"
         )
-    about = _KINDS[kind]
+    about = _FORMAT_FACTS[kind]
     try:
         with np.errstate(all="ignore"):  # what overflows is not finite, which `quality.check_crystal` refuses
             read = _reader(kind)(unpacked(content, about.most_mib))

@@ -24,8 +24,8 @@ _TEXT_OF_STRUCTURES = {"cif": "cif", "cif_text": "cif", "poscar": "poscar", "vas
 # Columns of a text table that are text whatever they look like: 00123 is an id.
 TEXT_COLUMNS = frozenset((*ID_COLUMNS, *FORMULA_COLUMNS, *_TEXT_OF_STRUCTURES, "file", "structure", GROUP_COLUMN))
 
-_Kind = Literal["pymatgen", "jarvis", "cif", "poscar"]
-_FORMATS: dict[_Kind, Format] = {
+StructureKind = Literal["pymatgen", "jarvis", "cif", "poscar"]
+_FORMATS: dict[StructureKind, Format] = {
     "pymatgen": "matbench_json",
     "jarvis": "atoms_json",
     "cif": "structure_file",
@@ -140,7 +140,7 @@ def id_column(names: list[str]) -> str | None:
     return _first_named(ID_COLUMNS, names)
 
 
-def kind_of_structure(cell: object) -> _Kind | None:
+def kind_of_structure(cell: object) -> StructureKind | None:
     """Tells the notation of the structure in a cell, JSON (text or bytes) or the text of a CIF; None if none."""
     if isinstance(cell, bytes):
         if b'"lattice_mat"' in cell:
@@ -178,9 +178,9 @@ def _ids(table: Table) -> tuple[str, list[object]]:
     return f"ids from column {column!r}", table.columns[column]
 
 
-def _structure_column(path: Path, table: Table) -> tuple[str, _Kind] | None:
+def _structure_column(path: Path, table: Table) -> tuple[str, StructureKind] | None:
     """Column of structures and their notation; None where there is none."""
-    kinds: dict[str, _Kind] = {}
+    kinds: dict[str, StructureKind] = {}
     for name, cells in table.columns.items():
         first = next((cell for cell in cells if cell not in (None, "")), None)
         kind = kind_of_structure(first)

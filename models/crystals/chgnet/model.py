@@ -16,7 +16,7 @@ from models.config import GradientConfig
 from models.crystals.augment import moved
 from models.crystals.chgnet.anchors import load_anchors
 from models.crystals.chgnet.features import FeatureInputs, GraphInputs
-from models.crystals.chgnet.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, Weights
+from models.crystals.chgnet.network import FREEZE_DEPTHS, CHGNetwork, FreezeDepth, WeightsName
 from models.crystals.fitted_network import FittedNetwork, loaded_networks, loaded_reach, no_correction
 from models.crystals.reach import Reach, Start, zero
 from models.crystals.reference import (
@@ -51,7 +51,7 @@ class CHGNetConfig(GradientConfig):
         "unfreeze_every": ("freeze_depth", _DEEP),
     }
 
-    weights: Weights = Field(default="0.3.0", description="pretrained CHGNet weights, or random initialisation")
+    weights: WeightsName = Field(default="0.3.0", description="pretrained CHGNet weights, or random initialisation")
     freeze_depth: FreezeDepth = Field(
         default="readout",
         description="what trains, counted from the readout backwards; `none` fits the reference alone",

@@ -31,8 +31,8 @@ from models.training.inputs import Mix
 if TYPE_CHECKING:
     from chgnet.model import CHGNet  # takes two seconds to import: where a network is made, below
 
-Weights = Literal["0.3.0", "0.2.0", "r2scan", "random"]
-WEIGHTS = get_args(Weights)
+WeightsName = Literal["0.3.0", "0.2.0", "r2scan", "random"]
+WEIGHTS = get_args(WeightsName)
 # Freeze depth, from everything frozen to nothing frozen: how many of the four interaction blocks train,
 # counted from the readout backwards. `none` trains nothing but the elemental reference.
 FreezeDepth = Literal["none", "readout", "last_conv", "last_two_convs", "last_three_convs", "full"]

@@ -93,7 +93,7 @@ class Targets:
     part: TrainingPart
     refits = False
 
-    def wanted(self) -> np.ndarray:
+    def goals(self) -> np.ndarray:
         return self.part.targets
 
     def offset(self) -> np.ndarray:
