@@ -199,7 +199,7 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Sweep hyper-parameters of CHGNet on a Matbench task and test the best once per fold.
+    """Sweep the hyper-parameters of a model on a task, and test the best once per fold.
 
     Without options: the `head_finetune` space on the embedded demo. Results go to `ray_results/NAME/`;
     ray_results/README.md says what each file is.
