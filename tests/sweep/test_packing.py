@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 
 import tune.sweep.packing
+from data.crystals.task_table import DEMO
 from data.stores.places import default_cache
 from data.tasks import open_task
 from models.crystals.chgnet.features import GRAPHS_PER_PASS
@@ -293,7 +294,7 @@ def test_a_probe_predicts_as_many_rows_at_once_as_a_trial(monkeypatch):
     rows = CrystalRows(random.dirichlet(np.ones(94), 600).astype(np.float32), n_atoms)
     everything = np.arange(600)
     fold = TrialFold(random.random(600), everything[:550], everything[550:], everything[:0])
-    tune.sweep.packing._probe(rows, fold, "any", {"batch_size": 2, "width": 8}, "regression", "other", "cpu")
+    tune.sweep.packing._probe(rows, fold, "any", {"batch_size": 2, "width": 8}, DEMO, "cpu")
     (part,) = seen
     largest = everything[:550][np.argsort(-n_atoms[:550])]
     assert part.train.tolist() == largest[:4].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from sweeps import run_here
 from typer.testing import CliRunner
 
 from data.crystals.task_table import DEMO
+from data.task import USUAL_METRIC
 from models.crystals.rows import CrystalRows
 from models.fitted import ModelFileError, load_model
 from models.model import BadPredictionsError, Prediction, TrainingPart, checked_predictions
@@ -220,7 +222,7 @@ def checks(model, rows, part, **parameters):
     """What the check of the levers finds with some rows, which are seen as a fold of a task is."""
     space = SearchSpace(name="mine", model=str(model), parameters=parameters)
     fold = TrialFold(part.targets, part.train, part.val, np.empty(0, dtype=np.int64))
-    task = SimpleNamespace(kind=part.kind, quantity=part.quantity)
+    task = replace(DEMO, kind=part.kind, metric=USUAL_METRIC[part.kind], quantity=part.quantity)
     dataset = SimpleNamespace(task=task, rows_ref=ray.put(rows), trial_folds={0: ray.put(fold)})
     return check_levers(dataset, space, 0, lever_pairs(space, 1))
 
