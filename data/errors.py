@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """What a user can mend; the message says what happened, where, and what to do. Each kind is a class of its own."""
+    """An error that a user can mend: the message says what happened, where, and what to do; each kind is a class."""

@@ -72,7 +72,7 @@ class DataFamily(Protocol):
         ...
 
     def layouts(self) -> str:
-        """What files and folders are read, in a sentence or two for people."""
+        """The files and folders that are read, in a sentence or two for people."""
         ...
 
 

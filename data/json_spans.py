@@ -21,7 +21,7 @@ _SPACE = ord(" ")  # every other JSON white space is a smaller byte
 
 
 def decompressed(content: bytes) -> bytearray:
-    """What a gzip file holds, grown in place so that it is never in memory twice.
+    """The content of a gzip file, grown in place so that it is never in memory twice.
 
     Raises:
         EOFError, zlib.error, gzip.BadGzipFile: `content` is cut or damaged.

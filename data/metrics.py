@@ -78,7 +78,7 @@ class Metric:
         return [name for name in table.columns if self.columns and re.fullmatch(pattern, name)]
 
     def for_training(self, targets: np.ndarray) -> Metric:
-        """The same metric for a model that was trained on some targets, shape (n, ...)."""
+        """The metric for a model that was trained on some targets, shape (n, ...)."""
         return replace(self, scale=float(targets.std()) or 1.0) if self.scaled else self
 
     def better(self, a: float, b: float) -> bool:
@@ -103,7 +103,7 @@ def _right(y_true: np.ndarray, y_pred: np.ndarray) -> np.ndarray:
 
 
 def _areas(y_true: np.ndarray, y_pred: np.ndarray, _scale: float) -> np.ndarray:
-    """Of each example and class the share of places where label and prediction agree on it, then where either has it.
+    """The shares of an example's places where label and prediction agree on a class, then where either has it.
 
     Shape (n, 2 * classes). Places with a negative label count nowhere, as the borders of objects in VOC 2012.
     """
@@ -204,7 +204,7 @@ def value_columns(metric: Metric, n_values: int) -> list[str]:
 
 
 def scores_of(metric: Metric, table: pd.DataFrame) -> dict[str, float]:
-    """The same as `all_scores` of a table with columns y_true and y_pred, or with those of examples' values.
+    """All scores of a table with columns y_true and y_pred, or with those of examples' values.
 
     Of such values the metric alone is made, and those beside it whose values are there too.
     """

@@ -20,7 +20,7 @@ class RowNumbers:
     values: Sequence[int]
 
     def of(self, row: int) -> str:
-        """What messages call the row at this position, such as `line 7`."""
+        """The name of the row at this position in messages, such as `line 7`."""
         return f"{self.unit} {self.values[row]}"
 
 

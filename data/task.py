@@ -18,7 +18,7 @@ Quantity = Literal["energy_per_atom", "energy_per_cell", "other"]
 
 
 class TaskError(UserError, ValueError):
-    """What the user asked for cannot be opened as a task; the message says what to do instead."""
+    """A task that cannot be opened as the user asked for it; the message says what to do instead."""
 
 
 def refuse_unknown(ids: list[str], known_ids: set[str], source: str, complaint: str) -> None:
@@ -30,7 +30,7 @@ def refuse_unknown(ids: list[str], known_ids: set[str], source: str, complaint: 
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted, and what a reader of the result must know about it.
+    """A task: what is predicted, and what a reader of the result must know about it.
 
     Attributes:
         name: of an embedded or official task, or the stem of the user's file or folder.
@@ -76,7 +76,7 @@ class Task:
 
     @property
     def prediction_shape(self) -> tuple[int, ...]:
-        """Of the prediction for one example: that of its target, and for several classes a probability of each."""
+        """The shape of one example's prediction: that of its target, and for several classes a probability of each."""
         return (*self.target_shape, self.n_classes) if self.n_classes else self.target_shape
 
 
@@ -120,7 +120,7 @@ class TaskRows(Protocol):
         ...
 
     def held(self) -> Self:
-        """The same rows with their inputs in memory, where these are read from a file each time."""
+        """The rows with their inputs in memory, where these are read from a file each time."""
         ...
 
     def chunk(self, start: int, stop: int) -> Any:

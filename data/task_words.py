@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TaskWords:
-    """What a task calls its examples and their groups.
+    """The words in which a task calls its examples and their groups.
 
     Attributes:
         example: one of what is predicted, such as `crystal`.

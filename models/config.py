@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class ModelConfig(BaseModel):
-    """What every model's config has; the keys of a search space are its fields but for `seed`.
+    """The base of every model's config; the keys of a search space are its fields but for `seed`.
 
     Attributes:
         only_with: fields that matter only where another one has certain values: {field: (other, values)}.
@@ -138,7 +138,7 @@ class GradientConfig(ModelConfig):
 
 
 def largest_decay(step: int) -> float:
-    """Of `averaging: ema` at a step, counted from 1: at first less of the past, which is the untrained network.
+    """The decay of `averaging: ema` at a step, from 1: less at first, when the past is the untrained network.
 
     As in TensorFlow's `ExponentialMovingAverage`.
     """

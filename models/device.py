@@ -38,5 +38,5 @@ def device_of_share(gpus: float) -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What a record calls a device."""
+    """The name by which a record calls a device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -82,7 +82,7 @@ class FamilyRows:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What `Family.read` has to do for some rows, and what the cache spares it; `--plan` measures the rest of it.
+    """The work of `Family.read` for some rows, and what the cache spares it; `--plan` measures the rest of it.
 
     Attributes:
         what: is made of the rows, in a word for tables.
@@ -135,7 +135,7 @@ class Family(Protocol):
         ...
 
     def needs(self, model: Model, parameters: Mapping[str, Any]) -> Any:
-        """What a model's trials read of a task; spaces whose needs are equal share their rows."""
+        """The needs of a model's trials of a task; spaces whose needs are equal share their rows."""
         ...
 
     def read(
@@ -171,11 +171,11 @@ class Family(Protocol):
         ...
 
     def baseline(self, model: Model, parameters: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
-        """What training has to beat: the name of a model as `model`, and the fields of its config."""
+        """The baseline that training has to beat: the name of a model as `model`, and the fields of its config."""
         ...
 
     def baseline_title(self, model: str, config: Mapping[str, Any], quantity: Quantity) -> str:
-        """What tables call a baseline, given its model's name and config."""
+        """The title of a baseline in tables, given its model's name and config."""
         ...
 
     def pretraining_note(self, model: Model, parameters: Mapping[str, Any]) -> str:
@@ -195,11 +195,11 @@ class Family(Protocol):
         ...
 
     def reading(self, rows: Any, need: Any, cache_folder: str) -> Reading:
-        """What `read` would have to do for all rows of a task; nothing is done."""
+        """The work that `read` would have for all rows of a task; nothing is done."""
         ...
 
     def counted_work(self, rows: Any, need: Any) -> np.ndarray:
-        """The same as `work`, row by row as a network meets it: slower and more exact, for a few rows."""
+        """Counts `work` row by row as a network meets it: slower and more exact, for a few rows."""
         ...
 
     def small_task(self, need: Any, kind: Kind, quantity: Quantity) -> tuple[Any, TrainingPart] | None:
@@ -209,7 +209,7 @@ class Family(Protocol):
     def fit_trust(
         self, config: ModelConfig, rows: Any, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
     ) -> Any:
-        """What marks predictions: an object with `judge` and `content`, as in `models/crystals/trust.py`; or None.
+        """Fits what marks predictions: an object with `judge` and `content`, as in `models/crystals/trust.py`; or None.
 
         Args:
             config: of the trained model.
@@ -324,7 +324,7 @@ class SeenExamples(Protocol):
 
 
 class FamilyFacts(Protocol):
-    """What commands that read finished sweeps say of a family's examples; its module imports neither torch nor Ray.
+    """The facts of a family's examples for commands that read finished sweeps; imports neither torch nor Ray.
 
     `rows` are those of a task, as `data.tasks.open_task` returns them.
     """
@@ -336,7 +336,7 @@ class FamilyFacts(Protocol):
 
     @property
     def OPENED(self) -> str:  # noqa: N802
-        """What is opened again for the facts that the name of a group does not tell, such as `structure`."""
+        """The word for what is opened again for facts that the name of a group does not tell, such as `structure`."""
         ...
 
     @property
@@ -346,7 +346,7 @@ class FamilyFacts(Protocol):
 
     @property
     def PRETRAINED(self) -> str:  # noqa: N802
-        """What models with pretrained weights start from, in words."""
+        """The pretraining that models with pretrained weights start from, in words."""
         ...
 
     @property
@@ -387,5 +387,5 @@ class FamilyFacts(Protocol):
         ...
 
     def references(self, model: str, notes: Sequence[str]) -> list[str]:
-        """What a trained model builds upon, in BibTeX, given its name and the notes of its sweep."""
+        """The works that a trained model builds upon, in BibTeX, given its name and the notes of its sweep."""
         ...

@@ -70,7 +70,7 @@ class FittedModel:
         return self.predict_with_std(examples, copies=copies).values
 
     def predict_with_std(self, examples: Sequence[Any], *, copies: int | None = None) -> Prediction:
-        """The same with the model's own uncertainty, where it has one, and with the trust of each.
+        """Predict with the model's own uncertainty, where it has one, and with the trust of each.
 
         Of a sweep with `--untrusted baseline` the values below a trust of 0.5 are the baseline's.
 

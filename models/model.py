@@ -31,7 +31,7 @@ class TrainingRows(Protocol):
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """What a model may see of a fold: no label of its test part is in it.
+    """The part of a fold that a model may see: no label of its test part is in it.
 
     Attributes:
         targets: in the task's unit, float64, shape (n_rows, ...), NaN for every row but those of `train` and `val`.
@@ -54,12 +54,12 @@ class TrainingPart:
 
     @property
     def metric(self) -> Metric:
-        """What validation is judged by."""
+        """The metric that validation is judged by."""
         return METRICS[self.metric_name or USUAL_METRIC[self.kind]].for_training(self.targets[self.train])
 
     @property
     def prediction_shape(self) -> tuple[int, ...]:
-        """Of the prediction for one row."""
+        """The shape of the prediction for one row."""
         return (*self.targets.shape[1:], *([self.n_classes] if self.n_classes else []))
 
 
@@ -83,7 +83,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch tells. Epoch 0 is the model before training: pretrained network and reference.
+    """The figures of one epoch. Epoch 0 is the model before training: pretrained network and reference.
 
     Attributes:
         epoch: counted from 1; 0 is before training.
@@ -114,7 +114,7 @@ def fingerprint(predictions: np.ndarray) -> str:
 
 
 class Fitted(Protocol):
-    """What training leaves: it predicts rows, and can be written to a file."""
+    """A fitted model, which training leaves: it predicts rows, and can be written to a file."""
 
     def predict_rows(self, rows: Any, which: np.ndarray) -> Prediction:
         """Predictions of the rows at the positions `which`; what is cached of rows may be missing in them."""
@@ -138,7 +138,7 @@ class Run(Protocol):
 
     @property
     def val_predictions(self) -> np.ndarray:
-        """Of the kept epoch, float64, shape (n_val, ...)."""
+        """The predictions of the kept epoch for the validation rows, float64, shape (n_val, ...)."""
         ...
 
     def epochs(self) -> Iterator[EpochResult]:
@@ -216,7 +216,7 @@ class BadPredictionsError(ValueError):
 def checked_predictions(
     fitted: Fitted, rows: TrainingRows, which: np.ndarray, of_a_row: tuple[int, ...] = ()
 ) -> np.ndarray:
-    """What a model predicts for the rows at the positions `which`, float64, shape (n, *of_a_row).
+    """The predictions of a model for the rows at the positions `which`, float64, shape (n, *of_a_row).
 
     Raises:
         BadPredictionsError: it has another shape or is not finite, or the uncertainty that goes with it; numpy would go
@@ -296,7 +296,7 @@ class OneFit:
         """Nothing: a fit has no place to stop at."""
 
     def fitted(self) -> Fitted:
-        """What was fitted; fitted again in a run that was restored."""
+        """The fitted model; fitted again in a run that was restored."""
         return self._fitted or self.fit(self.config, self.rows, self.part)
 
     def state(self) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def open_family(name: str) -> Family:
 
 
 def open_facts(name: str) -> FamilyFacts | None:
-    """What a family says of its examples, or None where it says nothing; imports neither torch nor Ray."""
+    """The facts that a family tells of its examples, or None where it tells none; imports neither torch nor Ray."""
     return importlib.import_module(FAMILY_FACTS[name]) if name in FAMILY_FACTS else None
 
 

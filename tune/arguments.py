@@ -85,12 +85,12 @@ def absolute_spec(spec: str) -> str:
 
 
 def own_name(file: str) -> str:
-    """Of a task or a space, for the name of a sweep: what a name may not hold is left out."""
+    """The short name of a task or a space, for a sweep's name: what that may not hold is left out."""
     return re.sub(r"[^\w+=-]", "", Path(file).name.split(".")[0]) or "sweep"
 
 
 def gpu_share(text: str) -> float:
-    """What one trial gets of a GPU; a whole one for `auto`, which is measured later. SweepError for anything else."""
+    """The share of a GPU that a trial gets; a whole one for `auto`, measured later. SweepError for anything else."""
     try:
         share = 1.0 if text == "auto" else float(text)
     except ValueError:

@@ -69,7 +69,7 @@ class SweepRun:
 
     @property
     def words(self) -> TaskWords:
-        """What the task calls its examples and their groups."""
+        """The words in which the task calls its examples and their groups."""
         return task_words(self.task)
 
     @property

@@ -72,7 +72,7 @@ class Averaging:
 
 
 def copied(weights: Tensors) -> Tensors:
-    """The same in memory of their own."""
+    """Copies of weights in memory of their own."""
     return [values.detach().clone() for values in weights]
 
 

@@ -32,7 +32,7 @@ def loss_function(name: str, delta: float) -> Loss:
 
 
 def _cross_entropy(outputs: Tensor, goals: Tensor) -> Tensor:
-    """Of logits of 1 against 0 or 1, or of logits of several classes, on the last axis, against numbers of classes."""
+    """The loss of logits against 0 or 1, or of those of several classes, on the last axis, against numbers."""
     if outputs.ndim == goals.ndim:
         return nn.functional.binary_cross_entropy_with_logits(outputs, goals, reduction="none")
     return nn.functional.cross_entropy(outputs.movedim(-1, 1), goals.long(), reduction="none", ignore_index=-1)

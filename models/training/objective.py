@@ -25,11 +25,11 @@ class TargetTransform(Protocol):
         ...
 
     def goals(self) -> np.ndarray:
-        """What output plus offset is to be, a row each, float64; NaN where a row's target is not to be seen."""
+        """The goal of output plus offset, a row each, float64; NaN where a row's target is not to be seen."""
         ...
 
     def offset(self) -> np.ndarray:
-        """What is added to an output before it is judged, in the shape of outputs."""
+        """The offset that is added to an output before it is judged, in the shape of outputs."""
         ...
 
     def predictions(self, outputs: np.ndarray, which: np.ndarray) -> np.ndarray:
@@ -41,7 +41,7 @@ class TargetTransform(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What `refitted` changes, as tensors and plain values."""
+        """The state that `refitted` changes, as tensors and plain values."""
         ...
 
     def restored(self, state: dict[str, Any]) -> TargetTransform:
@@ -108,7 +108,7 @@ class Objective:
         return self.goals[rows], self.offset[rows]
 
     def loss_value(self, outputs: np.ndarray, which: np.ndarray) -> float:
-        """The same as a number, of outputs of shape (n, ...)."""
+        """The mean loss as a number, of outputs of shape (n, ...)."""
         return float(self.loss(torch.from_numpy(outputs).float().to(self.device), which))
 
     def predictions(self, outputs: np.ndarray, which: np.ndarray) -> np.ndarray:

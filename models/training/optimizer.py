@@ -40,7 +40,7 @@ def flattened(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, Tensor]:
 
 
 def twin(network: nn.Module) -> nn.Module:
-    """The same network with weights of its own; a plain copy would share what `flattened` made."""
+    """A copy of a network with weights of its own; a plain copy would share what `flattened` made."""
     copied_network = copy.deepcopy(network)
     for parameter in copied_network.parameters():
         parameter.data = parameter.data.clone()

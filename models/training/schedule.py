@@ -13,7 +13,7 @@ _RISE, _FIRST, _LAST = 0.3, 1 / 25, 1 / 250_000
 
 
 def learning_rate(config: GradientConfig, step: int, n_steps: int, halvings: int = 0) -> float:
-    """Of one step.
+    """The learning rate of one step.
 
     Args:
         config: of the run.

@@ -31,10 +31,10 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class Trainable(Protocol):
-    """What the loop asks of a network (a `torch.nn.Module`)."""
+    """A network (a `torch.nn.Module`) as the loop needs it."""
 
     def __call__(self, batch: Any, mix: Mix | None = None) -> Tensor:
-        """What it says of each row, shape (n, ...)."""
+        """The outputs for the rows of a batch, shape (n, ...)."""
         ...
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:

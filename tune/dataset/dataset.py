@@ -227,7 +227,7 @@ def _start_baseline(task: Task, space: SearchSpace, inputs: FamilyRows, trial_fo
 
 
 def one_group_note(task: Task) -> str:
-    """What a reader must know where validation is drawn row by row."""
+    """A sentence for readers of results where validation is drawn row by row."""
     return (
         f"All training rows of a fold have one {task.groups}: validation is drawn row by row, so that near-duplicates "
         "of training rows can be in it and flatter what is chosen by it. Name groups of rows that belong together."
@@ -235,7 +235,7 @@ def one_group_note(task: Task) -> str:
 
 
 def untrained(space: SearchSpace, kind: Kind) -> dict[str, Any]:
-    """What every result is compared with: `model` and its config."""
+    """The baseline that every result is compared with: `model` and its config."""
     model = open_model(space.model)
     return open_family(model.family).baseline(model, space.parameters, kind)
 

@@ -25,7 +25,7 @@ class TrialFold:
     test: np.ndarray
 
     def part(self, task: Task) -> TrainingPart:
-        """What a model may see: not even which rows are tested."""
+        """The part of the fold that a model may see: not even which rows are tested."""
         return TrainingPart(
             self.targets,
             self.train,

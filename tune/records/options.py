@@ -67,11 +67,11 @@ class Options(BaseModel):
 
     @property
     def all_batches(self) -> list[Batch]:
-        """What `--extend` has added, and before it what the sweep began with."""
+        """The trials that the sweep began with, and those that each `--extend` has added."""
         return self.batches or [Batch(num_samples=self.num_samples, space=self.space)]
 
     def copies(self) -> Copies | None:
-        """What `--tta` asks for: None, `auto`, or a number of copies that is always used."""
+        """The copies that `--tta` asks for: None, some if validation gains by them, or a number used always."""
         if self.tta == "none":
             return None
         return Copies(AUTO_COPIES, True) if self.tta == "auto" else Copies(int(self.tta), False)

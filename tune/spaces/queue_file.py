@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?!(?:seed_\d+|ensemble|reference)$)[A-Za-z0-9_-][A-Za-z0-9
 
 
 class Gate(BaseModel):
-    """What the first seed of an experiment must reach, on validation: the mean over folds of the task's metric.
+    """The score that an experiment's first seed must reach on validation: the mean over folds of the task's metric.
 
     Attributes:
         continue_below: the other seeds are trained only if it is better than this; better is lower for an MAE and

@@ -15,7 +15,7 @@ KINDS = ("choice", "uniform", "loguniform", "int", "logint")
 
 @dataclass(frozen=True)
 class Range:
-    """What a field is searched in.
+    """A range of values that a field is searched in.
 
     Attributes:
         kind: one of `KINDS`.

@@ -88,7 +88,7 @@ class SearchSpace(BaseModel):
 
     @property
     def needs(self) -> Any:
-        """What trials read of a task, as the model's family says it; spaces of equal needs share a dataset."""
+        """The needs of its trials, as the model's family says it; spaces of equal needs share a dataset."""
         model = open_model(self.model)
         return open_family(model.family).needs(model, self.parameters)
 
@@ -219,7 +219,7 @@ def model_file(name: object, space_file: Path) -> str:
 
 
 def field_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
-    """What is wrong with one entry of `parameters`, or None."""
+    """A sentence that says what is wrong with one entry of `parameters`, or None."""
     fields = [name for name in config.model_fields if name != "seed"]
     if field not in fields:
         hint = _NOT_SEARCHED.get(field)
@@ -241,7 +241,7 @@ def field_problem(config: type[ModelConfig], field: str, value: object) -> str |
 
 
 def _value_problem(config: type[ModelConfig], field: str, value: object) -> str | None:
-    """What is wrong with one value of a field, or None."""
+    """A sentence that says what is wrong with one value of a field, or None."""
     info = config.model_fields[field]
     if isinstance(value, bool) and bool not in (
         info.annotation,

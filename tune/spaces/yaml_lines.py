@@ -8,7 +8,7 @@ import yaml
 
 
 def parsed(text: str) -> tuple[Any, yaml.Node | None]:
-    """What a YAML document says, and its tree, which knows the lines.
+    """The content of a YAML document, and its tree, which knows the lines.
 
     Raises:
         YAMLError: it is none.

@@ -107,7 +107,7 @@ def model_file(outcome: Outcome) -> bytes:
 
 
 def _labelled(dataset: Dataset, rows: np.ndarray, arrays: dict[str, np.ndarray], part: str) -> Labelled:
-    """What a trial has left of a part, beside the labels of its rows."""
+    """A part's labels beside the predictions that a trial has left."""
     return Labelled(
         [dataset.ids[row] for row in rows],
         [dataset.group_names[row] or "unknown" for row in rows],

@@ -38,7 +38,7 @@ Pair = tuple[str, dict[str, Any], dict[str, Any]]  # what is tried, and fields o
 
 
 def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
-    """What to try of a space: every field that it searches, or sets to another value than the default.
+    """The pairs of configs that show the levers of a space: every field that it searches or sets off the default.
 
     Args:
         space: to be swept.
@@ -64,7 +64,7 @@ def lever_pairs(space: SearchSpace, seeds: int) -> list[Pair]:
 
 
 def change_pairs(space: SearchSpace, base: SearchSpace, change: Iterable[str]) -> list[Pair]:
-    """What to try of an experiment: each field that it changes, with the baseline's value against its own.
+    """The pairs of configs that show an experiment's levers: each field that it changes, in the baseline and in it.
 
     Args:
         space: of the experiment, without a range.
@@ -207,7 +207,7 @@ def _names(file: Path) -> Iterator[str]:
 
 
 def _put_back(config: type[ModelConfig], fields: dict[str, Any], field: str, value: Any) -> dict[str, Any] | None:
-    """The same with another value of a field, without what goes only with the old one; None where no config is so."""
+    """Fields with another value of one, and without what goes only with its old value; None where no config is so."""
     useless = {
         name for name, (condition, values) in config.only_with.items() if condition == field and value not in values
     }

@@ -35,7 +35,7 @@ USABLE = 0.95  # of a GPU's memory
 
 @dataclass(frozen=True)
 class Probe:
-    """What the most demanding trial of one kind takes.
+    """The GPU memory that the most demanding trial of one kind takes.
 
     Attributes:
         config: that was tried.
@@ -74,7 +74,7 @@ def share(probes: list[Probe]) -> float:
 
 
 def most_demanding(space: SearchSpace) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Of each kind of trial, told apart by the model's costly fields, a config with the largest batches."""
+    """A config with the largest batches for each kind of trial; the model's costly fields tell the kinds apart."""
     by_kind: dict[tuple[str, ...], dict[str, Any]] = {}
     for config in combinations(space):
         kind = _costly(space, config)

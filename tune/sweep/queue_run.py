@@ -61,7 +61,7 @@ def run_queue(queue: Queue, options: Options, *, address: str | None = None) -> 
 
 
 def queue_for_task(queue: Queue, task: Task) -> Queue:
-    """The same queue with each space as the task's kind wants it.
+    """A queue whose spaces are as the task's kind wants them.
 
     Raises:
         SpaceError: an experiment that does not go with the task, or changes nothing there.
@@ -114,7 +114,7 @@ def _run(queue: Queue, options: Options, task: Task, rows: TaskRows, top: Folder
 
 @dataclass
 class _Datasets:
-    """What experiments train on, one at a time, for each is large; experiments with the same graphs share it."""
+    """The datasets of experiments, one at a time, for each is large; experiments with the same graphs share one."""
 
     task: Task
     rows: TaskRows

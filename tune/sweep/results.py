@@ -187,7 +187,7 @@ def _by_chance(dataset: Dataset, space: SearchSpace, configs: dict[int, dict[str
 
 
 def cost(options: Options, outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """What all trainings took together: how many, their epochs, and hours of the cores and GPUs they held."""
+    """The cost of all trainings together: how many, their epochs, and hours of the cores and GPUs they held."""
     hours = sum(_seconds(outcome) for outcome in outcomes) / 3600
     return {
         "trainings": len(outcomes),

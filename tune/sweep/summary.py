@@ -115,7 +115,7 @@ def _table_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _trust(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of each row of the main table, which of its predictions are not trusted."""
+    """A sentence for each row of the main table that says which of its predictions are not trusted."""
     group_name = task_words(results["task"]).group
     untrusted = results["options"].get("untrusted", "keep")
     sentences = [

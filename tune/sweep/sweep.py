@@ -178,7 +178,7 @@ def merge_values(options: Options, batches: list[Batch], dataset: Dataset) -> tu
 
 
 def _largest_fold(options: Options, space: SearchSpace, dataset: Dataset) -> int:
-    """Of the folds that are searched, or else trained on: what its training part cannot tell apart none can."""
+    """The largest fold of those searched, or else trained on: what its training part cannot tell apart none can."""
     folds = options.search_folds if space.searched else options.folds
     return max(folds, key=lambda fold: len(dataset.splits[fold].train))
 

@@ -121,7 +121,7 @@ def run_experiment(
 
 
 def _in_a_sentence(traceback_text: str, title: str) -> Exception:
-    """What has ended an experiment: of what scheduler and callbacks raise, Ray keeps the traceback's text alone."""
+    """The error that ended an experiment: of what callbacks raise, Ray keeps the traceback's text alone."""
     _, ours, why = traceback_text.rpartition("StorageError: ")
     if ours:
         return StorageError(why.strip())
@@ -164,7 +164,7 @@ class _EndForWantOfStorage(ray.tune.Callback):
 
 
 class _CountRestarts(ray.tune.Callback):
-    """What a restart costs of the `MAX_FAILURES`.
+    """Counts what a restart costs of the `MAX_FAILURES`.
 
     Of a trial that was told to end, and saved, nothing: machines that are taken back may be many. Of one that its own
     model has ended, and no machine, all but this one.
@@ -228,7 +228,7 @@ def run_until_read(
 
 
 def trial_id(result: ray.tune.Result) -> str:
-    """Of the trial that a result is of."""
+    """The id of the trial that a result belongs to."""
     return result.path.rstrip("/").rsplit("trial_", 1)[-1]
 
 

@@ -116,7 +116,7 @@ def _heed_sigterm() -> None:
 
 
 def load_paused(folder: str, after_epoch: int) -> dict[str, Any] | None:
-    """What was saved in a trial's folder; None where it is older than what Ray was told, or too much newer.
+    """The state that was saved in a trial's folder; None where it is older than Ray's last report, or too much newer.
 
     Ray must be told of every epoch, so at most one that it does not know can lie in between.
 
@@ -133,7 +133,7 @@ def load_paused(folder: str, after_epoch: int) -> dict[str, Any] | None:
 
 
 def read_state(filesystem: fs.FileSystem, file: str) -> dict[str, Any] | None:
-    """What a run has saved of itself in a file, on the CPU; None where that is gone or damaged."""
+    """The state of a run in a file, its tensors on the CPU; None where the file is gone or damaged."""
     try:
         return torch.load(io.BytesIO(read_whole(filesystem, file)), map_location="cpu", weights_only=True)
     except StorageError:  # the store is away, and what it holds may well be whole

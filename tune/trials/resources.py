@@ -12,7 +12,7 @@ from data.machine.ray_internals import most_resources
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial may use, and how many run at once (None: as many as fit)."""
+    """The resources that one trial may use, and how many trials run at once (None: as many as fit)."""
 
     cpus_per_trial: int
     gpus_per_trial: float
@@ -23,7 +23,7 @@ class Resources:
         return self._fitting(ray.cluster_resources())
 
     def most_slots(self) -> int:
-        """The same of the cluster with all nodes that its autoscaler may add."""
+        """Trials that run at once on the cluster with all nodes that its autoscaler may add."""
         return max(self.slots(), self._fitting(most_resources()))
 
     def _fitting(self, resources: Mapping[str, float]) -> int:

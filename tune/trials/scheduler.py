@@ -124,7 +124,7 @@ class ResumableASHA(ASHAScheduler):
 
 
 def kept_values(config: Mapping[str, Any], history: Sequence[Mapping[str, Any]], mode: str) -> Reported:
-    """What Ray was told after each epoch of a history: the metric of the epoch that was kept by then."""
+    """The metric that Ray was told after each epoch of a history: that of the epoch kept by then."""
     values = [epoch["val_metric"] for epoch in history]
     if config.get("keep") != "last":
         values = list(accumulate(values, min if mode == "min" else max))

@@ -252,7 +252,7 @@ def train_chosen(
 
 
 def validation_targets(dataset: Dataset) -> dict[int, np.ndarray]:
-    """Of every fold's validation rows, as its trials see them and in their order."""
+    """The targets of every fold's validation rows, as its trials see them and in their order."""
     folds: dict[int, TrialFold] = {fold: ray.get(part) for fold, part in dataset.trial_folds.items()}
     return {fold: part.targets[part.val] for fold, part in folds.items()}
 

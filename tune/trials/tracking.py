@@ -191,7 +191,7 @@ class Tracking(Callback):
 
 
 def _state(trial: Trial) -> dict[str, Any] | None:
-    """What a trial's newest checkpoint says; None where it has none that is whole."""
+    """The state in a trial's newest whole checkpoint; None where it has none."""
     return saved_state(trial.checkpoint) if trial.checkpoint else None
 
 

@@ -39,7 +39,7 @@ PREDICTIONS_FILE = "predictions.npz"  # of the test and the validation rows, in 
 
 @dataclass(frozen=True)
 class TrialTask:
-    """What a trial must know of its task.
+    """The facts of its task, and of the machine, that a trial must know.
 
     Attributes:
         task: its facts.
@@ -122,7 +122,7 @@ def is_gone(checkpoint: ray.tune.Checkpoint | None) -> bool:
 
 
 def saved_state(checkpoint: ray.tune.Checkpoint) -> dict[str, Any] | None:
-    """What a checkpoint says; where it is gone or damaged the newest other one of its trial, or None if all are.
+    """The state in a checkpoint, or in the newest whole one of its trial where it is gone or damaged; None if all are.
 
     Ray keeps the last two checkpoints, and a record of the trial that may be a second old: after a kill the record can
     name one that has been deleted since.
