@@ -36,10 +36,10 @@ def _folder() -> Path | None:
         folders.append(default_cache() / "kernels")
     for folder in folders:
         with suppress(OSError):
-            of_this_code = folder / f"compiled-{_hash}"
-            of_this_code.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=of_this_code).close()
-            return of_this_code
+            code_folder = folder / f"compiled-{_hash}"
+            code_folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=code_folder).close()
+            return code_folder
     logging.getLogger(__name__).warning(
         "Neither %s can be written to: every process compiles the kernels for itself, which takes half a minute. Set "
         "MATSWEEP_CACHE to a folder that is yours to write to",

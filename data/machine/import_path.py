@@ -28,9 +28,9 @@ def own_first() -> None:
         sys.exit(f"umask {mask:03o} has you make files that you cannot use. Give `umask 022` before")
     if sys.flags.optimize > 1:
         sys.exit("Ray does not run without docstrings: unset PYTHONOPTIMIZE, or leave out -OO")
-    here = sys.path[1:] if sys.flags.safe_path else sys.path[2:]
-    given = _given()
-    sys.path[:] = _in_order([folder for folder in here if folder not in given], given)
+    python_folders = sys.path[1:] if sys.flags.safe_path else sys.path[2:]
+    user_folders = _given()
+    sys.path[:] = _in_order([folder for folder in python_folders if folder not in user_folders], user_folders)
     _keep_fonts_in_the_cache()
 
 
@@ -45,10 +45,10 @@ def environment_of_workers() -> dict[str, str]:
 
     program = "import sys; print('\\n'.join(sys.path))"
     run = subprocess.run([sys.executable, "-E", "-P", "-c", program], capture_output=True, text=True, check=True)
-    given = _given()
+    user_folders = _given()
     return {
-        "PYTHONPATH": os.pathsep.join(_in_order(run.stdout.splitlines(), given)),
-        _GIVEN: os.pathsep.join(given),
+        "PYTHONPATH": os.pathsep.join(_in_order(run.stdout.splitlines(), user_folders)),
+        _GIVEN: os.pathsep.join(user_folders),
     }
 
 
@@ -81,12 +81,12 @@ def _given() -> list[str]:
     return [os.path.abspath(folder) for folder in text.split(os.pathsep) if folder]  # noqa: PTH100
 
 
-def _in_order(python: list[str], given: list[str]) -> list[str]:
+def _in_order(python: list[str], user_folders: list[str]) -> list[str]:
     """Python's own folders, the project's, and those of `PYTHONPATH` that packages are installed in.
 
     The project's comes as late as may be, for there may be other things in it: only before namesakes of ours.
     """
-    folders = [*python, *(folder for folder in given if _has_packages(folder))]
+    folders = [*python, *(folder for folder in user_folders if _has_packages(folder))]
     namesakes = (
         position
         for position, folder in enumerate(folders)

@@ -33,11 +33,11 @@ def interruptible(otherwise: str) -> Iterator[None]:
         yield
         return
     before = {signal_number: signal.getsignal(signal_number) for signal_number in _SIGNALS}
-    received: list[int] = []
+    signals: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as Python calls it
-        if not received:  # a second one would cut the end short, and leave tracebacks and processes
-            received.append(number)
+        if not signals:  # a second one would cut the end short, and leave tracebacks and processes
+            signals.append(number)
             _have_somewhere_to_write()
             limit = threading.Timer(LONGEST_END_S, _end_anyway, (number, otherwise))
             limit.daemon = True
@@ -51,14 +51,14 @@ def interruptible(otherwise: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as problem:
         say(f"interrupted: {' '.join(getattr(problem, '__notes__', [])) or otherwise}")
-        code = 128 + (received or [signal.SIGINT])[0]
+        code = 128 + (signals or [signal.SIGINT])[0]
         if "ray" not in sys.modules:  # whose processes would end with this one
             sys.exit(code)
         from data.machine.ray_session import end
 
         end(code)
     finally:
-        if not received:
+        if not signals:
             for signal_number, handler in before.items():
                 signal.signal(signal_number, handler)
 

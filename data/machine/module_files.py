@@ -31,18 +31,18 @@ def module_files(modules: Iterable[str], leave_out: Collection[str] = (), root: 
     for name in (*modules, *leave_out):
         if _file(name, root) is None:
             raise ModuleNotFoundError(f"no module {name} in {root}", name=name)
-    waiting, seen = list(modules), set(leave_out)
+    queue, names_read = list(modules), set(leave_out)
     files = set()
-    while waiting:
-        name = waiting.pop()
-        if name in seen:
+    while queue:
+        name = queue.pop()
+        if name in names_read:
             continue
-        seen.add(name)
+        names_read.add(name)
         if "." in name:
-            waiting.append(name.rpartition(".")[0])  # Python runs a package's own file first
+            queue.append(name.rpartition(".")[0])  # Python runs a package's own file first
         if file := _file(name, root):
             files.add(file)
-            waiting += imported_modules(file.read_text(encoding="utf-8"))
+            queue += imported_modules(file.read_text(encoding="utf-8"))
     return sorted(files)
 
 

@@ -106,8 +106,8 @@ def _refuse_silence(address: str) -> None:
         place, host, port = place_of(address)
     except (ValueError, OSError) as problem:
         raise ConnectionError(f"--address {address}: {problem}") from problem
-    given = os.environ.get("RAY_ADDRESS")
-    by = f" (of RAY_ADDRESS, {given})" if address == "auto" and given else ""
+    environment_address = os.environ.get("RAY_ADDRESS")
+    by = f" (of RAY_ADDRESS, {environment_address})" if address == "auto" and environment_address else ""
     remedy = f"Start the cluster, correct {'or unset RAY_ADDRESS' if by else 'the address'}, or leave out --address"
     try:
         socket.create_connection((host, port), timeout=_ANSWER_S).close()
@@ -145,8 +145,8 @@ def _have_a_token() -> None:
 def _mind_no_proxy() -> None:
     """Let Ray's processes on this machine speak to one another past a proxy that the user's other programs need."""
     if any(name.lower().endswith("_proxy") for name in os.environ):
-        spared = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (spared, "127.0.0.1", "localhost")))
+        exceptions = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, (exceptions, "127.0.0.1", "localhost")))
 
 
 def _temporary_folder() -> str | None:

@@ -72,12 +72,12 @@ def download(
             # A second time from scratch: what was resumed may have been the start of another file.
             for _ in range(2):
                 _fetch(url, part, attempts, backoff_s, timeout_s)
-                found = _sha256(part)
-                if found == sha256:
+                file_sha256 = _sha256(part)
+                if file_sha256 == sha256:
                     part.replace(destination)
                     return destination
                 part.unlink()
-        raise _failure(url, destination, sha256, f"what the server sends has sha256 {found}, not {sha256}")
+        raise _failure(url, destination, sha256, f"what the server sends has sha256 {file_sha256}, not {sha256}")
     except OSError as error:
         raise _failure(url, destination, sha256, f"it cannot be stored there: {error}") from None
     except _TransientError as error:

@@ -80,7 +80,7 @@ def patiently(failure: str, operation: Callable[[], T]) -> T:
         StorageError: it does not work; one sentence why.
         OSError: any other reason, such as FileNotFoundError.
     """
-    began, wait, told = time.monotonic(), _FIRST_WAIT_S, False
+    start, wait, is_said = time.monotonic(), _FIRST_WAIT_S, False
     patience = 0.0 if _once.get() else PATIENCE_S
     while True:
         try:
@@ -88,12 +88,12 @@ def patiently(failure: str, operation: Callable[[], T]) -> T:
         except StorageError:
             raise
         except OSError as problem:
-            spent = time.monotonic() - began
-            passing = problem.errno in _AWAY or (problem.errno is None and _PASSING.search(str(problem)))
-            if not passing or spent + wait > patience:
+            spent = time.monotonic() - start
+            is_passing = problem.errno in _AWAY or (problem.errno is None and _PASSING.search(str(problem)))
+            if not is_passing or spent + wait > patience:
                 raise _plain(failure, problem, spent) from problem
-            if spent > _TELL_AFTER_S and not told:
-                told = True
+            if spent > _TELL_AFTER_S and not is_said:
+                is_said = True
                 logging.getLogger(__name__).warning("%s yet; trying for another %.0f s", failure, patience - spent)
             time.sleep(wait * random.uniform(0.5, 1))  # not all trials at once
             wait = min(2 * wait, _LONGEST_WAIT_S)
@@ -117,5 +117,5 @@ def _plain(failure: str, problem: OSError, spent_s: float) -> OSError:
     reason = next((reason for pattern, reason in _REASONS.items() if re.search(pattern, text)), None)
     if reason is None:
         return StorageError(f"{failure}: {text}")
-    tried = f" after {spent_s:.0f} s" if _PASSING.search(text) else ""
-    return StorageError(f"{failure}{tried}: {reason}")
+    duration = f" after {spent_s:.0f} s" if _PASSING.search(text) else ""
+    return StorageError(f"{failure}{duration}: {reason}")

@@ -30,16 +30,16 @@ def default_cache() -> Path:
     return _of_this_machine("MATSWEEP_CACHE", os.environ.get("MATSWEEP_CACHE") or "~/.cache/matsweep")
 
 
-def downloads_folder(given: str | None) -> Path:
+def downloads_folder(option: str | None) -> Path:
     """Where datasets are kept.
 
     Args:
-        given: by `--downloads`; None for a folder in the default cache.
+        option: by `--downloads`; None for a folder in the default cache.
 
     Raises:
         StorageError: an address, which as a path would be a folder `./gs:/...` here.
     """
-    return default_cache() / "downloads" if given is None else _of_this_machine("--downloads", given)
+    return default_cache() / "downloads" if option is None else _of_this_machine("--downloads", option)
 
 
 def _of_this_machine(option: str, folder: str) -> Path:

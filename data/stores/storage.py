@@ -137,9 +137,9 @@ class WholeFiles(fs.FileSystemHandler):
 
         self._tried("delete", path, once)
 
-    def _tried(self, what: str, path: str, operation: Callable[[], T]) -> T:
+    def _tried(self, action: str, path: str, operation: Callable[[], T]) -> T:
         scheme = {"local": "", "gcs": "gs://"}.get(self.plain.type_name, f"{self.plain.type_name}://")
-        return patiently(f"cannot {what} {scheme}{path}", operation)
+        return patiently(f"cannot {action} {scheme}{path}", operation)
 
 
 def open_folder(address: str | Path) -> tuple[fs.FileSystem, str]:
@@ -234,8 +234,8 @@ def read_whole(filesystem: fs.FileSystem, path: str) -> bytes:
 
 def file_names(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """Names of the files right in a folder, sorted; none if there is no such folder."""
-    found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return sorted(info.base_name for info in found if info.type == fs.FileType.File)
+    entries = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    return sorted(info.base_name for info in entries if info.type == fs.FileType.File)
 
 
 class _Output:

@@ -130,9 +130,9 @@ def _members(runs: list[SweepRun]) -> tuple[list[Member], list[str]]:
             )
     members = [contribution(run) for run in runs]
     names = [f"{run.results['sweep']}/{member.name}" for run, member in zip(runs, members, strict=True)]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise RunError(f"{', '.join(repeated)} is given more than once")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise RunError(f"{', '.join(duplicates)} is given more than once")
     return members, names
 
 
@@ -168,7 +168,7 @@ def _aligned(runs: list[SweepRun], members: list[Member], on: On) -> Aligned:
         by_key = [table.set_index(["fold", "id"]).loc[keys] for table in tables]
         y_true = by_key[0]["y_true"].to_numpy()
         return rows, y_true, np.stack([table["y_pred"].to_numpy() for table in by_key]), trust
-    arrays = [_arrays(*of_run, on, keys) for of_run in zip(runs, members, tables, strict=True)]
+    arrays = [_arrays(*run_parts, on, keys) for run_parts in zip(runs, members, tables, strict=True)]
     return rows, arrays[0][0], np.stack([y_pred for _, y_pred in arrays]), trust
 
 
@@ -189,9 +189,9 @@ def _averaged(
     trust: np.ndarray | None,
     weights: dict[int, np.ndarray],
 ) -> AveragedPart:
-    of_rows = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
-    of_rows = of_rows.reshape(*of_rows.shape, *[1] * (predicted.ndim - 2))
-    return AveragedPart(rows, y_true, predicted, (of_rows * predicted).sum(axis=0), trust)
+    row_weights = np.stack([weights[fold] for fold in rows["fold"]], axis=1)
+    row_weights = row_weights.reshape(*row_weights.shape, *[1] * (predicted.ndim - 2))
+    return AveragedPart(rows, y_true, predicted, (row_weights * predicted).sum(axis=0), trust)
 
 
 def labelled_by_fold(part: AveragedPart) -> dict[int, Labelled]:
@@ -212,7 +212,7 @@ def labelled_by_fold(part: AveragedPart) -> dict[int, Labelled]:
 
 def tables(part: AveragedPart, run: SweepRun) -> dict[int, pd.DataFrame]:
     """By fold the table of the mean, as the metric of a run has it."""
-    return {fold: of_fold.table(metric_of_fold(run, fold)) for fold, of_fold in labelled_by_fold(part).items()}
+    return {fold: rows.table(metric_of_fold(run, fold)) for fold, rows in labelled_by_fold(part).items()}
 
 
 def scores(part: AveragedPart, predicted: np.ndarray, run: SweepRun) -> dict[str, Any]:
@@ -250,12 +250,12 @@ def average_results(name: str, runs: list[SweepRun], mean: Average, weights: Ave
         "chosen": [
             {
                 "fold": fold,
-                "config": {f"weight of {name}": float(w) for name, w in zip(mean.names, of_fold, strict=True)},
+                "config": {f"weight of {name}": float(w) for name, w in zip(mean.names, fold_weights, strict=True)},
             }
-            for fold, of_fold in mean.weights.items()
+            for fold, fold_weights in mean.weights.items()
         ],
         "trials": [],
-        "cost": {what: sum(spent[what] for spent in costs) for what in first.results["cost"]},
+        "cost": {quantity: sum(spent[quantity] for spent in costs) for quantity in first.results["cost"]},
         "inert": [],
         "ensemble": {
             "title": title,
@@ -291,11 +291,11 @@ def _notes(runs: list[SweepRun], mean: Average, weights: AverageWeights) -> list
     notes = list(dict.fromkeys(note for run in runs for note in run.results["notes"]))
     if mean.validation is None:
         notes.append(f"No predictions of the validation parts: {mean.why_no_validation}.")
-    flattered = [name for run, name in zip(runs, mean.names, strict=True) if chose_by_validation(run)]
-    if weights == "validation" and len(flattered) in range(1, len(runs)):
+    flattered_names = [name for run, name in zip(runs, mean.names, strict=True) if chose_by_validation(run)]
+    if weights == "validation" and len(flattered_names) in range(1, len(runs)):
         notes.append(
-            f"The epoch or the config of {', '.join(flattered)} was chosen on the validation parts, that of the others "
-            "was not: the weights flatter it."
+            f"The epoch or the config of {', '.join(flattered_names)} was chosen on the validation parts, that of the "
+            "others was not: the weights flatter it."
         )
     return notes
 
@@ -325,8 +325,8 @@ def average_markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {entry['member']} | {' | '.join(cells)} |")
     lines += ["", "| weight | " + " | ".join(f"fold {fold}" for fold in folds) + " |", "|---" * (len(folds) + 1) + "|"]
     for member in results["members"]:
-        own = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
-        lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in own) + " |")
+        fold_weights = [entry["config"][f"weight of {member['member']}"] for entry in results["chosen"]]
+        lines.append(f"| {member['member']} | " + " | ".join(f"{weight:.3f}" for weight in fold_weights) + " |")
     if sentence := trust_sentence(results["ensemble"], metric, task_words(task).group):
         lines += ["", f"Of the mean {sentence}."]
     record = results["record"]
@@ -338,14 +338,14 @@ def write_average(folder: Folder, runs: list[SweepRun], mean: Average, results: 
     """Write the run; results.json last, for it says that the rest is there."""
     # Readers of a sweep expect the untrained model beside what is judged; that of the first run.
     first = runs[0]
-    untrained = load_sweep(f"{first.address}/reference").members["reference"]
+    reference = load_sweep(f"{first.address}/reference").members["reference"]
     part_of: dict[On, AveragedPart | None] = {"test": mean.test, "validation": mean.validation}
     for on, part in part_of.items():
-        for fold, labelled in labelled_by_fold(part).items() if part is not None else ():
-            labelled.write(folder, "ensemble", on, fold, metric_of_fold(first, fold), first.words.group)
-    table_of: dict[On, pd.DataFrame | None] = {"test": untrained.test, "validation": untrained.validation}
+        for fold, rows in labelled_by_fold(part).items() if part is not None else ():
+            rows.write(folder, "ensemble", on, fold, metric_of_fold(first, fold), first.words.group)
+    table_of: dict[On, pd.DataFrame | None] = {"test": reference.test, "validation": reference.validation}
     for on, table in table_of.items():
         for fold in sorted(set(table["fold"])) if table is not None else ():
-            copy_predictions(first, untrained, on, fold, folder)
+            copy_predictions(first, reference, on, fold, folder)
     folder.write("RESULTS.md", average_markdown(results))
     folder.write_json("results.json", results)

@@ -76,7 +76,7 @@ def compare(a: SweepRun, b: SweepRun, noise: SweepRun | None = None, on: On = "t
     refuse_different(a, b)
     tables = {run: [predictions(run, member, on) for member in compared_members(run)] for run in (a, b)}
     paired = paired_predictions(tables[a], tables[b], a.metric)
-    sizes = {run: len(of_run[0]) for run, of_run in tables.items()}
+    sizes = {run: len(run_tables[0]) for run, run_tables in tables.items()}
     warnings = [*_part_warnings(paired, sizes, on), *_noise_warnings(a, b, noise), *_weights_warnings(a, b, on)]
     a_minus_b = difference(paired, a.metric)
     band = _noise(a, b, noise, paired, on)
@@ -95,12 +95,12 @@ def _part_warnings(paired: PairedPredictions, sizes: dict[SweepRun, int], on: On
             f"These are test {words.examples}: report with this page, and do not choose by it. To choose a "
             "configuration by it is to choose on test data; choose with --on validation."
         )
-    more = {run.name: n - len(paired.rows) for run, n in sizes.items() if n > len(paired.rows)}
-    if more:
+    surplus = {run.name: n - len(paired.rows) for run, n in sizes.items() if n > len(paired.rows)}
+    if surplus:
         folds = sorted(int(fold) for fold in paired.rows["fold"].unique())
         warnings.append(
             f"The runs agree only partly in their {on} parts: {len(paired.rows)} ids of fold(s) {folds} are compared; "
-            f"{', '.join(f'{name} has {n} more' for name, n in more.items())}."
+            f"{', '.join(f'{name} has {n} more' for name, n in surplus.items())}."
         )
     return warnings
 
@@ -112,11 +112,11 @@ def _noise_warnings(a: SweepRun, b: SweepRun, noise: SweepRun | None) -> list[st
         warnings.append("The seed noise is that of one training; an ensemble's own is smaller.")
     if noise is None:
         return warnings
-    trained = _trained(noise)
-    if others := [run.name for run in (a, b) if by_chance(run) and _trained(run) != trained]:
+    noise_training = _trained(noise)
+    if other_runs := [run.name for run in (a, b) if by_chance(run) and _trained(run) != noise_training]:
         warnings.append(
-            f"--noise {noise.name} is of {trained}; {' and '.join(others)} trained otherwise, and seeds may do more or "
-            "less to that."
+            f"--noise {noise.name} is of {noise_training}; {' and '.join(other_runs)} trained otherwise, and seeds "
+            "may do more or less to that."
         )
     return warnings
 
@@ -134,15 +134,15 @@ def _weights_warnings(a: SweepRun, b: SweepRun, on: On) -> list[str]:
 
 def _noise(a: SweepRun, b: SweepRun, noise: SweepRun | None, paired: PairedPredictions, on: On) -> Noise | None:
     """What the seed alone does to the difference of two runs; None where nothing tells."""
-    other = None if noise is None else _noise_scores(noise, a, paired, on)
+    noise_scores = None if noise is None else _noise_scores(noise, a, paired, on)
     if _share_seeds(a, b):
         # Another seed would move an ensemble and its members together: what it leaves of their difference is small.
         return Noise(0.0, "both sides having the same seeds: none")
-    of_a, of_b = (
+    scores_a, scores_b = (
         fold_scores(paired.rows, predicted, a.metric).mean(axis=1) if by_chance(run) else np.empty(0)
         for run, predicted in ((a, paired.a), (b, paired.b))
     )
-    return seed_noise(of_a, of_b, other)
+    return seed_noise(scores_a, scores_b, noise_scores)
 
 
 def _share_seeds(a: SweepRun, b: SweepRun) -> bool:
@@ -170,11 +170,13 @@ def _noise_scores(noise: SweepRun, a: SweepRun, paired: PairedPredictions, on: O
         raise RunError(f"--noise {noise.name}: it has one seed, at least two are needed (run_sweep.py --seeds)")
     tables = [predictions(noise, member, on) for member in members]
     common = tables[0].merge(paired.rows[["fold", "id"]], on=["fold", "id"])
-    own = paired_predictions(tables, [common], a.metric)
-    lacking = sorted({int(fold) for fold in paired.rows["fold"]} - {int(fold) for fold in own.rows["fold"]})
-    if lacking:
-        raise RunError(f"--noise {noise.name}: it has none of the compared ids of fold(s) {lacking}")
-    return fold_scores(own.rows, own.a, a.metric).mean(axis=1)
+    common_pairs = paired_predictions(tables, [common], a.metric)
+    missing_folds = sorted(
+        {int(fold) for fold in paired.rows["fold"]} - {int(fold) for fold in common_pairs.rows["fold"]}
+    )
+    if missing_folds:
+        raise RunError(f"--noise {noise.name}: it has none of the compared ids of fold(s) {missing_folds}")
+    return fold_scores(common_pairs.rows, common_pairs.a, a.metric).mean(axis=1)
 
 
 def differences(comparison: Comparison) -> pd.DataFrame:

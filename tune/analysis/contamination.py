@@ -116,8 +116,10 @@ def role_of(entry: Entry) -> str:
     """What an entry is to a question of pretraining."""
     if entry.origin != "run":
         return entry.origin
-    pretrained = OVERLAP_FLAG in entry.flags or (entry.run is not None and weights_of(entry.run) not in ("", "random"))
-    return "pretrained" if pretrained else "from scratch"
+    is_pretrained = OVERLAP_FLAG in entry.flags or (
+        entry.run is not None and weights_of(entry.run) not in ("", "random")
+    )
+    return "pretrained" if is_pretrained else "from scratch"
 
 
 def exposure_markdown(exposure: Exposure, digits: int) -> str:
@@ -162,10 +164,10 @@ def _text(estimate: Estimate | None, digits: int, sign: str = "") -> str:
 def exposure_sentence(exposure: Exposure, digits: int) -> str:
     """What the split says of the best pretrained entry."""
     examples = exposure.ranking.words.examples
-    pretrained = [line for line in exposure.lines if line.role in ("pretrained", "zero-shot")]
-    if not pretrained:
+    pretrained_lines = [line for line in exposure.lines if line.role in ("pretrained", "zero-shot")]
+    if not pretrained_lines:
         return "No model here was pretrained on what this task comes from."
-    line = pretrained[0]
+    line = pretrained_lines[0]
     better = "better" if line.advantage.value >= 0 else "worse"
     text = f"{line.name} is {better} on seen {examples} by {abs(line.advantage.value):.{digits}f}"
     if line.beyond_control is None:
@@ -194,14 +196,14 @@ def _split(ranking: Ranking, seen: Seen) -> Exposure:
 
 
 def _exposure(ranking: Ranking, seen: Seen) -> Exposure:
-    listed, equal = seen_ids(ranking, seen)
+    listed_ids, equal = seen_ids(ranking, seen)
     entries = [place.entry for place in ranking.places if place.rank is not None]
     control = _control(entries)
     # Of all the peers, that alone which the others are held against.
     entries = [entry for entry in entries if entry.origin != "peer" or entry is control]
     metric = ranking.metric
     paired = paired_predictions([entry.table for entry in entries], [], metric)
-    was_seen = paired.rows["id"].isin(listed | equal).to_numpy()
+    was_seen = paired.rows["id"].isin(listed_ids | equal).to_numpy()
     sides = [(paired.rows[mask].reset_index(drop=True), paired.a[:, mask]) for mask in (was_seen, ~was_seen)]
     _refuse_few(ranking, [rows for rows, _ in sides])
     values, resampled = [], []
@@ -209,11 +211,13 @@ def _exposure(ranking: Ranking, seen: Seen) -> Exposure:
     for seed, (rows, predicted) in enumerate(sides):
         values.append(fold_scores(rows, predicted, metric).mean(axis=1))
         resampled.append(resampled_scores(rows, list(predicted[:, None]), metric, n_resamples, seed))
-    of_control = None if control is None else entries.index(control)
-    lines = _lines(entries, of_control, values, resampled, 1.0 if metric.mode == "min" else -1.0)
+    control_position = None if control is None else entries.index(control)
+    lines = _lines(entries, control_position, values, resampled, 1.0 if metric.mode == "min" else -1.0)
     name, n_unseen = "" if control is None else control.name, int((~was_seen).sum())
     opened = _opened(ranking, seen)
-    return Exposure(ranking, seen.source, len(listed), len(equal), n_unseen, seen.n_unreadable, opened, name, lines, "")
+    return Exposure(
+        ranking, seen.source, len(listed_ids), len(equal), n_unseen, seen.n_unreadable, opened, name, lines, ""
+    )
 
 
 def _opened(ranking: Ranking, seen: Seen) -> str:
@@ -234,7 +238,7 @@ def _refuse_few(ranking: Ranking, sides: list[pd.DataFrame]) -> None:
 
 def _lines(
     entries: Sequence[Entry],
-    of_control: int | None,
+    control_position: int | None,
     values: list[np.ndarray],
     resampled: list[np.ndarray],
     sign: float,
@@ -243,20 +247,20 @@ def _lines(
 
     Args:
         entries: of a ranking.
-        of_control: position of the control among them, or None.
+        control_position: position of the control among them, or None.
         values: metric of each entry on the seen and on the unseen rows, shape (entries,).
         resampled: the same of resamples, shape (resamples, entries).
         sign: 1 where a lower metric is better, else -1.
     """
-    advantage, of_resamples = (sign * (on_unseen - on_seen) for on_seen, on_unseen in (values, resampled))
+    advantage, resampled_advantage = (sign * (on_unseen - on_seen) for on_seen, on_unseen in (values, resampled))
     lines = []
     for k, entry in enumerate(entries):
         beyond = None
-        if of_control is not None and k != of_control:
-            differences = of_resamples[:, k] - of_resamples[:, of_control]
-            beyond = Estimate(float(advantage[k] - advantage[of_control]), *interval(differences))
+        if control_position is not None and k != control_position:
+            differences = resampled_advantage[:, k] - resampled_advantage[:, control_position]
+            beyond = Estimate(float(advantage[k] - advantage[control_position]), *interval(differences))
         on_seen, on_unseen = (Estimate(float(values[side][k]), *interval(resampled[side][:, k])) for side in (0, 1))
-        gain = Estimate(float(advantage[k]), *interval(of_resamples[:, k]))
+        gain = Estimate(float(advantage[k]), *interval(resampled_advantage[:, k]))
         lines.append(Line(entry.name, role_of(entry), on_seen, on_unseen, gain, beyond))
     return lines
 

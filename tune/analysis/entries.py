@@ -89,15 +89,15 @@ def run_entries(runs: Sequence[SweepRun]) -> list[Entry]:
         entries.append(Entry(run.name, "run", member.test, member.name, n_seeds, flags, run, by_chance(run)))
         if is_zero_shot(run) and "reference" in run.members:
             references.setdefault(_fingerprint(run.members["reference"].test), []).append(run)
-    entered = {entry.run for entry in entries if entry.member == "reference"}
+    runs_with_reference = {entry.run for entry in entries if entry.member == "reference"}
     largest: list[frozenset[tuple[int, str]]] = []
     names: set[str] = set()
     for folds in sorted(references, key=len, reverse=True):
-        if any(folds <= more for more in largest):  # the same network on fewer folds
+        if any(folds <= larger for larger in largest):  # the same network on fewer folds
             continue
         largest.append(folds)
         same = references[folds]
-        if any(run in entered for run in same):
+        if any(run in runs_with_reference for run in same):
             continue
         # An average has the reference of one of its members, and does not say of which.
         run = next((run for run in same if "members" not in run.results), same[0])
@@ -118,15 +118,17 @@ def short_protocol(run: SweepRun) -> str:
 
 def _said(table: pd.DataFrame) -> np.ndarray:
     """The predictions of a table; where they are no numbers, what it holds of each example."""
-    named = ["fold", "id", "group", "trust", "trusted"]
-    return table["y_pred"].to_numpy() if "y_pred" in table else table.drop(columns=named, errors="ignore").to_numpy()
+    key_columns = ["fold", "id", "group", "trust", "trusted"]
+    return (
+        table["y_pred"].to_numpy() if "y_pred" in table else table.drop(columns=key_columns, errors="ignore").to_numpy()
+    )
 
 
 def _fingerprint(table: pd.DataFrame) -> frozenset[tuple[int, str]]:
     """Tells predictions apart to the last bit, fold by fold."""
     hashes = []
-    for fold, of_fold in table.groupby("fold"):
-        ordered = of_fold.sort_values("id")
-        content = "\n".join(ordered["id"]).encode() + _said(ordered).tobytes()
+    for fold, fold_rows in table.groupby("fold"):
+        sorted_rows = fold_rows.sort_values("id")
+        content = "\n".join(sorted_rows["id"]).encode() + _said(sorted_rows).tobytes()
         hashes.append((int(str(fold)), hashlib.sha256(content).hexdigest()))
     return frozenset(hashes)

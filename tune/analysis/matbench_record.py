@@ -58,17 +58,17 @@ def refuse_incomplete(run: SweepRun, member: Member) -> None:
         [pd.DataFrame({"fold": fold.index, "id": fold.test_ids}) for fold in make_folds(task, ids, None)],
         ignore_index=True,
     )
-    both = official.merge(member.test[["fold", "id"]], on=["fold", "id"], how="outer", indicator=True)
-    missing = both.loc[both["_merge"] == "left_only", ["fold", "id"]].reset_index(drop=True)
-    strange = both[both["_merge"] == "right_only"]
+    joined_ids = official.merge(member.test[["fold", "id"]], on=["fold", "id"], how="outer", indicator=True)
+    missing = joined_ids.loc[joined_ids["_merge"] == "left_only", ["fold", "id"]].reset_index(drop=True)
+    strange = joined_ids[joined_ids["_merge"] == "right_only"]
     if len(missing):
         lines = []
-        for fold, of_fold in missing.groupby("fold"):
-            n, some = int((official["fold"] == fold).sum()), ", ".join(of_fold["id"].iloc[:3])
+        for fold, fold_ids in missing.groupby("fold"):
+            n, examples = int((official["fold"] == fold).sum()), ", ".join(fold_ids["id"].iloc[:3])
             lines.append(
                 f"fold {fold}: all {n:,} ids"
-                if len(of_fold) == n
-                else f"fold {fold}: {len(of_fold):,} of {n:,} ids, {some}{', ...' if len(of_fold) > 3 else ''}"
+                if len(fold_ids) == n
+                else f"fold {fold}: {len(fold_ids):,} of {n:,} ids, {examples}{', ...' if len(fold_ids) > 3 else ''}"
             )
         why = f"{run.name} is not a complete {name} ({description})."
         if "subset" in description:
@@ -91,14 +91,14 @@ def refuse_other_labels(run: SweepRun, member: Member) -> None:
         return
     labels = member.test["y_true"].to_numpy()
     published = _metadata(run.task["official"])
-    what, spread = "mean absolute deviation", float(np.abs(labels - labels.mean()).mean())
+    measure, spread = "mean absolute deviation", float(np.abs(labels - labels.mean()).mean())
     expected = published.get("mad")
     if run.task["kind"] == "classification":
-        what, spread, expected = "share of true ones", float((labels > 0.5).mean()), published.get("frac_true")
+        measure, spread, expected = "share of true ones", float((labels > 0.5).mean()), published.get("frac_true")
     if expected is not None and abs(spread - expected) > _TOLERANCE * abs(expected):
         raise RunError(
-            f"{run.name}: the labels are not Matbench's, their {what} is {spread:.8g} where {run.task['official']} has "
-            f"{expected:.8g}. Sweep the official file, --task {run.task['official']}"
+            f"{run.name}: the labels are not Matbench's, their {measure} is {spread:.8g} where {run.task['official']} "
+            f"has {expected:.8g}. Sweep the official file, --task {run.task['official']}"
         )
 
 
@@ -125,12 +125,12 @@ def make_record(run: SweepRun, member: Member, params: dict[int, dict[str, Any]]
         labels = rows["y_true"] > 0.5 if classification else rows["y_true"]
         task.df = pd.DataFrame({task.metadata.input_type: rows["group"], task.metadata.target: labels})
         for fold, key in task.folds_map.items():
-            of_fold = rows.loc[list(task.validation[key].test)]
+            fold_rows = rows.loc[list(task.validation[key].test)]
             std = None
-            if "std" in of_fold and not classification:  # which matbench refuses to classifications
+            if "std" in fold_rows and not classification:  # which matbench refuses to classifications
                 # Of a std of zero, as members that agree have, matbench would make an interval of NaN.
-                std = np.maximum(of_fold["std"].to_numpy(), np.finfo(float).tiny)
-            task.record(fold, of_fold["y_pred"].to_numpy(), std=std, params=params.get(fold, {}))
+                std = np.maximum(fold_rows["std"].to_numpy(), np.finfo(float).tiny)
+            task.record(fold, fold_rows["y_pred"].to_numpy(), std=std, params=params.get(fold, {}))
         benchmark.add_metadata(metadata)
     return benchmark
 
@@ -150,8 +150,8 @@ def file_content(benchmark: Any) -> bytes:
         benchmark.to_file(str(plain))
         content = plain.read_bytes()
         try:
-            read = type(benchmark).from_file(str(plain))
-            valid = read.is_valid and read.is_recorded
+            file_benchmark = type(benchmark).from_file(str(plain))
+            valid = file_benchmark.is_valid and file_benchmark.is_recorded
         except (ValueError, KeyError, TypeError) as problem:
             raise RunError(f"matbench finds its record not valid: {problem}") from None
     if not valid:

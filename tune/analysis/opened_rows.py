@@ -41,5 +41,5 @@ def predicted_rows(run: SweepRun, ids: Iterable[str], what: str) -> TaskRows:
             names = set(ids)
             return rows.select([k for k, name in enumerate(rows.ids) if name in names], rows.sha256)
         reasons.append(f"the rows of {folder} are not those that were predicted (another SHA-256)")
-    many = f" ({len(reasons)} sweeps were tried)" if len(reasons) > 1 else ""
-    raise FactsError(f"The {several(what)} cannot be opened any more{many}: {reasons[-1].rstrip('.')}")
+    count_note = f" ({len(reasons)} sweeps were tried)" if len(reasons) > 1 else ""
+    raise FactsError(f"The {several(what)} cannot be opened any more{count_note}: {reasons[-1].rstrip('.')}")

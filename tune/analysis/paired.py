@@ -110,7 +110,12 @@ def fold_scores(rows: pd.DataFrame, predicted: np.ndarray, metric: Metric) -> np
     if predicted.ndim == 3:
         return np.stack([metric.of_means(predicted[:, which].mean(axis=1)) for which in rows_by_fold], axis=1)
     y_true = rows["y_true"].to_numpy()
-    return np.array([[metric.value(y_true[which], of_seed[which]) for which in rows_by_fold] for of_seed in predicted])
+    return np.array(
+        [
+            [metric.value(y_true[which], seed_predictions[which]) for which in rows_by_fold]
+            for seed_predictions in predicted
+        ]
+    )
 
 
 def abs_errors(paired: PairedPredictions) -> tuple[np.ndarray, np.ndarray]:

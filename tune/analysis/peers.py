@@ -67,17 +67,17 @@ def peer_tables(peers: pd.DataFrame, rows: pd.DataFrame, file: str) -> dict[str,
             f"{(~is_predicted).sum()} test ids are not in {file}, for example {ids[~is_predicted].iloc[0]}: name runs "
             "of those ids alone that it has"
         )
-    of_rows = peers.loc[ids]
+    row_predictions = peers.loc[ids]
     tables = {}
-    for name in of_rows.columns:
-        predicted = of_rows[name].to_numpy()
-        lacking = ~np.isfinite(predicted)
-        if lacking.all():  # a model that did not enter this task
+    for name in row_predictions.columns:
+        predicted = row_predictions[name].to_numpy()
+        is_missing = ~np.isfinite(predicted)
+        if is_missing.all():  # a model that did not enter this task
             continue
-        if lacking.any():
-            first = ids[lacking].iloc[0]
+        if is_missing.any():
+            first = ids[is_missing].iloc[0]
             raise RunError(
-                f"{name} of {file} has no prediction of {lacking.sum()} test ids, for example {first}: take that "
+                f"{name} of {file} has no prediction of {is_missing.sum()} test ids, for example {first}: take that "
                 "column out, or name other runs"
             )
         tables[str(name)] = rows.assign(y_pred=predicted)
@@ -97,15 +97,15 @@ def _read_record(path: Path) -> pd.DataFrame:
     # matbench 0.6 writes plain text whatever the name; what its repository holds is compressed.
     if content.startswith(_GZIP):
         content = gzip.GzipFile(fileobj=io.BytesIO(content)).read()
-    predicted: dict[str, float] = {}
+    predictions: dict[str, float] = {}
     for task in orjson.loads(content)["tasks"].values():
         for fold in task["results"].values():
-            again = predicted.keys() & fold["data"].keys()
+            again = predictions.keys() & fold["data"].keys()
             if again:
                 raise ValueError(f"{min(again)!r} is in several folds")
-            predicted |= fold["data"]
+            predictions |= fold["data"]
     name = _algorithm(path)
-    return pd.DataFrame({name: pd.Series(predicted, dtype=float)}).rename_axis("mbid")
+    return pd.DataFrame({name: pd.Series(predictions, dtype=float)}).rename_axis("mbid")
 
 
 def _algorithm(path: Path) -> str:

@@ -116,22 +116,24 @@ def rankings(runs: Sequence[SweepRun], peers: dict[str, pd.DataFrame]) -> list[R
         key = (run.task["name"], run.task["target"], run.task["kind"], run.data_sha256, split_of(run))
         alike.setdefault(key, []).append(run)
     used_files: set[str] = set()
-    ranked = []
+    results = []
     for same_rows in alike.values():
         entries = run_entries(same_rows)
         longest = max((entry.table for entry in entries), key=len)
         rows = longest[[name for name in ("fold", "id", "group", "y_true") if name in longest]]
         # Peers were trained on the task's own folds: what another split leaves out, they have seen.
-        of_task = peers if split_of(same_rows[0]) == DEFAULT_SPLIT else {}
-        for file, table in of_task.items():
-            of_these = peer_tables(table, rows, file)
-            used_files |= {file} if of_these else set()
+        task_peers = peers if split_of(same_rows[0]) == DEFAULT_SPLIT else {}
+        for file, table in task_peers.items():
+            tables_of_peers = peer_tables(table, rows, file)
+            used_files |= {file} if tables_of_peers else set()
             flags = ["trained on the whole task"] if any("subset" in entry.flags for entry in entries) else []
-            entries += [Entry(name, "peer", predicted, "", 1, flags, None) for name, predicted in of_these.items()]
-        ranked.append(rank(entries, same_rows))
-    if unused := [file for file in peers if file not in used_files]:
-        raise RunError(f"--peers {unused[0]}: it has none of the test ids of these runs, so of which task is it?")
-    return sorted(ranked, key=lambda ranking: (ranking.task["name"], -len(ranking.places[0].entry.table)))
+            entries += [
+                Entry(name, "peer", predicted, "", 1, flags, None) for name, predicted in tables_of_peers.items()
+            ]
+        results.append(rank(entries, same_rows))
+    if unused_files := [file for file in peers if file not in used_files]:
+        raise RunError(f"--peers {unused_files[0]}: it has none of the test ids of these runs, so of which task is it?")
+    return sorted(results, key=lambda ranking: (ranking.task["name"], -len(ranking.places[0].entry.table)))
 
 
 def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Ranking:
@@ -156,15 +158,15 @@ def rank(entries: Sequence[Entry], runs: list[SweepRun]) -> Ranking:
     names = np.unique(paired.rows["fold"]).tolist()
     places = []
     for position, k in enumerate(order, start=1):
-        entry, behind, tied = whole[k], None, False
+        entry, behind, is_tied = whole[k], None, False
         if k != first:
             value = sign * float(values[k].mean() - values[first].mean())
             low, high = interval(sign * (resampled[:, k] - resampled[:, first]))
             behind = Difference(value, low, high, None, n_groups)
-            tied = is_noise(behind, spread, entry.n_draws, best.n_draws)
+            is_tied = is_noise(behind, spread, entry.n_draws, best.n_draws)
         by_fold = dict(zip(names, values[k].tolist(), strict=True))
-        rank_of_entry = 1 if tied else position
-        places.append(Place(entry, mean_scores(entry.table, metric), by_fold, rank_of_entry, tied, behind, most))
+        rank_of_entry = 1 if is_tied else position
+        places.append(Place(entry, mean_scores(entry.table, metric), by_fold, rank_of_entry, is_tied, behind, most))
     if any(place.tied for place in places):
         places[0] = Place(best, places[0].scores, places[0].by_fold, 1, True, None, most)
     for entry in entries:
@@ -189,7 +191,7 @@ def resamples_for(n_groups: int, metric: Metric) -> int:
 
 def mean_scores(table: pd.DataFrame, metric: Metric) -> dict[str, float]:
     """Means over folds of what Matbench scores, and the largest error of all."""
-    by_fold = [scores_of(metric, of_fold) for _, of_fold in table.groupby("fold")]
+    by_fold = [scores_of(metric, fold_rows) for _, fold_rows in table.groupby("fold")]
     means = {name: float(np.mean([scores[name] for scores in by_fold])) for name in by_fold[0]}
     return means | {name: max(scores[name] for scores in by_fold) for name in ("max_error",) if name in means}
 
@@ -216,8 +218,8 @@ def pooled_spread(by_run: Sequence[np.ndarray]) -> SeedSpread | None:
 def _place_apart(entry: Entry, best: Entry, metric: Metric) -> Place:
     """The place of an entry that lacks ids: no rank, and the difference to the best on what both have."""
     alone = paired_predictions([entry.table], [], metric)
-    own = fold_scores(alone.rows, alone.a, metric)[0]
-    by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), own.tolist(), strict=True))
+    fold_values = fold_scores(alone.rows, alone.a, metric)[0]
+    by_fold = dict(zip(np.unique(entry.table["fold"]).tolist(), fold_values.tolist(), strict=True))
     scores = mean_scores(entry.table, metric)
     try:
         paired = paired_predictions([entry.table], [best.table], metric)

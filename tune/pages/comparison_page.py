@@ -36,10 +36,12 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
             values = _text(a.configs[fold].get(field)), _text(b.configs[fold].get(field))
             if values[0] != values[1]:
                 by_value.setdefault(values, []).append(fold)
-        for values, where in by_value.items():
-            lines.append((field, "all" if len(where) == len(folds) else ", ".join(map(str, where)), *values))
+        for values, field_folds in by_value.items():
+            lines.append(
+                (field, "all" if len(field_folds) == len(folds) else ", ".join(map(str, field_folds)), *values)
+            )
     spaces = [run.results["options"].get("space", {}) for run in (a, b)]  # an average has none
-    for what, value_a, value_b in (
+    for field_name, value_a, value_b in (
         ("model", *(space.get("model") for space in spaces)),
         ("--quantity", a.task.get("quantity"), b.task.get("quantity")),
         ("trained", _member_names(a), _member_names(b)),
@@ -51,7 +53,7 @@ def config_differences(a: SweepRun, b: SweepRun) -> list[tuple[str, str, str, st
         ("code", *(run.results["record"].get("git_commit") for run in (a, b))),
     ):
         if value_a != value_b:
-            lines.append((what, "all", _text(value_a), _text(value_b)))
+            lines.append((field_name, "all", _text(value_a), _text(value_b)))
     return lines
 
 
@@ -139,8 +141,8 @@ def _fold_lines(comparison: Comparison) -> list[str]:
         f"| {comparison.a.metric.title} by fold | A | B | A - B |",
         "|---|---|---|---|",
         *(
-            f"| fold {fold} | {of_a:.5f} | {of_b:.5f} | {of_a - of_b:+.5f} |"
-            for fold, of_a, of_b in zip(folds, *_scores_by_fold(comparison), strict=True)
+            f"| fold {fold} | {scores_a:.5f} | {scores_b:.5f} | {scores_a - scores_b:+.5f} |"
+            for fold, scores_a, scores_b in zip(folds, *_scores_by_fold(comparison), strict=True)
         ),
     ]
 
@@ -206,10 +208,10 @@ def curves(comparison: Comparison) -> bytes:
 
 def _draw(axes: Axes, run: SweepRun, column: str, label: str, colour: str, folds: set[int]) -> None:
     lines = [
-        of_fold.set_index("epoch")[column].rename(f"{member.name} {fold!s}")
+        fold_rows.set_index("epoch")[column].rename(f"{member.name} {fold!s}")
         for member in compared_members(run)
         if column in member.history
-        for fold, of_fold in member.history.groupby("fold")
+        for fold, fold_rows in member.history.groupby("fold")
         if fold in folds
     ]
     if not lines:

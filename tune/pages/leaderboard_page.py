@@ -129,8 +129,8 @@ def _hours(hours: float | None) -> str:
 def heading(ranking: Ranking) -> str:
     """Task, target and unit of a ranking."""
     task = ranking.task
-    of_metric = ranking.metric.unit_of(task.get("unit") or "")
-    unit = f", {of_metric}" if of_metric else ""
+    metric_unit = ranking.metric.unit_of(task.get("unit") or "")
+    unit = f", {metric_unit}" if metric_unit else ""
     split = split_of(ranking.runs[0])
     folds = "" if split == DEFAULT_SPLIT else f", --split {split}"
     return f"{task['name']}: {task['target']}{unit}{folds}"

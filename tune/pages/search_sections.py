@@ -30,9 +30,9 @@ def training(content: PageContent) -> Section:
     if len(trials) and f"kept_val_{metric}" in trials:
         pictures.append(search_curves(histories, trials, metric, content.axis))
     if "member" in histories and f"val_{metric}" in histories:
-        own = histories[histories["member"].fillna("").str.startswith("seed_")]
-        if len(own) and own["epoch"].nunique() > 1:
-            pictures.append(training_curves(own, metric, content.axis))
+        seed_histories = histories[histories["member"].fillna("").str.startswith("seed_")]
+        if len(seed_histories) and seed_histories["epoch"].nunique() > 1:
+            pictures.append(training_curves(seed_histories, metric, content.axis))
     if not pictures:
         why = "an average trains nothing" if "members" in content.sweep.results else "the model has no epochs"
         return Section("curves", title, f"There are no learning curves: {why}.")
@@ -50,7 +50,7 @@ def search(content: PageContent) -> list[Section]:
     except NoStudyError as problem:
         return [Section(key, title, str(problem))]
     fold, study = max(studies.items(), key=lambda item: (len(item[1].trials), -item[0]))
-    by_fold = {index: optuna.importance.get_param_importances(of_fold) for index, of_fold in studies.items()}
+    by_fold = {index: optuna.importance.get_param_importances(fold_trials) for index, fold_trials in studies.items()}
     axis = content.axis
     pictures = [importances(by_fold), parallel_coordinates(study, axis)]
     values = {name: len({trial.params[name] for trial in study.trials}) for name in study.best_params}
@@ -73,8 +73,8 @@ def _studies(content: PageContent) -> dict[int, optuna.Study]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     studies = {}
     for fold in trials["search_fold"].unique():
-        of_fold = trials[trials["search_fold"] == fold]
-        scored = of_fold[of_fold[kept].notna()] if kept in of_fold else of_fold.iloc[:0]
+        fold_trials = trials[trials["search_fold"] == fold]
+        scored = fold_trials[fold_trials[kept].notna()] if kept in fold_trials else fold_trials.iloc[:0]
         if len(scored) < TRIALS or scored[kept].nunique() < 2:
             continue
         study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
@@ -109,17 +109,25 @@ def _plain(value: Any) -> Any:
 def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, axis: str) -> Picture:
     """Validation by epoch of every searched trial; a cross where ASHA stopped one."""
     column, kept = f"val_{metric}", f"kept_val_{metric}"
-    done = trials[trials[kept].notna()] if kept in trials else trials.iloc[:0]
-    planned = done["epochs"] if "epochs" in done else done["epochs_done"]
-    failed = done["failed"].notna() if "failed" in done else False
-    stopped = set(done.loc[(done["epochs_done"] < planned) & ~pd.Series(failed, done.index), "trial"])
-    best = set(done.sort_values("rank").groupby("search_fold")["trial"].first())
+    scored_trials = trials[trials[kept].notna()] if kept in trials else trials.iloc[:0]
+    epochs_planned = scored_trials["epochs"] if "epochs" in scored_trials else scored_trials["epochs_done"]
+    is_failure = scored_trials["failed"].notna() if "failed" in scored_trials else False
+    stopped_trials = set(
+        scored_trials.loc[
+            (scored_trials["epochs_done"] < epochs_planned) & ~pd.Series(is_failure, scored_trials.index), "trial"
+        ]
+    )
+    best = set(scored_trials.sort_values("rank").groupby("search_fold")["trial"].first())
     figure = go.Figure()
-    fields = [name for name in map(str, done) if name.startswith("config.") and done[name].astype(str).nunique() > 1]
+    fields = [
+        name
+        for name in map(str, scored_trials)
+        if name.startswith("config.") and scored_trials[name].astype(str).nunique() > 1
+    ]
     crosses: list[tuple[float, float, str]] = []
     for label, colour in (("other trials", "#B0B0B0"), ("best of its search", BLUE)):
         first = True
-        for row in done.sort_values("rank", ascending=False).to_dict("records"):
+        for row in scored_trials.sort_values("rank", ascending=False).to_dict("records"):
             if (row["trial"] in best) != (colour == BLUE):
                 continue
             line = histories[histories["trial"] == row["trial"]].sort_values("epoch")
@@ -130,7 +138,7 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
                                line={"color": colour, "width": 2.5 if colour == BLUE else 1.2}, showlegend=first,
                                hovertemplate=hover)  # fmt: skip
             first = False
-            if row["trial"] in stopped and len(line):
+            if row["trial"] in stopped_trials and len(line):
                 crosses.append((line["epoch"].iloc[-1], line[column].iloc[-1], text))
     if crosses:
         x, y, texts = zip(*crosses, strict=True)
@@ -138,13 +146,15 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
         figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped by ASHA", text=texts,
                            hovertemplate="%{text}<br>stopped after epoch %{x}<extra></extra>")  # fmt: skip
     _epochs(figure, axis, metric)
-    best_score, worst_score = (done[kept].min(), done[kept].max())[:: 1 if METRICS[metric].mode == "min" else -1]
+    best_score, worst_score = (scored_trials[kept].min(), scored_trials[kept].max())[
+        :: 1 if METRICS[metric].mode == "min" else -1
+    ]
     scores = f"range from {number(worst_score)} to {number(best_score)}, the best"
     if worst_score == best_score:
         scores = f"all have {number(best_score)}, and nothing tells which is better"
     sentence = (
-        f"ASHA stopped {len(stopped)} of {counted(len(trials), 'trial')} before their epochs; on validation the "
-        f"{len(done)} that were scored {scores}."
+        f"ASHA stopped {len(stopped_trials)} of {counted(len(trials), 'trial')} before their epochs; on validation the "
+        f"{len(scored_trials)} that were scored {scores}."
     )
     return Picture(figure, sentence)
 
@@ -162,7 +172,9 @@ def training_curves(histories: pd.DataFrame, metric: str, axis: str) -> Picture:
     """Validation by epoch of the chosen configuration: a thin line each fold and seed, a thick one their mean."""
     column = f"val_{metric}"
     figure = go.Figure()
-    lines = {key: of_run.set_index("epoch")[column] for key, of_run in histories.groupby(["member", "fold"])}
+    lines = {
+        key: run_histories.set_index("epoch")[column] for key, run_histories in histories.groupby(["member", "fold"])
+    }
     for position, ((member, fold), line) in enumerate(lines.items()):
         figure.add_scatter(x=line.index, y=line, mode="lines", line={"color": SKY, "width": 1}, legendgroup="one",
                            name="each fold and seed", showlegend=position == 0,

@@ -51,16 +51,16 @@ def designs(space: SearchSpace, *, has_arrays: bool) -> list[Design]:
     Those that read cached arrays are measured with each value of a costly field, the others at its ends.
     """
     every = [design(_shortened(space, fields), has_arrays=has_arrays) for fields in steps(space)]
-    cached = [each for each in every if each.reads_cached]
-    others = [each for each in every if not each.reads_cached]
-    places = [place(each.fields, batches=False) for each in others]
+    cached = [candidate for candidate in every if candidate.reads_cached]
+    uncached = [candidate for candidate in every if not candidate.reads_cached]
+    places = [place(candidate.fields, batches=False) for candidate in uncached]
     ends = [{min(along), max(along)} for along in zip(*places, strict=True)]
     at_ends = [
-        (at, each)
-        for at, each in zip(places, others, strict=True)
-        if all(coordinate in of_field for coordinate, of_field in zip(at, ends, strict=True))
+        (at, candidate)
+        for at, candidate in zip(places, uncached, strict=True)
+        if all(coordinate in field_ends for coordinate, field_ends in zip(at, ends, strict=True))
     ]
-    return [each for _, each in sorted(at_ends, key=lambda pair: pair[0], reverse=True)] + cached
+    return [candidate for _, candidate in sorted(at_ends, key=lambda pair: pair[0], reverse=True)] + cached
 
 
 def steps(space: SearchSpace) -> list[dict[str, Any]]:
@@ -78,8 +78,10 @@ def steps(space: SearchSpace) -> list[dict[str, Any]]:
     if "batch_size" in model.config.model_fields:
         sizes = values_of(space.default("batch_size", None))
         values["batch_size"] = sorted({min(sizes), max(sizes)})
-    combined = itertools.product(*values.values())
-    return [{"model": space.model, **dict(zip(values, chosen, strict=True))} for chosen in combined]
+    combinations_of_values = itertools.product(*values.values())
+    return [
+        {"model": space.model, **dict(zip(values, combination, strict=True))} for combination in combinations_of_values
+    ]
 
 
 def place(fields: dict[str, Any], *, batches: bool = True) -> tuple[float, ...]:
@@ -92,10 +94,10 @@ def place(fields: dict[str, Any], *, batches: bool = True) -> tuple[float, ...]:
         batches: whether their size counts.
     """
     model = open_model(fields["model"])
-    known = model.config.model_fields
-    at = [coordinate(model, field, fields.get(field, known[field].default)) for field in model.costly]
-    if batches and "batch_size" in known:
-        at.append(1 / fields.get("batch_size", known["batch_size"].default))
+    model_fields = model.config.model_fields
+    at = [coordinate(model, field, fields.get(field, model_fields[field].default)) for field in model.costly]
+    if batches and "batch_size" in model_fields:
+        at.append(1 / fields.get("batch_size", model_fields["batch_size"].default))
     return tuple(at)
 
 
@@ -103,8 +105,8 @@ def coordinate(model: Model, field: str, value: Any) -> float:
     """A number that grows with what a value of a costly field costs; words that no `Literal` declares count alike."""
     if isinstance(value, int | float):
         return float(value)
-    declared = get_args(model.config.model_fields[field].annotation)
-    return float(declared.index(value)) if value in declared else 0.0
+    choices = get_args(model.config.model_fields[field].annotation)
+    return float(choices.index(value)) if value in choices else 0.0
 
 
 def _shortened(space: SearchSpace, fields: dict[str, Any]) -> dict[str, Any]:
@@ -114,12 +116,12 @@ def _shortened(space: SearchSpace, fields: dict[str, Any]) -> dict[str, Any]:
         reads_cached = model.reads_cached(model.config(**_own(fields)))
         fields = {**fields, "epochs": CACHED_EPOCHS if reads_cached else EPOCHS}
     for field, value in space.settings.items():
-        more = {field: values_of(value)[0], **fields}
+        candidate = {field: values_of(value)[0], **fields}
         try:
-            model.config(**_own(more))
+            model.config(**_own(candidate))
         except ValidationError:  # such as patience, or cycles of more epochs
             continue
-        fields = more
+        fields = candidate
     return fields
 
 

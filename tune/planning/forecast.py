@@ -72,9 +72,9 @@ class Rungs:
 
     def goes_on(self, epoch: int, value: float) -> bool:
         """Record a trial's value at a rung; whether it is among the best of those that came before it."""
-        recorded = self.recorded[epoch]
-        survives = not recorded or value >= np.percentile(recorded, (1 - self.keep) * 100)
-        recorded.append(value)
+        rung = self.recorded[epoch]
+        survives = not rung or value >= np.percentile(rung, (1 - self.keep) * 100)
+        rung.append(value)
         return bool(survives)
 
 
@@ -197,34 +197,36 @@ def forecast(
     """
     model, most_epochs = {"model": space.model}, space.most("epochs")
     config = {**model, **space.config(**space.parameters).model_dump()} if not space.searched else {}
-    known = known_configs(space, options.num_samples, options.seed) if space.searched else []
-    found = []
+    first_configs = known_configs(space, options.num_samples, options.seed) if space.searched else []
+    simulations = []
 
     def run(trials: list[TrialCost], rungs: Rungs | None = None, qualities: Sequence[float] = ()) -> np.ndarray:
-        done = simulate(trials, slots=slots, startup=startup, rungs=rungs, qualities=qualities)
-        return np.array([done.seconds + run_end, done.busy])
+        simulated = simulate(trials, slots=slots, startup=startup, rungs=rungs, qualities=qualities)
+        return np.array([simulated.seconds + run_end, simulated.busy])
 
     for number in range(n_simulations):
         rng = np.random.RandomState(number)
         search, unstopped = np.zeros(2), np.zeros(2)
-        chosen, costliest = {}, {}
+        best, costliest = {}, {}
         for fold in options.search_folds if space.searched else []:
-            drawn = known + [random_config(space, rng) for _ in range(options.num_samples - len(known))]
-            configs = [{**model, **fields} for fields in drawn]
+            field_sets = first_configs + [
+                random_config(space, rng) for _ in range(options.num_samples - len(first_configs))
+            ]
+            configs = [{**model, **fields} for fields in field_sets]
             trials = [cost(config, fold, False) for config in configs]
             qualities = rng.random_sample(len(trials))
             rungs = Rungs(min(space.grace_epochs, most_epochs), space.reduction_factor, most_epochs)
             search += run(trials, rungs, qualities.tolist())
             unstopped += run(trials)
-            chosen[fold] = configs[int(np.argmax(qualities))]
+            best[fold] = configs[int(np.argmax(qualities))]
             costliest[fold] = configs[int(np.argmax([trial.seconds for trial in trials]))]
         last = []
-        for winners in (chosen, costliest):
-            trained = [(fold, baseline) for fold in options.folds]
+        for winners in (best, costliest):
+            trainings = [(fold, baseline) for fold in options.folds]
             if space.trains:
                 first = next(iter(winners.values()), config)
-                trained += [(fold, winners.get(fold, first)) for _ in range(options.seeds) for fold in options.folds]
-            last.append(run([cost(fields, fold, True) for fold, fields in trained]))
-        found.append([search, last[0], unstopped + last[1]])
-    phases = np.array(found)  # n_simulations, phase, seconds or busy
+                trainings += [(fold, winners.get(fold, first)) for _ in range(options.seeds) for fold in options.folds]
+            last.append(run([cost(fields, fold, True) for fold, fields in trainings]))
+        simulations.append([search, last[0], unstopped + last[1]])
+    phases = np.array(simulations)  # n_simulations, phase, seconds or busy
     return Forecast(*(Phase(phases[:, k, 0], phases[:, k, 1]) for k in range(3)))

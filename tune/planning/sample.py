@@ -23,6 +23,6 @@ def split(sample: TaskRows, usable: np.ndarray, work: np.ndarray, n_train: int, 
     n_train -= n_train % batch_size if n_train > batch_size else 0
     n_others = max(1, n_train // 8)
     train = usable[sample_positions(work[usable], n_train)]
-    others = np.random.default_rng(0).permutation(np.setdiff1d(usable, train))[: 2 * n_others]
-    val, test = np.split(others, [n_others])
+    other_rows = np.random.default_rng(0).permutation(np.setdiff1d(usable, train))[: 2 * n_others]
+    val, test = np.split(other_rows, [n_others])
     return TrialFold(sample.targets, train, val, test)

@@ -109,13 +109,21 @@ class TrialCosts:
         return Point(fields["model"], at, by_work, kind.fits_once, **{name: between(name) for name in names})
 
 
-def _interpolated(known: Sequence[tuple[tuple[float, ...], float]], at: tuple[float, ...]) -> float:
+def _interpolated(points: Sequence[tuple[tuple[float, ...], float]], at: tuple[float, ...]) -> float:
     """A number between those known at some places, along one coordinate after the other; beyond an end that end's."""
     if not at:
-        return float(np.mean([number for _, number in known]))
-    along = sorted({where[0] for where, _ in known})
+        return float(np.mean([number for _, number in points]))
+    along = sorted({place_of_point[0] for place_of_point, _ in points})
     numbers = [
-        _interpolated([(where[1:], number) for where, number in known if where[0] == here], at[1:]) for here in along
+        _interpolated(
+            [
+                (place_of_point[1:], number)
+                for place_of_point, number in points
+                if place_of_point[0] == coordinate_value
+            ],
+            at[1:],
+        )
+        for coordinate_value in along
     ]
     return float(np.interp(at[0], along, numbers))
 
@@ -123,7 +131,7 @@ def _interpolated(known: Sequence[tuple[tuple[float, ...], float]], at: tuple[fl
 def measure_trials(
     dataset: Dataset,
     baseline: Design,
-    trained: Sequence[Design],
+    designs: Sequence[Design],
     resources: Resources,
     *,
     has_arrays: bool,
@@ -134,7 +142,7 @@ def measure_trials(
     Args:
         dataset: of a sample; its "folds" are `FEW`, `MANY` and `HALF`.
         baseline: what every result is compared with.
-        trained: other configs.
+        designs: other configs.
         resources: of a trial; at least one fits.
         has_arrays: whether trials read cached arrays.
         folder: for Ray's record.
@@ -144,39 +152,39 @@ def measure_trials(
     """
     n_slots = min(resources.slots(), MOST_SLOTS)
     # Two in each new process first, so that the others find one that has computed before.
-    of_baseline = _folds_of(baseline)
-    runs = [(fold, baseline.fields | {"seed": k}) for fold in of_baseline for k in range(2 * n_slots)]
-    points = [(fold, each.fields) for each in trained for fold in _folds_of(each)]
+    baseline_folds = _folds_of(baseline)
+    runs = [(fold, baseline.fields | {"seed": k}) for fold in baseline_folds for k in range(2 * n_slots)]
+    points = [(fold, trial_design.fields) for trial_design in designs for fold in _folds_of(trial_design)]
     # Two in each process here too: the first one evaluates with kernels that have to be loaded.
     for k in range(math.ceil(2 * n_slots / len(points)) * len(points) if points else 0):
         fold, fields = points[k % len(points)]
         runs.append((fold, fields | {"seed": len(runs)}))
     watch = _Watch(on_gpu=resources.gpus_per_trial > 0)
-    limited = Resources(resources.cpus_per_trial, resources.gpus_per_trial, n_slots)
-    began = time.perf_counter()
-    outcomes = train_chosen(dataset, runs, resources=limited, folder=folder, title="measuring", watch=[watch])
-    ended = time.perf_counter()
-    if failed := [outcome.error for outcome in outcomes if outcome.error]:
-        raise SweepError(f"{len(failed)} of {len(runs)} measured trials failed: {'; '.join(sorted(set(failed)))}")
+    limited_resources = Resources(resources.cpus_per_trial, resources.gpus_per_trial, n_slots)
+    start = time.perf_counter()
+    outcomes = train_chosen(dataset, runs, resources=limited_resources, folder=folder, title="measuring", watch=[watch])
+    end = time.perf_counter()
+    if errors := [outcome.error for outcome in outcomes if outcome.error]:
+        raise SweepError(f"{len(errors)} of {len(runs)} measured trials failed: {'; '.join(sorted(set(errors)))}")
     parts: dict[int, TrialFold] = {fold: ray.get(part) for fold, part in dataset.trial_folds.items()}
     return TrialCosts(
-        points=watch.points([baseline, *trained], parts),
+        points=watch.points([baseline, *designs], parts),
         has_arrays=has_arrays,
-        start=float(np.mean(watch.starts(began))),
+        start=float(np.mean(watch.starts(start))),
         next=float(np.mean(watch.nexts() or [0.0])),
         last=watch.lasts(),
-        run_end=ended - watch.reports[-1].time,
+        run_end=end - watch.reports[-1].time,
         own_bytes=watch.own_bytes,
         gpu_bytes=watch.gpu_bytes / n_slots if watch.on_gpu else None,
         gpu_total_bytes=torch.cuda.mem_get_info()[1] if watch.on_gpu else None,
     )
 
 
-def _folds_of(each: Design) -> list[int]:
+def _folds_of(design: Design) -> list[int]:
     """The folds that a config is measured on; a fit in one go on two, for its cost need not go with the rows."""
-    if each.fits_once:
+    if design.fits_once:
         return [MANY, HALF]
-    return [MANY if each.reads_cached else FEW]
+    return [MANY if design.reads_cached else FEW]
 
 
 @dataclass(frozen=True)
@@ -236,9 +244,9 @@ class _Watch(Callback):
         self.gpu_bytes = 0
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
-        now, fields, pid = time.perf_counter(), fields_of(trial.config), result["pid"]
+        time_now, fields, pid = time.perf_counter(), fields_of(trial.config), result["pid"]
         fold, previous = fields.pop("fold"), self.latest.get(pid)
-        report = _Report(now, pid, trial.trial_id, fold, fields, result["epoch"], result["seconds"], previous)
+        report = _Report(time_now, pid, trial.trial_id, fold, fields, result["epoch"], result["seconds"], previous)
         self.reports.append(report)
         self.latest[pid] = report
         self.own_bytes = max(filter(None, (self.own_bytes, own_memory(pid))), default=None)
@@ -246,44 +254,46 @@ class _Watch(Callback):
             free, total = torch.cuda.mem_get_info()
             self.gpu_bytes = max(self.gpu_bytes, total - free)
 
-    def starts(self, began: float) -> list[float]:
+    def starts(self, start: float) -> list[float]:
         """Seconds from a time until each process had begun its first trial."""
-        return [each.time - each.seconds - began for each in self.reports if each.previous is None]
+        return [report.time - report.seconds - start for report in self.reports if report.previous is None]
 
     def nexts(self) -> list[float]:
         """Seconds from the end of a trial until its process had begun the next."""
-        return [each.waited for each in self.reports if each.is_first and each.previous is not None]
+        return [report.waited for report in self.reports if report.is_first and report.previous is not None]
 
     def lasts(self) -> dict[str, float]:
         """Mean seconds from the last epoch until the test part was predicted, by model."""
-        tested = [(each.fields["model"], each.waited + each.seconds) for each in self.reports if each.is_test]
-        models = dict.fromkeys(model for model, _ in tested)
-        return {model: float(np.mean([seconds for of, seconds in tested if of == model])) for model in models}
+        test_seconds = [
+            (report.fields["model"], report.waited + report.seconds) for report in self.reports if report.is_test
+        ]
+        models = dict.fromkeys(model for model, _ in test_seconds)
+        return {model: float(np.mean([seconds for of, seconds in test_seconds if of == model])) for model in models}
 
-    def points(self, measured: Sequence[Design], parts: dict[int, TrialFold]) -> list[Point]:
+    def points(self, designs: Sequence[Design], parts: dict[int, TrialFold]) -> list[Point]:
         """What the configs that were measured cost."""
         points: dict[tuple[str, tuple[float, ...]], Point] = {}
-        for each in measured:
-            of = each.fields["model"], place(each.fields)
-            points[of] = self._fit(of, parts) if each.fits_once else self._epochs(of, each, parts)
+        for measured_design in designs:
+            of = measured_design.fields["model"], place(measured_design.fields)
+            points[of] = self._fit(of, parts) if measured_design.fits_once else self._epochs(of, measured_design, parts)
         return list(points.values())
 
-    def _epochs(self, of: tuple[str, tuple[float, ...]], each: Design, parts: dict[int, TrialFold]) -> Point:
+    def _epochs(self, of: tuple[str, tuple[float, ...]], measured_design: Design, parts: dict[int, TrialFold]) -> Point:
         """Of epochs: the first one of a trial is not counted."""
-        (fold,) = _folds_of(each)
-        part, own = parts[fold], [report for report in self.reports if report.key == (fold, *of)]
-        evaluated = [
+        (fold,) = _folds_of(measured_design)
+        part, own_reports = parts[fold], [report for report in self.reports if report.key == (fold, *of)]
+        val_row_seconds = [
             report.seconds / (len(part.train) + len(part.val))
             for report in self.reports
             if report.epoch == 0 and not report.is_test and report.previous and report.key[:2] == (fold, of[0])
         ]
-        val_row = min(evaluated, default=0.0)  # the others have compiled, or waited
-        epochs = [report for report in own if not report.is_first and not report.is_test]
-        counted = [report.seconds for report in epochs if report.epoch > 1]
-        seconds = float(np.mean(counted)) if counted else 0.0
+        val_row = min(val_row_seconds, default=0.0)  # the others have compiled, or waited
+        epochs = [report for report in own_reports if not report.is_first and not report.is_test]
+        later_seconds = [report.seconds for report in epochs if report.epoch > 1]
+        seconds = float(np.mean(later_seconds)) if later_seconds else 0.0
         return Point(
             *of,
-            by_work=not each.reads_cached,
+            by_work=not measured_design.reads_cached,
             is_fit=False,
             train_row=max(0.0, (seconds - val_row * len(part.val)) / len(part.train)),
             val_row=val_row,
@@ -293,17 +303,19 @@ class _Watch(Callback):
 
     def _fit(self, of: tuple[str, tuple[float, ...]], parts: dict[int, TrialFold]) -> Point:
         """Of a fit in one go, which predicts its training and validation rows too, from two numbers of rows."""
-        took = {}
+        fit_seconds = {}
         for fold in (MANY, HALF):
             trials: dict[str, float] = {}
             for report in self.reports:
                 if report.key == (fold, *of) and not report.is_test:
                     trials[report.trial] = trials.get(report.trial, 0.0) + report.seconds
-            took[fold] = max(min(trials.values()), 1e-9)  # the others have loaded code, or waited
+            fit_seconds[fold] = max(min(trials.values()), 1e-9)  # the others have loaded code, or waited
         n_train, n_half = (len(parts[fold].train) for fold in (MANY, HALF))
-        power = math.log(took[MANY] / took[HALF]) / math.log(n_train / n_half) if n_half < n_train else 1.0
+        power = (
+            math.log(fit_seconds[MANY] / fit_seconds[HALF]) / math.log(n_train / n_half) if n_half < n_train else 1.0
+        )
         power = min(max(power, 0.0), STEEPEST)
-        return Point(*of, False, True, took[MANY] / n_train, 0.0, 0.0, n_train, power)
+        return Point(*of, False, True, fit_seconds[MANY] / n_train, 0.0, 0.0, n_train, power)
 
 
 def own_memory(pid: int, *, now: bool = False) -> int | None:
@@ -312,6 +324,6 @@ def own_memory(pid: int, *, now: bool = False) -> int | None:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return None
-    found = dict(re.findall(r"(\w+):\s+(\d+) kB", status))
-    taken = "VmRSS" if now else "VmHWM"
-    return 1024 * (int(found[taken]) - int(found["RssShmem"])) if {taken, "RssShmem"} <= found.keys() else None
+    figures = dict(re.findall(r"(\w+):\s+(\d+) kB", status))
+    field = "VmRSS" if now else "VmHWM"
+    return 1024 * (int(figures[field]) - int(figures["RssShmem"])) if {field, "RssShmem"} <= figures.keys() else None
