@@ -99,11 +99,11 @@ def split_by_size(graphs: Graphs, which: np.ndarray, most_bonds: int) -> list[np
     """
     total = np.cumsum(graphs.bond_start[which + 1] - graphs.bond_start[which])
     cuts = []
-    done = 0
+    run_start = 0
     for k in range(1, len(which)):
-        if total[k] - done > most_bonds:
+        if total[k] - run_start > most_bonds:
             cuts.append(k)
-            done = total[k - 1]
+            run_start = total[k - 1]
     return np.split(which, cuts)
 
 

@@ -54,8 +54,8 @@ def mp2020_minus_legacy(graphs: Graphs, which: np.ndarray) -> np.ndarray:
 
     Args and shapes are those of `mp2020_corrections`.
     """
-    both = _both(graphs, which)
-    return both[:, 0] - both[:, 1]
+    corrections = _both(graphs, which)
+    return corrections[:, 0] - corrections[:, 1]
 
 
 def corrections_of_structure(structure: Structure) -> tuple[float, float]:
@@ -79,30 +79,35 @@ def corrections_of_structure(structure: Structure) -> tuple[float, float]:
         entry = ComputedStructureEntry(
             structure,
             0.0,
-            parameters={"run_type": "GGA", "hubbards": {one: with_u[one] for one in symbols if one in with_u}},
+            parameters={
+                "run_type": "GGA",
+                "hubbards": {symbol: with_u[symbol] for symbol in symbols if symbol in with_u},
+            },
             data={"oxidation_states": _oxidation_states(composition) if unknown else {}},
         )
         if "S" in symbols:  # once, not once a scheme; None, for a sulfate, must not be taken for unknown
             entry.data["sulfide_type"] = sulfide_type(structure) or "sulfate"
-        before = sum(adjustment.value for adjustment in legacy.get_adjustments(entry))
+        energy_legacy = sum(adjustment.value for adjustment in legacy.get_adjustments(entry))
         if "O" in symbols:
             # The earlier scheme counts the bonded oxygen atoms, for which it needs the structure itself.
             entry.data["oxide_type"] = oxide_type(structure, 1.05)
-        now = sum(adjustment.value for adjustment in mp2020.get_adjustments(entry))
-    return now / len(structure), before / len(structure)
+        energy_mp2020 = sum(adjustment.value for adjustment in mp2020.get_adjustments(entry))
+    return energy_mp2020 / len(structure), energy_legacy / len(structure)
 
 
 def _both(graphs: Graphs, which: np.ndarray) -> np.ndarray:
     """`corrections_of_structure` of graphs; float64, shape (n, 2)."""
     from pymatgen.core import Structure
 
-    found = np.full((len(which), 2), np.nan)
+    corrections = np.full((len(which), 2), np.nan)
     for row, k in enumerate(which.tolist()):
         atoms = slice(graphs.atom_start[k], graphs.atom_start[k + 1])
         if atoms.stop > atoms.start:
             numbers, frac_coords = graphs.numbers[atoms].tolist(), graphs.frac_coords[atoms].astype(np.float64)
-            found[row] = corrections_of_structure(Structure(graphs.lattices[k].astype(float), numbers, frac_coords))
-    return found
+            corrections[row] = corrections_of_structure(
+                Structure(graphs.lattices[k].astype(float), numbers, frac_coords)
+            )
+    return corrections
 
 
 @cache
@@ -115,7 +120,9 @@ def _schemes() -> tuple[Any, Any]:
     )
 
     legacy = MaterialsProjectCompatibility()
-    legacy.corrections = [one for one in legacy.corrections if not isinstance(one, PotcarCorrection)]
+    legacy.corrections = [
+        correction for correction in legacy.corrections if not isinstance(correction, PotcarCorrection)
+    ]
     return MaterialsProject2020Compatibility(check_potcar=False, strict_anions="no_check"), legacy
 
 

@@ -62,6 +62,6 @@ def read_symbol(symbol: str) -> tuple[int, str]:
         raise SymbolError(f"{symbol!r} is no element but {kind}: leave out what is no atom, and name every atom")
     if bare in HEAVIER:
         raise SymbolError(f"unknown element {symbol}: CHGNet knows Z = 1 to {MAX_ATOMIC_NUMBER}, H to Pu")
-    meant = symbol.capitalize()
-    hint = f" (write {meant} for it, if that is meant)" if meant in SYMBOL_NUMBERS else ""
+    capitalised = symbol.capitalize()
+    hint = f" (write {capitalised} for it, if that is meant)" if capitalised in SYMBOL_NUMBERS else ""
     raise SymbolError(f"{symbol!r} is no element{hint}: expected one of H to Pu, Z = 1 to {MAX_ATOMIC_NUMBER}")

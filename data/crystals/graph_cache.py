@@ -119,7 +119,7 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str, at_once: int | None
         ) from problem
     present = shards_present(filesystem, path)
     missing = [number for number in range(len(spec.shard_rows)) if number not in present]
-    done = len(rows) - sum(len(spec.shard_rows[number]) for number in missing)
+    n_done = len(rows) - sum(len(spec.shard_rows[number]) for number in missing)
     if present and missing:
         say(f"{len(present)} of {len(spec.shard_rows)} shards are there; building the other {len(missing)}")
     progress = Progress(
@@ -131,7 +131,7 @@ def _build_missing(rows: Rows, spec: CacheSpec, folder: str, at_once: int | None
         console=console,
     )
     with progress:
-        bar = progress.add_task("graphs", total=len(rows), completed=done, rate="")
+        bar = progress.add_task("graphs", total=len(rows), completed=n_done, rate="")
         for n_rows in _converted(rows, spec, folder, missing, at_once):
             progress.advance(bar, n_rows)
             speed = progress.tasks[0].speed
@@ -152,20 +152,20 @@ def _converted(rows: Rows, spec: CacheSpec, folder: str, missing: list[int], at_
     # Restarted by Ray, and its chunk converted again, when its process dies.
     remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Converter)
     actors = [remote.remote(folder, spec.atom_graph_cutoff) for _ in range(n_actors)]
-    waiting = iter(missing)
-    running: dict[ray.ObjectRef, int] = {}
+    queue = iter(missing)
+    tasks: dict[ray.ObjectRef, int] = {}
 
     def start(actor: int) -> None:
-        number = next(waiting, None)
+        number = next(queue, None)
         if number is not None:
             chunk = rows.chunk(spec.shard_rows[number].start, spec.shard_rows[number].stop)
-            running[actors[actor].write.remote(number, chunk)] = actor
+            tasks[actors[actor].write.remote(number, chunk)] = actor
 
     for actor in list(range(n_actors)) * 2:
         start(actor)
-    while running:
-        (finished,), _ = ray.wait(list(running))
-        yield ray.get(finished)
-        start(running.pop(finished))
+    while tasks:
+        (task,), _ = ray.wait(list(tasks))
+        yield ray.get(task)
+        start(tasks.pop(task))
     for actor in actors:
         ray.kill(actor)

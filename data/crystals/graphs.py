@@ -261,9 +261,9 @@ def concatenate(parts: Iterable[Graphs]) -> Graphs:
                 continue
             # Grown in place, for which the kernel moves no page: parts and whole are never both in memory.
             whole = flat[name]
-            done = len(whole)
-            whole.resize((done + len(values), *values.shape[1:]), refcheck=False)
-            whole[done:] = values
+            n_rows = len(whole)
+            whole.resize((n_rows + len(values), *values.shape[1:]), refcheck=False)
+            whole[n_rows:] = values
     return Graphs(**flat, atom_start=starts(np.concatenate(n_atoms)), bond_start=starts(np.concatenate(n_bonds)))
 
 

@@ -38,9 +38,9 @@ def leave_elements_out(ids: list[str], fractions: np.ndarray) -> tuple[list[Fold
         if not holds[:, position].any():
             continue
         for fold in np.argsort(tests.sum(axis=1), kind="stable").tolist():
-            more = tests[fold] | holds[:, position]
-            if more.sum() <= limit:
-                tests[fold] = more
+            tested_rows = tests[fold] | holds[:, position]
+            if tested_rows.sum() <= limit:
+                tests[fold] = tested_rows
                 left_out[fold].append(position + 1)
                 break
     if not all(left_out):
@@ -64,15 +64,15 @@ def leave_molecules_out(ids: list[str], is_molecular: np.ndarray, is_usable: np.
     Raises:
         SplitError: fewer than five molecular crystals, or no other ones.
     """
-    molecules, others = _named(ids, is_molecular & is_usable), _named(ids, ~is_molecular & is_usable)
-    if len(molecules) < N_FOLDS or not others:
+    molecules, other_ids = _named(ids, is_molecular & is_usable), _named(ids, ~is_molecular & is_usable)
+    if len(molecules) < N_FOLDS or not other_ids:
         raise SplitError(
-            f"--split {LEAVE_MOLECULES_OUT}: {len(molecules)} of the rows are molecular crystals, {len(others)} are "
+            f"--split {LEAVE_MOLECULES_OUT}: {len(molecules)} of the rows are molecular crystals, {len(other_ids)} are "
             f"not; {N_FOLDS} folds need at least {N_FOLDS} to test on, and others to train on"
         )
     shuffled = np.random.default_rng(FOLD_SEED).permutation(len(molecules))
     parts = [np.sort(part) for part in np.array_split(shuffled, N_FOLDS)]
-    return [Fold(k, others, [molecules[position] for position in part.tolist()]) for k, part in enumerate(parts)]
+    return [Fold(k, other_ids, [molecules[position] for position in part.tolist()]) for k, part in enumerate(parts)]
 
 
 def _named(ids: list[str], which: np.ndarray) -> list[str]:

@@ -36,10 +36,10 @@ def size_above(size: BatchSize, typical: BatchSize) -> tuple[BatchSize, int]:
 
     A size is the typical one times a power of `GROWTH`; all its numbers grow together, so that there are few sizes.
     """
-    have, common = np.maximum(np.array(size), 1), np.maximum(np.array(typical), 1.0)
-    level = math.ceil(math.log(np.max(have / common)) / math.log(GROWTH) - 1e-9)
+    least, common = np.maximum(np.array(size), 1), np.maximum(np.array(typical), 1.0)
+    level = math.ceil(math.log(np.max(least / common)) / math.log(GROWTH) - 1e-9)
     rows = np.ceil(common * GROWTH**level).astype(int)
-    return BatchSize(*np.maximum(rows, have).tolist()), level
+    return BatchSize(*np.maximum(rows, least).tolist()), level
 
 
 def padded(batch: GraphBatch, size: BatchSize) -> GraphBatch:
@@ -54,8 +54,8 @@ def padded(batch: GraphBatch, size: BatchSize) -> GraphBatch:
     atoms, edges, bonds, short, angles = (int(rows) for rows in size)
 
     def pointing(positions: Tensor, n_rows: int, n_targets: int) -> Tensor:
-        more = torch.arange(n_rows - len(positions), dtype=positions.dtype).remainder_(n_targets)
-        return torch.cat([positions, more])
+        padding = torch.arange(n_rows - len(positions), dtype=positions.dtype).remainder_(n_targets)
+        return torch.cat([positions, padding])
 
     def filled(values: Tensor, n_rows: int, filling: int) -> Tensor:
         return torch.cat([values, values.new_full((n_rows - len(values), *values.shape[1:]), filling)])

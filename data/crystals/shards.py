@@ -213,10 +213,10 @@ def read_cache(filesystem: fs.FileSystem, folder: str, spec: CacheSpec) -> Store
         raise StaleCacheError(f"no complete cache in {folder}: run data/build_cache.py") from None
     if not isinstance(manifest, dict):
         raise StaleCacheError(f"{folder}/{MANIFEST} is not a manifest: run data/build_cache.py")
-    found = {name: manifest.get(name) for name in asdict(spec)}
+    stored_spec = {name: manifest.get(name) for name in asdict(spec)}
     shards = manifest.get("shards")
-    if found != asdict(spec) or not isinstance(shards, list) or len(shards) != len(spec.shard_rows):
-        raise StaleCacheError(f"the cache in {folder} was made of {found}, expected {asdict(spec)}")
+    if stored_spec != asdict(spec) or not isinstance(shards, list) or len(shards) != len(spec.shard_rows):
+        raise StaleCacheError(f"the cache in {folder} was made of {stored_spec}, expected {asdict(spec)}")
     names = [str(shard.get("file") if isinstance(shard, dict) else shard) for shard in shards]
     if wrong := [name for name in names if not _SHARD_NAME.fullmatch(name)]:
         raise StaleCacheError(f"{folder}/{MANIFEST} is damaged, {wrong[0]!r} is no shard: run data/build_cache.py")

@@ -151,7 +151,7 @@ def _matbench_metadata() -> dict[str, dict[str, object]]:
 
 def package_folder(name: str) -> Path:
     """Folder of an installed package, found without the seconds that importing it takes."""
-    found = find_spec(name)
-    if found is None or found.origin is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
         raise TaskError(f"the package {name!r} is not installed; install this project's dependencies")
-    return Path(found.origin).parent
+    return Path(spec.origin).parent

@@ -47,12 +47,12 @@ def open_path(path: Path, target: str | None) -> tuple[Task, Rows]:
 
 def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, list[str]]:
     """The task and ids of a user's file: an official one's where its ids or its name and size say so."""
-    ids = [str(one) for one in source.index]
+    ids = [str(row_id) for row_id in source.index]
     stem = task_name(path)
-    found = {match[1] if (match := re.fullmatch(r"(mb-.+)-\d+", one)) else "" for one in ids}
+    prefixes = {match[1] if (match := re.fullmatch(r"(mb-.+)-\d+", row_id)) else "" for row_id in ids}
     by_prefix = {id_prefix(name): name for name in OFFICIAL_NAMES}
     notes = source.notes
-    if len(found) == 1 and (name := by_prefix.get(next(iter(found)))):
+    if len(prefixes) == 1 and (name := by_prefix.get(next(iter(prefixes)))):
         task = official_task(name)
         if target in (None, task.target):
             refuse_unknown(ids, set(official_ids(task)), f"{path} names", f"that {name} does not have")
@@ -64,11 +64,11 @@ def _recognise(path: Path, source: Source, target: str | None) -> tuple[Task, li
         notes = f"Named like {stem}, without its {task.n_official} rows and target: no official folds."
     column, kind = _choose_target(path, source, target)
     chosen = "" if target else f", the target from column {column!r}"
-    taken = f"Taken: {source.taken}{chosen}." if source.taken else ""
+    origin = f"Taken: {source.taken}{chosen}." if source.taken else ""
     if text := _first_text(source, column):
         n_texts = sum(isinstance(cell, str) and cell != "" for cell in source.columns[column])
         notes = f"Of the targets {n_texts} {'is' if n_texts == 1 else 'are'} no number: {text}. {notes}".strip()
-    notes = " ".join(note for note in (taken, notes) if note)
+    notes = " ".join(note for note in (origin, notes) if note)
     task = Task(
         name=f"own_{stem}" if stem in task_names() else stem,
         target=column,
@@ -121,9 +121,9 @@ def _choose_target(path: Path, source: Source, target: str | None) -> tuple[str,
     if target is None and len(numeric) == 1:
         target = numeric[0]
     if target not in numeric:
-        asked = "no target is given" if target is None else f"target {target!r} cannot be used"
+        request = "no target is given" if target is None else f"target {target!r} cannot be used"
         raise TaskError(
-            f"{path}: {asked}; expected --target with one of its columns of numbers or booleans, {numeric} "
+            f"{path}: {request}; expected --target with one of its columns of numbers or booleans, {numeric} "
             f"(all columns: {list(source.columns)})"
         )
     booleans = {isinstance(cell, bool) for cell in numbers[target]}

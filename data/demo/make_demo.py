@@ -67,7 +67,7 @@ def candidates(seed: int) -> Iterator[tuple[str, Structure, float]]:
     siblings = {element: group for group in GROUPS for element in group}
     packed = resources.files("pymatgen.analysis.prototypes") / "aflow_prototypes.json.gz"
     prototypes = json.loads(gzip.decompress(packed.read_bytes()))
-    for prototype in sorted(prototypes, key=lambda one: (one["tags"]["aflow"], one["tags"]["mineral"] or "")):
+    for prototype in sorted(prototypes, key=lambda entry: (entry["tags"]["aflow"], entry["tags"]["mineral"] or "")):
         structure = Structure.from_dict(prototype["snl"])
         if not structure.is_ordered or len(structure) > MOST_ATOMS:
             continue
@@ -75,13 +75,13 @@ def candidates(seed: int) -> Iterator[tuple[str, Structure, float]]:
         elements = sorted(structure.symbol_set)
         if not all(element in siblings for element in elements):
             continue
-        seen = {tuple(elements)}
+        combinations = {tuple(elements)}
         yield prototype["tags"]["aflow"], structure, chance.choice(STRAINS)
         for _ in range(VARIANTS):
             chosen = tuple(chance.choice(siblings[element]) for element in elements)
-            if chosen in seen or len(set(chosen)) < len(chosen):
+            if chosen in combinations or len(set(chosen)) < len(chosen):
                 continue
-            seen.add(chosen)
+            combinations.add(chosen)
             variant = structure.copy()
             variant.replace_species(dict(zip(elements, chosen, strict=True)))
             factor = (_covalent_volume(variant) / _covalent_volume(structure)) ** (1 / 3)
@@ -113,16 +113,20 @@ def make_rows(model: CHGNet, references: dict[str, float]) -> list[Row]:
     """All rows of the demo: each candidate at its stablest volume, and once strained."""
     rows: list[Row] = []
     for prototype, structure, strain in candidates(SEED):
-        scan = [one for one in (_scaled(structure, factor) for factor in SCAN) if _closeness(one) >= CLOSEST]
+        scan = [
+            scaled_structure
+            for scaled_structure in (_scaled(structure, factor) for factor in SCAN)
+            if _closeness(scaled_structure) >= CLOSEST
+        ]
         if len(scan) < 3:
             continue
         k = int(label(model, references, scan).argmin())
         if k in (0, len(scan) - 1):  # no stable volume: nothing that the label could mean
             continue
         pair = [scan[k], _scaled(scan[k], strain)]
-        for one, e_form in zip(pair, label(model, references, pair), strict=True):
-            row = Row(prototype, one, round(float(e_form), 5))
-            is_plausible = _closeness(one) >= CLOSEST and LOWEST_LABEL <= row.e_form <= HIGHEST_LABEL
+        for scaled_structure, e_form in zip(pair, label(model, references, pair), strict=True):
+            row = Row(prototype, scaled_structure, round(float(e_form), 5))
+            is_plausible = _closeness(scaled_structure) >= CLOSEST and LOWEST_LABEL <= row.e_form <= HIGHEST_LABEL
             if is_plausible and not any(_is_same(row, other) for other in rows):
                 rows.append(row)
     return rows
@@ -171,11 +175,11 @@ def _covalent_volume(structure: Structure) -> float:
 
 def _closeness(structure: Structure) -> float:
     """Smallest distance between two atoms relative to the sum of their covalent radii."""
-    centres, others, _, distances = structure.get_neighbor_list(5.0)
+    centres, neighbors, _, distances = structure.get_neighbor_list(5.0)
     if len(centres) < len(structure):
         return np.inf
     radii = _radii(structure)
-    return float((distances / (radii[centres] + radii[others])).min())
+    return float((distances / (radii[centres] + radii[neighbors])).min())
 
 
 def _is_same(row: Row, other: Row) -> bool:

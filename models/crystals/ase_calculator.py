@@ -58,14 +58,14 @@ class EnergyCalculator(Calculator):
                 f"and pbc {self.atoms.pbc.tolist()}. Set atoms.cell, for a slab or a molecule with vacuum in it, and "
                 "atoms.pbc = True"
             )
-        found = self.model.predict_with_std([AseAtomsAdaptor.get_structure(self.atoms)])
+        prediction = self.model.predict_with_std([AseAtomsAdaptor.get_structure(self.atoms)])
         n_atoms = len(self.atoms) if self.quantity == "energy_per_atom" else 1
-        self.results = {"energy": float(found.values[0]) * n_atoms}
-        if found.std is not None:
-            self.results["energy_std"] = float(found.std[0]) * n_atoms
-        if found.trust is None:
+        self.results = {"energy": float(prediction.values[0]) * n_atoms}
+        if prediction.std is not None:
+            self.results["energy_std"] = float(prediction.std[0]) * n_atoms
+        if prediction.trust is None:
             return
-        self.results["trust"] = trust = float(found.trust[0])
+        self.results["trust"] = trust = float(prediction.trust[0])
         if trust < TRUSTED and not self.has_warned:
             self.has_warned = True
             warnings.warn(

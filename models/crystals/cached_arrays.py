@@ -69,13 +69,13 @@ def _joined_output(weights: str, rows: CrystalRows, parts: Parts) -> dict[str, A
     values = np.empty((n_atoms, 64), dtype=np.float32)
     atom_count = np.empty(n_atoms, dtype=np.float32)
     rows_per_graph = np.zeros(len(graphs), dtype=np.int32)
-    done = 0
+    start = 0
     for of_part, arrays in parts:
-        stop = done + len(arrays["atom_count"])
-        values[done:stop], atom_count[done:stop] = arrays["values"], arrays["atom_count"]
+        stop = start + len(arrays["atom_count"])
+        values[start:stop], atom_count[start:stop] = arrays["values"], arrays["atom_count"]
         rows_per_graph[of_part] = arrays["rows_per_graph"]
-        done = stop
-    features = AtomFeatures(values[:done], atom_count[:done], rows_per_graph)
+        start = stop
+    features = AtomFeatures(values[:start], atom_count[:start], rows_per_graph)
     inputs = FeatureInputs(features, graphs.atoms_per_graph, torch.device("cpu"))
     good = np.flatnonzero(rows_per_graph)  # a rejected crystal has no rows
     outputs = np.full(len(graphs), np.nan)

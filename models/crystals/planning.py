@@ -29,7 +29,7 @@ def reading(rows: Rows, need: CrystalNeeds, cache_folder: str) -> Reading:
     folder = f"{cache_folder.rstrip('/')}/{spec.key}"
     filesystem, path = open_folder(folder)
     sizes, held_bytes, missing = np.diff(rows.spans).ravel(), None, []
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         graphs = read_cache(filesystem, path, spec).graphs
         sizes = np.diff(graphs.bond_start) + graphs.atoms_per_graph
@@ -48,7 +48,7 @@ def reading(rows: Rows, need: CrystalNeeds, cache_folder: str) -> Reading:
         worker=Converter,
         arguments=(folder, spec.atom_graph_cutoff),
         held_bytes=held_bytes,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - start,
         own_bytes=FRACTION_BYTES,
     )
 

@@ -119,31 +119,31 @@ def reference_transform(
     start, reach = np.zeros(n_rows) if start is None else start, None
     if part.kind == "regression" and config.epochs:  # the logits of a class have no end
         reach = fit_reach(rows, part, reference, start[part.train], correction[part.train])
-    left = (targets + correction - fractions @ reference.coefficients)[part.train]
-    reference = _rescaled(reference, config.target_scale, left, rescale)
+    residuals = (targets + correction - fractions @ reference.coefficients)[part.train]
+    reference = _rescaled(reference, config.target_scale, residuals, rescale)
     return ReferenceTransform(
         reference, targets, fractions, rows.n_atoms, correction, part.kind, part.quantity, reach, start, refit
     )
 
 
 def _rescaled(
-    reference: Reference, target_scale: str, left: np.ndarray, rescale: Callable[[float, float], None]
+    reference: Reference, target_scale: str, residuals: np.ndarray, rescale: Callable[[float, float], None]
 ) -> Reference:
     """The reference with another scale, and the network's output changed to fit.
 
     Args:
         reference: with the scale so far.
         target_scale: of the config.
-        left: what the elements of the training rows do not explain, in the target's unit, shape (n_train,).
+        residuals: what the elements of the training rows do not explain, in the target's unit, shape (n_train,).
         rescale: see `reference_transform`.
     """
     if target_scale == "natural":
         return reference
     if target_scale == "robust":
-        shift = float(np.median(left))
-        scale = 1.4826 * float(np.median(np.abs(left - shift)))  # of a normal distribution its standard deviation
+        shift = float(np.median(residuals))
+        scale = 1.4826 * float(np.median(np.abs(residuals - shift)))  # of a normal distribution its standard deviation
     else:
-        shift, scale = float(left.mean()), float(left.std())
+        shift, scale = float(residuals.mean()), float(residuals.std())
     scale = max(scale, 1e-12)
     if math.isclose(scale, reference.scale, rel_tol=1e-9) and abs(shift - reference.intercept) < 1e-9 * scale:
         return reference  # already so: a fresh readout begins in this unit

@@ -102,7 +102,7 @@ def _read_crystals(source: str, ids: set[str], chunks: Sequence[RawChunk]) -> Se
     return SeenCrystals(ids, by_formula, n_unreadable)
 
 
-def _equals_any(crystal: Crystal, others: Sequence[Crystal]) -> bool:
+def _equals_any(crystal: Crystal, candidates: Sequence[Crystal]) -> bool:
     """Whether a crystal equals any of others with its reduced formula."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
@@ -110,5 +110,5 @@ def _equals_any(crystal: Crystal, others: Sequence[Crystal]) -> bool:
     matcher = StructureMatcher(primitive_cell=True, scale=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of elements without a radius
-        structure, *rest = (Structure(c.lattice, c.numbers.tolist(), c.frac_coords) for c in (crystal, *others))
+        structure, *rest = (Structure(c.lattice, c.numbers.tolist(), c.frac_coords) for c in (crystal, *candidates))
         return any(matcher.fit(structure, other) for other in rest)

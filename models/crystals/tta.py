@@ -59,8 +59,10 @@ def averaged(fitted: Fitted, rows: CrystalRows, which: np.ndarray, copies: int) 
         graphs = copy_of(rows.graphs, copy, JITTER, STRAIN)
         noisy = replace(rows, graphs=graphs, features=None, outputs=None, collapse=False)
         predicted.append(fitted.predict_rows(noisy, which))
-    stds = [one.std for one in predicted if one.std is not None]
-    return Prediction(np.mean([one.values for one in predicted], axis=0), np.mean(stds, axis=0) if stds else None)
+    stds = [prediction.std for prediction in predicted if prediction.std is not None]
+    return Prediction(
+        np.mean([prediction.values for prediction in predicted], axis=0), np.mean(stds, axis=0) if stds else None
+    )
 
 
 def judge_copies(
@@ -112,5 +114,5 @@ def _gain(
 
 
 def _timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    began = time.perf_counter()
-    return call(), time.perf_counter() - began
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start

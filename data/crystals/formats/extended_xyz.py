@@ -34,9 +34,9 @@ def read_extended_xyz(content: bytes) -> ReadCrystal:
         raise BadCrystalError(f"it has {sum(map(bool, rows))} lines of atoms for {n_atoms} atoms")
     if n_atoms == 0:
         raise BadCrystalError("empty structure: it has no atoms")
-    if more := next((line for line in lines[2 + n_atoms :] if line.strip()), None):
+    if next_line := next((line for line in lines[2 + n_atoms :] if line.strip()), None):
         raise BadCrystalError(
-            f"{more[:60]!r} follows the {n_atoms} atoms: several frames, or too many lines; expected one structure"
+            f"{next_line[:60]!r} follows the {n_atoms} atoms: several frames, or too many lines; expected one structure"
         )
     species, position = _columns(str(facts.get("Properties", _PLAIN)))
     numbers, positions, notes = [], [], []

@@ -152,11 +152,11 @@ def _source(
     columns: dict[str, list[object]] = {name: [row.get(name) for row in labels] for name in names}
     column = id_column(names)
     if column is not None and all(cell is not None for cell in columns[column]):
-        index, taken = columns.pop(column), f"ids from {column!r} of each {what}"
+        index, origin = columns.pop(column), f"ids from {column!r} of each {what}"
     elif kind == "atoms_json":
-        index, taken = list(row_numbers.values), f"ids from the database's own numbers of {what}s"
+        index, origin = list(row_numbers.values), f"ids from the database's own numbers of {what}s"
     else:
-        index, taken = list(range(len(labels))), f"{what}s numbered from 0"
+        index, origin = list(range(len(labels))), f"{what}s numbered from 0"
     return Source(
         index=index,
         columns=columns,
@@ -166,5 +166,5 @@ def _source(
         spans=spans,
         sha256=hashlib.sha256(content).hexdigest(),
         row_numbers=row_numbers,
-        taken=f"{taken}, structures from each {what}",
+        taken=f"{origin}, structures from each {what}",
     )

@@ -106,9 +106,9 @@ def read_matbench_text(
             return source_of(path, Table(columns, sha256, ("index", index)))  # structures as text
         return composition_source(path, index, columns, sha256, counted(len(index)), ids_from)
     ids = [str(label) for label in index]
-    taken = f"{ids_from}, structures from column {names[structure]!r}"
+    origin = f"{ids_from}, structures from column {names[structure]!r}"
     kind = _format(text, cells[:, structure])
-    return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, counted(len(ids)), taken)
+    return Source(index, columns, ids, kind, buffer, cells[:, structure], sha256, counted(len(ids)), origin)
 
 
 def _incomplete(path: Path, error: ValueError) -> TaskError:

@@ -126,8 +126,8 @@ def composition_source(
     labels = {name: cells for name, cells in columns.items() if name != column}
     buffer, spans = joined([formula.encode() for formula in formulas])
     names = [str(row_id) for row_id in index]
-    taken = f"{ids_from}, formulas from column {column!r}"
-    return Source(index, labels, names, "composition", buffer, spans, sha256, row_numbers, taken, notes)
+    origin = f"{ids_from}, formulas from column {column!r}"
+    return Source(index, labels, names, "composition", buffer, spans, sha256, row_numbers, origin, notes)
 
 
 def formula_column(names: list[str]) -> str | None:
@@ -159,9 +159,9 @@ def refuse_repeated(path: Path, names: list[str]) -> None:
         raise TaskError(f"{path} has a column name twice: {names}; give every column its own")
 
 
-def _first_named(wanted: tuple[str, ...], names: list[str]) -> str | None:
+def _first_named(candidates: tuple[str, ...], names: list[str]) -> str | None:
     by_lower = {name.lower(): name for name in reversed(names)}
-    return next((by_lower[name] for name in wanted if name in by_lower), None)
+    return next((by_lower[name] for name in candidates if name in by_lower), None)
 
 
 def _ids(table: Table) -> tuple[str, list[object]]:

@@ -65,7 +65,7 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
         energies.append(energy)
         payloads.append(payload)
     buffer, spans = joined(payloads)
-    taken = "ids from the folders of the runs, structures and energies from the last step of each"
+    origin = "ids from the folders of the runs, structures and energies from the last step of each"
     notes = (
         f"The target {ENERGY!r} is VASP's total energy over the number of atoms, in eV/atom, and no formation energy; "
         "with --quantity energy_per_atom CHGNet's own energy predicts it."
@@ -79,7 +79,7 @@ def read_vasp_runs(folder: Path, files: list[Path]) -> Source:
         spans=spans,
         sha256=digest.hexdigest(),
         row_numbers=counted(len(ids)),
-        taken=taken,
+        taken=origin,
         notes=notes,
     )
 

@@ -109,21 +109,21 @@ def element_structures() -> dict[str, Structure]:
     """
     from pymatgen.core import Structure
 
-    wanted = {*CLOSE_PACKED, *chain(*KNOWN_STRUCTURES.values())}
+    symbols_needed = {*CLOSE_PACKED, *chain(*KNOWN_STRUCTURES.values())}
     packed = resources.files("pymatgen.analysis.prototypes") / "aflow_prototypes.json.gz"
-    found: dict[str, Structure] = {}
+    structures: dict[str, Structure] = {}
     for prototype in json.loads(gzip.decompress(packed.read_bytes())):
         tags = prototype["tags"]
-        symbol = next((s for s in (tags["strukturbericht"], tags["aflow"]) if s in wanted), None)
-        if symbol is None or symbol in found:
+        symbol = next((s for s in (tags["strukturbericht"], tags["aflow"]) if s in symbols_needed), None)
+        if symbol is None or symbol in structures:
             continue
         structure = Structure.from_dict(prototype["snl"])
         if len(structure.composition) == 1:
-            found[symbol] = structure.scale_lattice(len(structure))
-    missing = sorted(wanted - found.keys())
+            structures[symbol] = structure.scale_lattice(len(structure))
+    missing = sorted(symbols_needed - structures.keys())
     if missing:
-        raise LookupError(f"this pymatgen ships no AFLOW prototype for {missing} of {sorted(wanted)}")
-    return found
+        raise LookupError(f"this pymatgen ships no AFLOW prototype for {missing} of {sorted(symbols_needed)}")
+    return structures
 
 
 def element_anchor(model: CHGNet, element: str, shapes: dict[str, Structure]) -> Anchor:

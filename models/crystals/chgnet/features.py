@@ -108,9 +108,11 @@ def backbone_features(network: CHGNetwork, inputs: GraphInputs, which: np.ndarra
         rows = np.bincount(batch.owner.cpu().numpy(), minlength=len(run))
         return network.atom_features(batch).cpu().numpy(), batch.atom_count.cpu().numpy(), rows
 
-    found = [(np.empty((0, network.stock.atom_fea_dim), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))]
+    parts_of_rows = [
+        (np.empty((0, network.stock.atom_fea_dim), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
+    ]
     with torch.inference_mode():
-        found += by_pass(compute, inputs.passes(which[whole]))
-    values, counts, rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        parts_of_rows += by_pass(compute, inputs.passes(which[whole]))
+    values, counts, rows = (np.concatenate(parts) for parts in zip(*parts_of_rows, strict=True))
     rows_per_graph[whole] = rows
     return AtomFeatures(values, counts, rows_per_graph)

@@ -77,8 +77,8 @@ def summed_messages(
             w.normed, len(rows), target.n_rows, hidden, w.norm, count, target.index, *rows, *indices
         )
     messages = _gate(hidden[0], hidden[1], w) * count[:, None]
-    for one, places in weights:
-        messages = messages * taken(one, places)
+    for weight, places in weights:
+        messages = messages * taken(weight, places)
     return summed(messages, target)
 
 
@@ -136,8 +136,8 @@ def _weights_of(mlp: GatedMLP) -> _Weights:
     if mlp.bn1 is not None and mlp.bn2 is not None:
         norm = torch.stack([mlp.bn1.weight, mlp.bn1.bias, mlp.bn2.weight, mlp.bn2.bias])
     else:
-        one = torch.ones_like(core[-1].bias)
-        norm = torch.stack([one, 0 * one, one, 0 * one]).detach()
+        ones = torch.ones_like(core[-1].bias)
+        norm = torch.stack([ones, 0 * ones, ones, 0 * ones]).detach()
     return _Weights(
         first=torch.cat([core[0].weight, gate[0].weight]),
         first_bias=torch.cat([core[0].bias, gate[0].bias]),

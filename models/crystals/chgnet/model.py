@@ -153,14 +153,14 @@ def start_chgnet(config: CHGNetConfig, rows: CrystalRows, part: TrainingPart, de
         network.reset_readout(config.seed)
     network.freeze(config.freeze_depth)
 
-    def refit(outputs: np.ndarray, now: Reference) -> Reference:
+    def refit(outputs: np.ndarray, current: Reference) -> Reference:
         """The composition's part anew; what a unit of output is worth stays."""
-        worth = now.scale * outputs + now.intercept
+        worth = current.scale * outputs + current.intercept
         if prior is not None:
             new = _energy_reference(config, rows, part, corrections, prior, worth)
-            return Reference(new.coefficients, new.intercept + now.intercept, now.scale)
-        new = fit_property_reference(_fractions(rows, part), _per_atom(rows, part) - now.scale * outputs)
-        return Reference(new.coefficients, new.intercept, now.scale)
+            return Reference(new.coefficients, new.intercept + current.intercept, current.scale)
+        new = fit_property_reference(_fractions(rows, part), _per_atom(rows, part) - current.scale * outputs)
+        return Reference(new.coefficients, new.intercept, current.scale)
 
     def moved_inputs(epoch: int) -> Inputs:
         assert rows.graphs is not None

@@ -155,11 +155,11 @@ class CHGNetwork(nn.Module):
 
     def parameter_groups(self) -> list[list[nn.Parameter]]:
         """What trains at the freeze depth set, from the readout backwards: a group is what one more depth adds."""
-        groups, known = [], set[int]()
+        groups, ids = [], set[int]()
         for depth in FREEZE_DEPTHS[1 : self.level + 1]:
             self.freeze(depth)
-            groups.append([p for p in self.parameters() if p.requires_grad and id(p) not in known])
-            known.update(map(id, groups[-1]))
+            groups.append([p for p in self.parameters() if p.requires_grad and id(p) not in ids])
+            ids.update(map(id, groups[-1]))
         return groups
 
     def open_groups(self, n_groups: int) -> None:

@@ -223,11 +223,11 @@ def fit_gaussian_process(config: GaussianProcessConfig, rows: CrystalRows, part:
     strengths = likely_strengths(*kernels, points.at(drawn), left_over[drawn], fixed, part.tell)
     part.tell(f"covariances of {len(train):,} training rows, then predictions")
     if len(train) <= config.exact_up_to:
-        found = posterior(*kernels, strengths, points, left_over)
+        gaussian_posterior = posterior(*kernels, strengths, points, left_over)
     else:
         inducing = np.sort(order[: config.inducing_rows])
-        found = projected_posterior(*kernels, strengths, points, left_over, inducing)
-    return FittedGaussianProcess(config, part.quantity, reference, unsure, shift, scale, found)
+        gaussian_posterior = projected_posterior(*kernels, strengths, points, left_over, inducing)
+    return FittedGaussianProcess(config, part.quantity, reference, unsure, shift, scale, gaussian_posterior)
 
 
 GAUSSIAN_PROCESS = Model(
@@ -248,8 +248,8 @@ def _reference_covariance(fractions: np.ndarray, left_over: np.ndarray, departur
     training does not show is as uncertain as that spread; the kernels, which explain what is left over, know nothing
     of it.
     """
-    shown = departures[fractions.any(axis=0)]
-    spread, noise = max(float(shown.std()), 1e-12), max(float(left_over.std()), 1e-12)
+    coefficients_of_elements = departures[fractions.any(axis=0)]
+    spread, noise = max(float(coefficients_of_elements.std()), 1e-12), max(float(left_over.std()), 1e-12)
     return np.linalg.inv(fractions.T @ fractions / noise**2 + np.eye(94) / spread**2)
 
 
@@ -276,8 +276,8 @@ def _seen(
         features, start = backbone_features(network, inputs, which), np.arange(len(which))
         outputs = None
         if quantity != "other":
-            known = FeatureInputs(features, rows.graphs.atoms_per_graph[which], torch.device(device))
-            outputs = predict(network, known, start)
+            feature_inputs = FeatureInputs(features, rows.graphs.atoms_per_graph[which], torch.device(device))
+            outputs = predict(network, feature_inputs, start)
     base = np.zeros(len(which))
     if quantity != "other":
         assert outputs is not None
@@ -314,16 +314,16 @@ def pooled_features(features: AtomFeatures, which: np.ndarray, *, spread: bool) 
     first = np.concatenate([[0], np.cumsum(features.rows_per_graph, dtype=np.int64)])
     pooled = np.empty((len(which), 128 if spread else 64))
     for k in range(0, len(which), ROWS_AT_ONCE):
-        some = which[k : k + ROWS_AT_ONCE]
-        lengths = features.rows_per_graph[some].astype(np.int64)
+        block = which[k : k + ROWS_AT_ONCE]
+        lengths = features.rows_per_graph[block].astype(np.int64)
         ends = np.cumsum(lengths)
-        rows = np.repeat(first[some] - (ends - lengths), lengths) + np.arange(ends[-1])
+        rows = np.repeat(first[block] - (ends - lengths), lengths) + np.arange(ends[-1])
         count = features.atom_count[rows].astype(np.float64)
         values = features.values[rows].astype(np.float64)
         share = (count / np.repeat(np.add.reduceat(count, ends - lengths), lengths))[:, None]
         mean = np.add.reduceat(values * share, ends - lengths)
-        pooled[k : k + len(some), :64] = mean
+        pooled[k : k + len(block), :64] = mean
         if spread:
             deviation = values - np.repeat(mean, lengths, axis=0)
-            pooled[k : k + len(some), 64:] = np.sqrt(np.add.reduceat(deviation**2 * share, ends - lengths))
+            pooled[k : k + len(block), 64:] = np.sqrt(np.add.reduceat(deviation**2 * share, ends - lengths))
     return pooled

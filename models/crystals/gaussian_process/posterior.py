@@ -180,9 +180,9 @@ def posterior(
     points = normalised(kernel, strengths[1], points)
     factor = _factor(kernel, composition, strengths, points, noisy=True)
     weights = solve_triangular(factor, solve_triangular(factor, values, lower=True), lower=True, trans="T")
-    found = Posterior(kernel, composition, strengths, points, weights, None)
-    found.__dict__["factor"] = factor  # the cached property: not computed twice
-    return found
+    result = Posterior(kernel, composition, strengths, points, weights, None)
+    result.__dict__["factor"] = factor  # the cached property: not computed twice
+    return result
 
 
 def projected_posterior(
@@ -198,16 +198,16 @@ def projected_posterior(
     factor = _factor(kernel, composition, strengths, stand_in, noisy=False)
     noise = float(strengths[4])
     gram, target = np.eye(len(stand_in)), np.zeros(len(stand_in))
-    done = 0
+    start = 0
     for part in _blocks(points, len(stand_in.features)):
         block = normalised(kernel, strengths[1], part)
-        seen = (
+        projected_block = (
             solve_triangular(factor, covariance(kernel, composition, strengths, stand_in, block).numpy(), lower=True)
             / noise
         )
-        gram += seen @ seen.T
-        target += seen @ (values[done : done + len(block)] / noise)
-        done += len(block)
+        gram += projected_block @ projected_block.T
+        target += projected_block @ (values[start : start + len(block)] / noise)
+        start += len(block)
     through = cholesky(gram, lower=True, overwrite_a=True)
     inner = solve_triangular(through, solve_triangular(through, target, lower=True), lower=True, trans="T")
     return Posterior(
@@ -251,23 +251,23 @@ def likely_strengths(
     """
     size = max(float(np.sqrt((values**2).mean())), 1e-12)
     units = torch.tensor([size, 1.0, size, 1.0, size], dtype=torch.float64)
-    wanted = torch.from_numpy(values / size)
+    scaled_values = torch.from_numpy(values / size)
     free = [k for k in range(5) if k not in fixed]
-    given = torch.tensor([fixed.get(k, 0.0) for k in range(5)], dtype=torch.float64) / units
+    fixed_strengths = torch.tensor([fixed.get(k, 0.0) for k in range(5)], dtype=torch.float64) / units
 
     def strengths_of(logarithms: Tensor) -> Tensor:
-        return given.index_add(0, torch.tensor(free, dtype=torch.int64), torch.exp(logarithms))
+        return fixed_strengths.index_add(0, torch.tensor(free, dtype=torch.int64), torch.exp(logarithms))
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         logarithms = torch.from_numpy(x.copy()).requires_grad_()
         strengths = strengths_of(logarithms)
-        seen = normalised(kernel, strengths[1], points)
-        matrix = covariance(kernel, composition, strengths, seen, seen)
+        normalised_points = normalised(kernel, strengths[1], points)
+        matrix = covariance(kernel, composition, strengths, normalised_points, normalised_points)
         matrix = matrix + torch.diag((strengths[4] ** 2 + _JITTER).expand(len(points)))
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if failed:
             return 1e10, np.zeros(len(free))
-        solved = torch.linalg.solve_triangular(factor, wanted[:, None], upper=False)
+        solved = torch.linalg.solve_triangular(factor, scaled_values[:, None], upper=False)
         value = (solved**2).sum() / 2 + torch.log(factor.diagonal()).sum()
         value.backward()
         assert logarithms.grad is not None

@@ -154,13 +154,13 @@ def _orbits(coords: np.ndarray, symmetry: Symmetry, lattice: np.ndarray) -> list
     images = _images(coords, symmetry)
     orbits = []
     fixed = (_lengths(images - coords[:, None], lattice) < SPECIAL_POSITION_ANGSTROM).sum(1)
-    for k, own in enumerate(images):
+    for k, site_images in enumerate(images):
         if fixed[k] == 1:
-            orbits.append(own)
+            orbits.append(site_images)
             continue
-        lengths = _lengths(own[:, None] - own[None, :], lattice) < SPECIAL_POSITION_ANGSTROM
+        lengths = _lengths(site_images[:, None] - site_images[None, :], lattice) < SPECIAL_POSITION_ANGSTROM
         first = np.argmax(lengths, axis=1)
-        orbits.append(own[np.unique(first)])
+        orbits.append(site_images[np.unique(first)])
     return orbits
 
 

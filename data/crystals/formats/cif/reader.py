@@ -48,8 +48,8 @@ def read_cif(content: bytes) -> ReadCrystal:
             contradicts itself, or leaves open which crystal it means.
     """
     text, notes = _decode(content)
-    tags, more = _structure_block(text)
-    notes += more
+    tags, block_notes = _structure_block(text)
+    notes += block_notes
     _refuse_modulated(tags)
     lattice, cell_notes = _read_lattice(tags)
     facts = read_content(tags)
@@ -166,11 +166,13 @@ def _read_lattice(tags: Tags) -> tuple[np.ndarray, list[str]]:
             [0.0, 0.0, c],
         ]
     )
-    volume, given = float(np.linalg.det(lattice)), tags.positive("_cell_volume")
+    volume, stated_volume = float(np.linalg.det(lattice)), tags.positive("_cell_volume")
     notes = []
-    if given is not None and abs(volume / given - 1) > 2e-3:
-        message = f"_cell_volume is {given:g}, but the cell's lengths and angles give {volume:.6g} cubic Angstrom"
-        if abs(volume / given - 1) > 2e-2:
+    if stated_volume is not None and abs(volume / stated_volume - 1) > 2e-3:
+        message = (
+            f"_cell_volume is {stated_volume:g}, but the cell's lengths and angles give {volume:.6g} cubic Angstrom"
+        )
+        if abs(volume / stated_volume - 1) > 2e-2:
             raise BadCrystalError(message)
         notes.append(message)
     return lattice, notes
@@ -217,18 +219,20 @@ def _read(symmetry: Symmetry, stated: Stated, sites: Sites, facts: Content, latt
         verdict.notes.append(f"the cell misses {symmetry.name} by {off:.2g} of its lengths")
     if cell.incomplete and not verdict.confirmed:
         verdict.against.append(f"sites {', '.join(cell.repeated[:5])} are equivalents of others, which lack some")
-    given = sites.multiplicities
-    if given is not None:
+    stated_multiplicities = sites.multiplicities
+    if stated_multiplicities is not None:
         orders = len(symmetry) / np.maximum(cell.multiplicities, 1)
-        compared = (cell.multiplicities > 0) & (given > 0)
-        fits = (given == cell.multiplicities)[compared].all() or (given == orders)[compared].all()
+        compared = (cell.multiplicities > 0) & (stated_multiplicities > 0)
+        fits = (stated_multiplicities == cell.multiplicities)[compared].all() or (stated_multiplicities == orders)[
+            compared
+        ].all()
         if stated.is_magnetic:
-            fits = fits or np.ptp((given / np.maximum(cell.multiplicities, 1))[compared]) < 1e-6
+            fits = fits or np.ptp((stated_multiplicities / np.maximum(cell.multiplicities, 1))[compared]) < 1e-6
         if not fits and not verdict.confirmed:
-            k = int(np.flatnonzero(compared & (given != cell.multiplicities))[0])
+            k = int(np.flatnonzero(compared & (stated_multiplicities != cell.multiplicities))[0])
             verdict.against.append(
-                f"site {sites.labels[k]} has multiplicity {given[k]:g} in the file, but {cell.multiplicities[k]} in "
-                f"{symmetry.name}"
+                f"site {sites.labels[k]} has multiplicity {stated_multiplicities[k]:g} in the file, but "
+                f"{cell.multiplicities[k]} in {symmetry.name}"
             )
     if verdict.against:
         reason = verdict.against[0]

@@ -64,7 +64,7 @@ def _key(name: str) -> str:
 def _names() -> dict[str, list[int]]:
     """Positions in the table of all settings that a name can mean, the conventional one first."""
     full: dict[str, list[int]] = {}
-    others: dict[str, list[int]] = {}
+    short_names: dict[str, list[int]] = {}
     for position, entry in enumerate(_table()):
         full.setdefault(_key(entry.hm), []).append(position)
         words = entry.hm.split()
@@ -79,8 +79,8 @@ def _names() -> dict[str, list[int]]:
         if entry.ext == "H":
             spellings.append("H" + entry.hm[1:])
         for spelling in spellings:
-            others.setdefault(_key(spelling), []).append(position)
-    return others | full
+            short_names.setdefault(_key(spelling), []).append(position)
+    return short_names | full
 
 
 @cache

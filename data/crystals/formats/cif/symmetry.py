@@ -128,9 +128,9 @@ def _check_group(rotations: np.ndarray, translations: np.ndarray, texts: Sequenc
     members = operator_codes(rotations, translations)
     step = max(1, 50_000 // len(texts))
     for start in range(0, len(texts), step):
-        some = slice(start, start + step)
-        moved = np.einsum("iab,jb->ija", rotations[some], translations) + translations[some, None]
-        products = operator_codes((rotations[some, None] @ rotations).reshape(-1, 3, 3), moved.reshape(-1, 3))
+        block = slice(start, start + step)
+        moved = np.einsum("iab,jb->ija", rotations[block], translations) + translations[block, None]
+        products = operator_codes((rotations[block, None] @ rotations).reshape(-1, 3, 3), moved.reshape(-1, 3))
         missing = np.flatnonzero(~np.isin(products, members))
         if len(missing):
             k, j = divmod(int(missing[0]), len(texts))
