@@ -128,7 +128,7 @@ def judged(
     """Error, baseline's error, trust and distance to the baseline of each row, shape (n, 4)."""
     if not len(which):
         return np.empty((0, 4))
-    marked = trust.judge(rows, which, prediction, of_task=True)
+    marked = trust.mark(rows, which, prediction, of_task=True)
     assert marked.trust is not None
     by_baseline = trust.baseline.predict(rows, which)
     errors = np.abs(prediction.values - y_true), np.abs(by_baseline - y_true)

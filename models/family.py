@@ -209,7 +209,7 @@ class Family(Protocol):
     def fit_trust(
         self, config: ModelConfig, rows: Any, part: TrainingPart, predicted: Callable[[np.ndarray], np.ndarray]
     ) -> Any:
-        """Fits what marks predictions: an object with `judge` and `content`, as in `models/crystals/trust.py`; or None.
+        """Fits what marks predictions: an object with `mark` and `content`, as in `models/crystals/trust.py`; or None.
 
         Args:
             config: of the trained model.

@@ -100,7 +100,7 @@ class FittedModel:
             prediction = self.fitted.predict_rows(rows, which)
         if self.trust is None:
             return prediction
-        return self.trust.judge(rows, which, prediction, replace_untrusted=self.about.get("untrusted") == "baseline")
+        return self.trust.mark(rows, which, prediction, replace_untrusted=self.about.get("untrusted") == "baseline")
 
     def save(self, path: Path) -> None:
         """Write everything `load_model` needs to one file, tensors and plain values only."""

@@ -1,6 +1,6 @@
 """Says whether a prediction can be trusted, by how far its row is from training and it from a baseline's prediction.
 
-`fit_trust` looks once at a trained model, at rows of its training and validation parts alone; `Trust.judge` then marks
+`fit_trust` looks once at a trained model, at rows of its training and validation parts alone; `Trust.mark` then marks
 the predictions of any rows. Four measures are each divided by what is usual on validation, and the worst counts:
 
 - elements: the leverage of the row in a model linear in the element fractions, so that an element which training shows
@@ -108,7 +108,7 @@ class Trust:
     usual: dict[str, float]
     baseline_error: float
 
-    def judge(
+    def mark(
         self,
         rows: CrystalRows,
         which: np.ndarray,

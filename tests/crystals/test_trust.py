@@ -56,7 +56,7 @@ def model(fitted, trust) -> FittedModel:
 
 
 def of_test(data, fitted, trust, **options) -> Prediction:
-    return trust.judge(data.rows, TEST, fitted.predict_rows(data.rows, TEST), of_task=True, **options)
+    return trust.mark(data.rows, TEST, fitted.predict_rows(data.rows, TEST), of_task=True, **options)
 
 
 def gone_wild(model: FittedModel, by: float) -> FittedModel:
@@ -76,11 +76,11 @@ def test_a_prediction_at_the_limit_of_its_reach_is_marked(model, data):
 
 def test_a_wild_prediction_is_marked_and_the_others_are_not(data, fitted, trust):
     plain = fitted.predict_rows(data.rows, TEST).values
-    before = trust.judge(data.rows, TEST, Prediction(plain), of_task=True)
+    before = trust.mark(data.rows, TEST, Prediction(plain), of_task=True)
     k = int(np.flatnonzero(before.trusted)[0])
     wild = plain.copy()
     wild[k] += 1.0  # eV/atom
-    after = trust.judge(data.rows, TEST, Prediction(wild), of_task=True)
+    after = trust.mark(data.rows, TEST, Prediction(wild), of_task=True)
     assert not after.trusted[k]
     np.testing.assert_array_equal(np.delete(after.trust, k), np.delete(before.trust, k))
     assert before.trusted.mean() > 0.6
@@ -90,7 +90,7 @@ def test_a_wild_prediction_is_marked_and_the_others_are_not(data, fitted, trust)
 
 def test_the_further_a_prediction_moves_the_less_it_is_trusted(data, fitted, trust):
     plain = fitted.predict_rows(data.rows, TEST[:1]).values
-    trusts = [trust.judge(data.rows, TEST[:1], Prediction(plain + by)).trust[0] for by in (0, 0.5, 1, 15)]
+    trusts = [trust.mark(data.rows, TEST[:1], Prediction(plain + by)).trust[0] for by in (0, 0.5, 1, 15)]
     assert sorted(trusts, reverse=True) == trusts
     assert trusts[-1] < 1e-3
 
@@ -99,9 +99,9 @@ def test_what_replaces_an_untrusted_prediction_is_what_training_has_to_beat(data
     untrained = finished(fine_tuning(data, parts=(TRAIN, VAL), freeze_depth="none")).fitted()
     expected = untrained.predict_rows(data.rows, TEST).values
     wild = fitted.predict_rows(data.rows, TEST).values + 20
-    kept = trust.judge(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)))
+    kept = trust.mark(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)))
     np.testing.assert_array_equal(kept.values, wild)
-    replaced = trust.judge(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)), replace_untrusted=True)
+    replaced = trust.mark(data.rows, TEST, Prediction(wild, np.full(len(TEST), 1e-3)), replace_untrusted=True)
     np.testing.assert_allclose(replaced.values, expected, atol=1e-5)
     assert not replaced.trusted.any()
     assert (replaced.std == trust.baseline_error).all()
@@ -122,8 +122,8 @@ def test_an_element_that_training_has_not_seen_is_marked(data):
         ridge = fit_ridge(RidgeConfig(), rows, part)
         judge = fit_trust(rows, part, ridge.predict_rows(rows, calibration_rows(part)).values, weights=weights)
         much = np.flatnonzero(data.rows.fractions[:, 7] > 0.35)
-        assert not judge.judge(rows, much, ridge.predict_rows(rows, much), of_task=True).trusted.any()
-        assert judge.judge(rows, rest, ridge.predict_rows(rows, rest), of_task=True).trusted.mean() > 0.6
+        assert not judge.mark(rows, much, ridge.predict_rows(rows, much), of_task=True).trusted.any()
+        assert judge.mark(rows, rest, ridge.predict_rows(rows, rest), of_task=True).trusted.mean() > 0.6
 
 
 def test_one_odd_atom_in_a_large_cell_counts(data, model, trust):
@@ -146,7 +146,7 @@ def test_a_small_validation_part_is_enough(data, n_val):
     calibration = calibration_rows(part)
     assert len(calibration) == n_val + len(TRAIN)
     judge = fit_trust(data.rows, part, data.targets[calibration], weights="0.3.0", energies=True)
-    judged = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
+    judged = judge.mark(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
     assert np.isfinite(judged.trust).all()
     assert judged.trusted.mean() > 0.6
 
@@ -156,9 +156,9 @@ def test_one_training_row_is_far_from_no_other(data, n_val):
     """What is usual then comes from the validation rows alone; a row like the one that was seen is trusted."""
     part = TrainingPart(data.targets, TRAIN[:1], VAL[:n_val], "regression", "energy_per_atom")
     judge = fit_trust(data.rows, part, data.targets[calibration_rows(part)], weights="0.3.0", energies=True)
-    judged = judge.judge(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
+    judged = judge.mark(data.rows, TEST, Prediction(data.targets[TEST]), of_task=True)
     assert np.isfinite(judged.trust).all()
-    again = judge.judge(data.rows, TRAIN[:1], Prediction(data.targets[TRAIN[:1]]), of_task=False)
+    again = judge.mark(data.rows, TRAIN[:1], Prediction(data.targets[TRAIN[:1]]), of_task=False)
     assert again.trusted.all()
 
 
@@ -179,7 +179,7 @@ def test_trust_knows_no_unit(data):
         part = TrainingPart(targets, TRAIN, VAL, "regression", quantity)
         worth = targets * 1.01
         judge = fit_trust(data.rows, part, worth[calibration_rows(part)], weights="0.3.0", energies=quantity != "other")
-        return judge.judge(data.rows, TEST, Prediction(worth[TEST]), of_task=True).trust
+        return judge.mark(data.rows, TEST, Prediction(worth[TEST]), of_task=True).trust
 
     np.testing.assert_allclose(told(data.targets, "other"), told(1000 * data.targets, "other"), rtol=1e-4)
     of_cells = data.targets * data.rows.n_atoms
@@ -191,7 +191,7 @@ def test_classes_are_judged_too(data):
     part = TrainingPart(labels, TRAIN, VAL, "classification", "other")
     sure = np.clip(labels, 0.1, 0.9)
     judge = fit_trust(data.rows, part, sure[calibration_rows(part)], weights="0.3.0")
-    judged = judge.judge(data.rows, TEST, Prediction(sure[TEST]), of_task=True, replace_untrusted=True)
+    judged = judge.mark(data.rows, TEST, Prediction(sure[TEST]), of_task=True, replace_untrusted=True)
     assert np.isfinite(judged.trust).all()
     assert ((judged.values >= 0) & (judged.values <= 1)).all()
     assert judged.trusted.mean() > 0.6

@@ -93,7 +93,7 @@ def counted_work(rows, need):
 class Trust:
     """Marks nothing."""
 
-    def judge(self, rows, which, prediction, *, of_task, replace_untrusted):
+    def mark(self, rows, which, prediction, *, of_task, replace_untrusted):
         return prediction
 
     def content(self):

@@ -170,7 +170,7 @@ def _predict(
         prediction = prediction_of(which)
         if trust is not None:
             replace_untrusted = task.untrusted == "baseline"
-            prediction = trust.judge(rows, which, prediction, of_task=True, replace_untrusted=replace_untrusted)
+            prediction = trust.mark(rows, which, prediction, of_task=True, replace_untrusted=replace_untrusted)
         arrays[name] = prediction.values
         for extra in ("std", "trust"):
             if (values := getattr(prediction, extra)) is not None:
