@@ -160,14 +160,14 @@ def load_sweep(address: str, storage: str = STORAGE) -> SweepRun:
             if n_rows != n_test[fold]:
                 file = f"{folder}/{member}/preds_fold_{fold}.csv"
                 raise RunError(f"{file} is damaged: it has {n_rows} predictions, and results.json says {n_test[fold]}")
-    is_trained = bool(results["seeds"] or "ensemble" in results) and member_name != "reference"
+    has_training = bool(results["seeds"] or "ensemble" in results) and member_name != "reference"
     return SweepRun(
         name=name if member_name is None else f"{name}/{member_name}",
         address=folder,
         results=results,
         members=members,
         folds=folds,
-        configs=configs if is_trained else {},
+        configs=configs if has_training else {},
         metric=metric,
         task=task,
         data_sha256=sha256,

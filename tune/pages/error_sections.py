@@ -171,28 +171,35 @@ def _table(content: PageContent, column: Column, means: pd.DataFrame) -> Table:
 
 def worst(content: PageContent) -> Section:
     """The examples with the largest errors, with their pictures."""
-    many = min(WORST, len(content.table))
-    table = content.table.nlargest(many, "abs_error")
-    listed = [column for column in _columns(content) if column.list_head]
-    pictured = [column for column in listed if column.kind == "picture" and content.pictures]
-    others = [Column("std", "number", list_head="std"), *(column for column in listed if column.kind != "picture")]
-    others = [column for column in others if column.name in table]
-    heads = ["#", *(column.list_head for column in pictured), _group_head(content), "id", "fold"]
+    n_worst = min(WORST, len(content.table))
+    table = content.table.nlargest(n_worst, "abs_error")
+    columns = [column for column in _columns(content) if column.list_head]
+    picture_columns = [column for column in columns if column.kind == "picture" and content.pictures]
+    other_columns = [
+        Column("std", "number", list_head="std"),
+        *(column for column in columns if column.kind != "picture"),
+    ]
+    other_columns = [column for column in other_columns if column.name in table]
+    heads = ["#", *(column.list_head for column in picture_columns), _group_head(content), "id", "fold"]
     heads += [
         *(["true", "predicted", "|error|"] if content.of_numbers else ["error"]),
-        *(column.list_head for column in others),
+        *(column.list_head for column in other_columns),
     ]
     rows = []
     for rank, row in enumerate(table.to_dict("records"), start=1):
-        cells = [cell(rank), *(Cell(Markup(content.pictures.get(row["id"], ""))) for _ in pictured)]
+        cells = [cell(rank), *(Cell(Markup(content.pictures.get(row["id"], ""))) for _ in picture_columns)]
         cells += [*_named(content, row), *_numbers(content, row)]
-        rows.append([*cells, *(_fact(row[column.name]) for column in others)])
+        rows.append([*cells, *(_fact(row[column.name]) for column in other_columns)])
     share = table["abs_error"].sum() / max(content.table["abs_error"].sum(), 1e-300)
-    sentence = f"These {many} of {len(content.table):,} {content.words.examples} hold {share:.0%} of the summed error"
+    sentence = (
+        f"These {n_worst} of {len(content.table):,} {content.words.examples} hold {share:.0%} of the summed error"
+    )
     sentence += "".join(_share_sentence(content, column, table) for column in _columns(content) if column.share)
     why = f"{content.why_not_opened}: no pictures. " if content.why_not_opened else ""
-    note = " ".join([f"{why}Target{content.in_unit}; a click on a head sorts.", *(column.note for column in pictured)])
-    return Section("worst", f"The {many} worst", f"{sentence}.", tables=[Table(heads, rows)], note=note)
+    note = " ".join(
+        [f"{why}Target{content.in_unit}; a click on a head sorts.", *(column.note for column in picture_columns)]
+    )
+    return Section("worst", f"The {n_worst} worst", f"{sentence}.", tables=[Table(heads, rows)], note=note)
 
 
 def _group_head(content: PageContent) -> str:

@@ -52,9 +52,9 @@ def number(value: float) -> str:
     return f"{value:,.{max(0, 2 - floor(log10(abs(value))))}f}"
 
 
-def counted(n: int, what: str) -> str:
+def counted(n: int, word: str) -> str:
     """A number with its noun: `1 trial`, `2 trials`."""
-    return f"{n:,} {what if n == 1 else several(what)}"
+    return f"{n:,} {word if n == 1 else several(word)}"
 
 
 def style(figure: go.Figure, x: str = "", y: str = "", **layout: Any) -> go.Figure:

@@ -52,12 +52,12 @@ def facts(place: Place, ranking: Ranking) -> dict[str, Any]:
     run = entry.run
     if run is None:
         return line
-    results, own = run.results, run.name == entry.name
+    results, is_own_run = run.results, run.name == entry.name
     line |= {"member": entry.member, "run": run.name}
-    line |= {what: results["record"][what] for what in ("created", "git_commit")}
-    if weights_of(run) and (own or "members" not in results):
+    line |= {name: results["record"][name] for name in ("created", "git_commit")}
+    if weights_of(run) and (is_own_run or "members" not in results):
         line["weights"] = weights_of(run)
-    if not own:  # the untrained network that a run started from
+    if not is_own_run:  # the untrained network that a run started from
         return line | {"seeds": 0, "parameters": 0, "protocol": "nothing trained"}
     line |= {"protocol": short_protocol(run), "protocol_in_full": results["protocol"]}
     if "members" in results:
@@ -66,12 +66,12 @@ def facts(place: Place, ranking: Ranking) -> dict[str, Any]:
         line |= {"seeds": entry.n_seeds, "by_chance": entry.by_chance, "model": results["model"]["name"]}
     if len(seed_scores(run)) > 1:
         line["seed_std"] = float(seed_scores(run).std(ddof=1))
-    line |= {what: results["cost"][what] for what in ("cpu_hours", "gpu_hours")}
-    trained = [trial["n_trained"] for seed in results["seeds"] for trial in seed["training"]]
+    line |= {name: results["cost"][name] for name in ("cpu_hours", "gpu_hours")}
+    n_parameters = [trial["n_trained"] for seed in results["seeds"] for trial in seed["training"]]
     if entry.member == "reference":
         line["parameters"] = 0
-    elif trained:
-        line["parameters"] = max(trained)
+    elif n_parameters:
+        line["parameters"] = max(n_parameters)
     return line
 
 
@@ -94,14 +94,14 @@ def cells(place: Place, ranking: Ranking) -> dict[str, str]:
     elif place.rank == 1:
         behind = "best"
     rank = "" if place.rank is None else f"{place.rank}{' =' if place.tied else ''}"
-    others = {METRICS[name].title: f"{line[name]:.{digits}f}" for name in ranking.metric.beside if name in line}
+    other_scores = {METRICS[name].title: f"{line[name]:.{digits}f}" for name in ranking.metric.beside if name in line}
     title = ranking.metric.title
     return {
         "rank": rank,
         "name": line["name"],
         "what": _ORIGIN_TEXT[place.entry.origin] or line.get("model", "average"),
         title: score,
-        **others,
+        **other_scores,
         f"{title} behind the best": behind,
         "untrusted": untrusted_cell(line, metric, digits),
         "seeds": str(line.get("seeds", "")),
@@ -178,9 +178,9 @@ def caption(ranking: Ranking) -> list[str]:
         )
     if OVERLAP_FLAG in flags:
         family = open_facts(task_family(ranking.task))
-        pretrained = "weights pretrained on data" if family is None else family.PRETRAINED
+        pretraining = "weights pretrained on data" if family is None else family.PRETRAINED
         sentences.append(
-            f"Models with the flag `{OVERLAP_FLAG}` start from {pretrained}, which this task comes from: they may "
+            f"Models with the flag `{OVERLAP_FLAG}` start from {pretraining}, which this task comes from: they may "
             f"have seen test {words.examples}, and those without it have not."
         )
     return sentences
@@ -287,19 +287,19 @@ def write_leaderboard(
         storage: folder or URI where names are looked up.
         out: folder or URI to write to.
     """
-    begun = time.monotonic()
+    start = time.monotonic()
     created = datetime.now(UTC).isoformat(timespec="seconds")
     console = Console(soft_wrap=False, width=None if sys.stdout.isatty() else 160)
-    loaded, skipped = load_runs(runs, storage)
-    ranked = rankings(loaded, {file: read_peers(file) for file in peers})
-    split = exposures(ranked, contamination) if contamination else []
+    sweep_runs, skipped = load_runs(runs, storage)
+    results = rankings(sweep_runs, {file: read_peers(file) for file in peers})
+    split = exposures(results, contamination) if contamination else []
     folder = Folder(out)
-    folder.write(FILES[0], leaderboard_markdown(ranked, split, skipped, created))
-    folder.write_csv(FILES[1], as_table(ranked))
-    folder.write_json(FILES[2], as_json(ranked, split, skipped, created))
-    show(ranked, console)
+    folder.write(FILES[0], leaderboard_markdown(results, split, skipped, created))
+    folder.write_csv(FILES[1], as_table(results))
+    folder.write_json(FILES[2], as_json(results, split, skipped, created))
+    show(results, console)
     for exposure in split:
         typer.echo(f"\n{exposure_markdown(exposure, decimals(exposure.ranking))}")
     for name, reason in skipped.items():
         console.print(f"Left out: {name}: {reason}", style="yellow", markup=False)
-    typer.echo(f"\nWritten to {out}: {', '.join(FILES)} ({time.monotonic() - begun:.0f} s)")
+    typer.echo(f"\nWritten to {out}: {', '.join(FILES)} ({time.monotonic() - start:.0f} s)")

@@ -152,7 +152,7 @@ def scores(content: PageContent) -> Section:
             (results["ensemble"].get("title", f"ensemble of {len(results['seeds'])} seeds"), results["ensemble"])
         )
     folds = content.sweep.folds
-    others = [
+    other_metrics = [
         name
         for name in SCORES
         if name != metric and all(name in scores_of_fold for _, e in entries for scores_of_fold in e["folds"])
@@ -167,11 +167,11 @@ def scores(content: PageContent) -> Section:
                 Cell(title),
                 Cell(f"{mean:.4f}" + ("" if spread is None else f" ± {spread:.4f}"), mean),
                 *(cell(float(values[fold]), 4) for fold in folds),
-                *(cell(_over_folds(entry, name), 4) for name in others),
+                *(cell(_over_folds(entry, name), 4) for name in other_metrics),
             ]
         )
     columns = ["model", f"{SCORES[metric]}{content.in_unit}", *(f"fold {fold}" for fold in folds)]
-    columns += [SCORES.get(name, name) for name in others]
+    columns += [SCORES.get(name, name) for name in other_metrics]
     before, after = entries[0][1]["mean"][metric], entries[-1][1]["mean"][metric]
     change = ""
     if len(entries) > 1 and before:
@@ -181,11 +181,11 @@ def scores(content: PageContent) -> Section:
     over = f"the mean over {len(folds)} folds" if len(folds) > 1 else f"fold {folds[0]} alone"
     sentence = f"{entries[-1][0].capitalize()}: test {SCORES[metric]} {after:.4f}{content.unit}, {over}{change}."
     titles = {f"seed_{entry['seed']}": f"seed {entry['seed']}" for entry in results["seeds"]}
-    many = [name for name in content.sweep.members if name.startswith("seed_")]
+    seed_members = [name for name in content.sweep.members if name.startswith("seed_")]
     member = titles.get(content.member.name, f"the {content.member.name}")
     note = f"The rest of this page shows the predictions of {member}"
     if content.member.name == "ensemble":
-        note += ", the mean of the members" if not many else f", the mean of the {len(many)} seeds"
+        note += ", the mean of the members" if not seed_members else f", the mean of the {len(seed_members)} seeds"
     if "seed_std" in results:
         note += f"; the mean differs between seeds by {number(results['seed_std'])}{content.unit} (standard deviation)"
     spread_note = " ± is the standard deviation over folds." if len(folds) > 1 else ""
@@ -197,7 +197,7 @@ def configuration(content: PageContent) -> Section:
     results = content.sweep.results
     configs = {entry["fold"]: entry["config"] for entry in results["chosen"]}
     space = results["options"].get("space", {}).get("parameters", {})
-    searched = {name: value for name, value in space.items() if isinstance(value, dict)}
+    ranges = {name: value for name, value in space.items() if isinstance(value, dict)}
     names = list(dict.fromkeys(name for config in configs.values() for name in config))
 
     def row(name: str) -> list[Cell]:
@@ -210,29 +210,29 @@ def configuration(content: PageContent) -> Section:
         return [Cell(name), Cell(text), Cell(where_from(name))]
 
     def where_from(name: str) -> str:
-        if name in searched:
-            return "searched, " + " ".join(f"{k} {', '.join(map(short, v))}" for k, v in searched[name].items())
+        if name in ranges:
+            return "searched, " + " ".join(f"{k} {', '.join(map(short, v))}" for k, v in ranges[name].items())
         if name == "seed":
             return f"--seed {results['options']['seed']}"
         if name == "loss" and not content.regression:
             return "that of every classification"
         return "set by the space" if name in space else "default"
 
-    own = [name for name in names if name in space or name == "seed"]
+    own_fields = [name for name in names if name in space or name == "seed"]
     average = "members" in results
-    rest = [name for name in names if name not in own]
+    rest = [name for name in names if name not in own_fields]
     if average:
         sentence = f"An average of {len(results['members'])} runs: nothing was trained, the weights are below."
-    elif searched:
-        chosen = ", ".join(f"{name} {row(name)[1].text}" for name in searched if name in names)
-        sentence = f"The search chose {chosen}."
+    elif ranges:
+        choice = ", ".join(f"{name} {row(name)[1].text}" for name in ranges if name in names)
+        sentence = f"The search chose {choice}."
     else:
         sentence = "Nothing was searched: the space fixes every field."
     columns = ["field", "value", "where from"]
     if average:
         tables = [Table(["member", "weight"], [row(name)[:2] for name in names])]
     else:
-        tables = [Table(columns, [row(name) for name in own])] if own else []
+        tables = [Table(columns, [row(name) for name in own_fields])] if own_fields else []
         tables.append(
             Table(columns, [row(name) for name in rest], counted(len(rest), "field") + " left at the default", True)
         )
@@ -258,11 +258,11 @@ def levers(content: PageContent) -> Section:
         rows.append([Cell(check["lever"]), Cell(values), cell(difference), cell(check["rows"]), Cell(verdict)])
     columns = ["lever", "values", f"largest difference of predictions{content.in_unit}", "rows", "verdict"]
     tables = [Table(columns, rows)] if rows else []
-    measured = [check for check in checks if isinstance(check["difference"], int | float)]
+    measurements = [check for check in checks if isinstance(check["difference"], int | float)]
     sentence = "No lever was tried before the sweep."
-    if measured:
-        most, least = (pick(measured, key=lambda check: check["difference"]) for pick in (max, min))
-        names = {check["lever"] for check in measured}
+    if measurements:
+        most, least = (pick(measurements, key=lambda check: check["difference"]) for pick in (max, min))
+        names = {check["lever"] for check in measurements}
         sentence = f"{most['lever']} changes predictions by up to {number(most['difference'])}{content.unit}"
         if len(names) > 1:
             sentence += (
@@ -280,13 +280,13 @@ def levers(content: PageContent) -> Section:
 
 def queue(content: PageContent) -> list[Section]:
     """Of an experiment of a queue: all of the queue's, with their verdicts against its baseline."""
-    above, _, own = content.sweep.address.rpartition("/")
+    above, _, own_name = content.sweep.address.rpartition("/")
     filesystem, path = open_folder(above or ".")
     if "queue.json" not in file_names(filesystem, path):
         return []
     ranking = json.loads(read_whole(filesystem, f"{path}/queue.json"))
     entries = {entry["experiment"]: entry for entry in ranking["experiments"]}
-    if own not in entries:
+    if own_name not in entries:
         return []
     rows = []
     for entry in entries.values():
@@ -296,8 +296,8 @@ def queue(content: PageContent) -> list[Section]:
                      Cell(entry["verdict"]), cell(entry["test"], 4), gains[1]])  # fmt: skip
     counts = pd.Series([entry["verdict"] for entry in entries.values()]).value_counts()
     numbers = ", ".join(f"{n} {verdict}" for verdict, n in counts.items() if verdict != "baseline")
-    verdict = entries[own]["verdict"]
-    sentence = f"{own} is the baseline" if verdict == "baseline" else f"{own} against the baseline: {verdict}"
+    verdict = entries[own_name]["verdict"]
+    sentence = f"{own_name} is the baseline" if verdict == "baseline" else f"{own_name} against the baseline: {verdict}"
     sentence += f". Of all experiments of the queue {ranking['queue']}: {numbers or 'no other one ran yet'}."
     columns = ["experiment", "change", "seeds", f"validation{content.in_unit}", "gain on validation", "verdict"]
     note = (
@@ -321,9 +321,9 @@ def cost(content: PageContent) -> Section:
     results = content.sweep.results
     spent, record = results["cost"], results["record"]
     hours = {"cpu_hours": "core-hours", "gpu_hours": "GPU-hours"}
-    took = " and ".join(f"{number(spent[name])} {unit}" for name, unit in hours.items() if spent.get(name))
-    trained = f"{counted(spent['trainings'], 'training')} of {counted(spent['epochs'], 'epoch')} together"
-    sentence = f"{trained} took {took or 'no time'}."
+    hours_text = " and ".join(f"{number(spent[name])} {unit}" for name, unit in hours.items() if spent.get(name))
+    trainings = f"{counted(spent['trainings'], 'training')} of {counted(spent['epochs'], 'epoch')} together"
+    sentence = f"{trainings} took {hours_text or 'no time'}."
     labels = {**hours, "trainings": "trainings", "epochs": "epochs"}
     rows = [[Cell(labels.get(name, name.replace("_", " "))), cell(value)] for name, value in spent.items()]
     about = [("machine", record.get("machine")), ("devices", ", ".join(record.get("devices", [])))]

@@ -66,7 +66,7 @@ def search(content: PageContent) -> list[Section]:
 def _studies(content: PageContent) -> dict[int, optuna.Study]:
     """The searches as Optuna's studies, by fold; NoStudyError where there is none."""
     trials, metric = content.sweep.trials, content.sweep.metric
-    kept = f"kept_val_{metric.name}"
+    kept_column = f"kept_val_{metric.name}"
     if not len(trials):
         raise NoStudyError("Nothing was searched, so that there is nothing to say about fields.")
     distributions = SearchSpace(**content.sweep.results["options"]["space"]).distributions()
@@ -74,17 +74,19 @@ def _studies(content: PageContent) -> dict[int, optuna.Study]:
     studies = {}
     for fold in trials["search_fold"].unique():
         fold_trials = trials[trials["search_fold"] == fold]
-        scored = fold_trials[fold_trials[kept].notna()] if kept in fold_trials else fold_trials.iloc[:0]
-        if len(scored) < TRIALS or scored[kept].nunique() < 2:
+        scored_trials = (
+            fold_trials[fold_trials[kept_column].notna()] if kept_column in fold_trials else fold_trials.iloc[:0]
+        )
+        if len(scored_trials) < TRIALS or scored_trials[kept_column].nunique() < 2:
             continue
         study = optuna.create_study(direction="minimize" if metric.mode == "min" else "maximize")
-        for row in scored.to_dict("records"):
+        for row in scored_trials.to_dict("records"):
             params = {name: row[f"config.{name}"] for name in distributions if f"config.{name}" in row}
             try:
                 trial = optuna.trial.create_trial(
                     params={name: _plain(value) for name, value in params.items()},
                     distributions={name: distributions[name] for name in params},
-                    value=row[kept],
+                    value=row[kept_column],
                 )
             except ValueError:  # the space of a classification was once written without the loss that it fixes
                 raise NoStudyError(
@@ -108,8 +110,8 @@ def _plain(value: Any) -> Any:
 
 def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, axis: str) -> Picture:
     """Validation by epoch of every searched trial; a cross where ASHA stopped one."""
-    column, kept = f"val_{metric}", f"kept_val_{metric}"
-    scored_trials = trials[trials[kept].notna()] if kept in trials else trials.iloc[:0]
+    column, kept_column = f"val_{metric}", f"kept_val_{metric}"
+    scored_trials = trials[trials[kept_column].notna()] if kept_column in trials else trials.iloc[:0]
     epochs_planned = scored_trials["epochs"] if "epochs" in scored_trials else scored_trials["epochs_done"]
     is_failure = scored_trials["failed"].notna() if "failed" in scored_trials else False
     stopped_trials = set(
@@ -146,7 +148,7 @@ def search_curves(histories: pd.DataFrame, trials: pd.DataFrame, metric: str, ax
         figure.add_scatter(x=x, y=y, mode="markers", marker=marker, name="stopped by ASHA", text=texts,
                            hovertemplate="%{text}<br>stopped after epoch %{x}<extra></extra>")  # fmt: skip
     _epochs(figure, axis, metric)
-    best_score, worst_score = (scored_trials[kept].min(), scored_trials[kept].max())[
+    best_score, worst_score = (scored_trials[kept_column].min(), scored_trials[kept_column].max())[
         :: 1 if METRICS[metric].mode == "min" else -1
     ]
     scores = f"range from {number(worst_score)} to {number(best_score)}, the best"

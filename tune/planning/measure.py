@@ -112,50 +112,51 @@ def measure(
         SweepError: the sample could not be trained on.
         UnsuitedError: targets that do not go with the model.
     """
-    chosen = sample_positions(reading.sizes, SAMPLE_ROWS)
-    sample = rows.select(chosen.tolist(), f"sample of {rows.sha256}").held()
+    positions = sample_positions(reading.sizes, SAMPLE_ROWS)
+    sample = rows.select(positions.tolist(), f"sample of {rows.sha256}").held()
     family, gpus, n = open_family(task.family), resources.gpus_per_trial, len(sample)
-    have = ray.cluster_resources()
-    n_cpus = max(1, int(have["CPU"]))
+    resources_here = ray.cluster_resources()
+    n_cpus = max(1, int(resources_here["CPU"]))
     n_tasks = min(n_cpus, n_parts(len(rows)))
-    on_gpu = min(n_tasks, int(have.get("GPU", 0) / gpus + 1e-6)) if gpus else n_tasks
+    on_gpu = min(n_tasks, int(resources_here.get("GPU", 0) / gpus + 1e-6)) if gpus else n_tasks
     all_arrays = family.arrays(space.needs, collapse=collapse)
     kinds = [
         design(untrained(space, task.kind), has_arrays=bool(all_arrays)),
         *designs(space, has_arrays=bool(all_arrays)),
     ]
     with tempfile.TemporaryDirectory(prefix="matsweep-plan-") as folder, _quiet():
-        _, compiled = _timed(lambda: _compile(task, sample, space, kinds, f"{folder}/compiled", collapse))
+        _, compile_seconds = _timed(lambda: _compile(task, sample, space, kinds, f"{folder}/compiled", collapse))
         place = f"{folder}/cache"
-        make_start, made = _make(family, sample, space.needs, min(n_cpus, len(reading.pieces)), place)
-        inputs, read = _timed(lambda: _read(task, sample, space, place, collapse))
+        make_start, make_seconds = _make(family, sample, space.needs, min(n_cpus, len(reading.pieces)), place)
+        inputs, read_seconds = _timed(lambda: _read(task, sample, space, place, collapse))
         rows_ref, own_folder = ray.put(inputs.rows), f"{place}/{inputs.cache_key}"
         arrays = tuple(
-            _arrays_cost(each, rows_ref, n, own_folder, gpus, on_gpu if each.on_gpu else n_tasks) for each in all_arrays
+            _arrays_cost(family_arrays, rows_ref, n, own_folder, gpus, on_gpu if family_arrays.on_gpu else n_tasks)
+            for family_arrays in all_arrays
         )
         dataset = load_dataset(
             task, sample, space, place, used_folds=set(), seed=0, gpus_per_task=gpus, collapse=collapse
         )
-        shared: TrainingRows = ray.get(dataset.rows_ref)
+        shared_rows: TrainingRows = ray.get(dataset.rows_ref)
         work = family.counted_work(inputs.rows, space.needs)
         reference, trials = _train(
             dataset, sample, work, kinds, resources, has_arrays=bool(all_arrays), folder=f"{folder}/trials"
         )
-        kept = [path for path in Path(own_folder).glob("*") if f"-{WARM_UP}-" not in path.name]
-        cached = sum(path.stat().st_size for path in kept)
+        cache_files = [path for path in Path(own_folder).glob("*") if f"-{WARM_UP}-" not in path.name]
+        cache_bytes = sum(path.stat().st_size for path in cache_files)
     return Measured(
-        compiled=compiled,
+        compiled=compile_seconds,
         n_rows=n,
-        size=float(reading.sizes[chosen].mean()),
+        size=float(reading.sizes[positions].mean()),
         make_start=make_start,
-        make_row=made / n,
-        read_row=read / n,
+        make_row=make_seconds / n,
+        read_row=read_seconds / n,
         arrays=arrays,
         reference=reference,
         trials=trials,
         read_bytes=n_bytes(inputs.rows) / n,
-        shared_bytes=n_bytes(shared) / n,
-        cached_bytes=cached / n,
+        shared_bytes=n_bytes(shared_rows) / n,
+        cached_bytes=cache_bytes / n,
     )
 
 
@@ -177,12 +178,12 @@ def _compile(
     which = np.array([k for k, reason in enumerate(inputs.reasons) if not reason and np.isfinite(few.targets[k]).all()])
     if not len(which):
         return
-    rows, everything = inputs.rows.select(which), np.arange(len(which))
+    rows, all_rows = inputs.rows.select(which), np.arange(len(which))
     fields: dict[str, Any] = {}
-    for each in family.arrays(space.needs, collapse=collapse):
-        fields |= each.join(rows, iter([(everything, each.compute(rows, everything, "cpu"))]))
+    for arrays in family.arrays(space.needs, collapse=collapse):
+        fields |= arrays.join(rows, iter([(all_rows, arrays.compute(rows, all_rows, "cpu"))]))
     rows = replace(rows, **fields)
-    part = TrialFold(few.targets[which], everything, everything, everything).part(task)
+    part = TrialFold(few.targets[which], all_rows, all_rows, all_rows).part(task)
     ways = {kind.reads_cached: kind for kind in reversed(kinds[1:])}  # the costliest of each way to read rows
     for kind in (kinds[0], *ways.values()):
         list(_started(kind, rows, part, most_epochs=1).epochs())
@@ -206,13 +207,17 @@ def _make(family: Family, sample: TaskRows, need: Any, n_processes: int, place: 
         Seconds until they were ready, and seconds that they took then; 0 where nothing is to be made.
     """
     readings = [family.reading(sample, need, f"{place}-{k}" if k else place) for k in range(n_processes)]
-    workers = [ray.remote(num_cpus=1)(each.worker).remote(*each.arguments) for each in readings if each.worker]
+    workers = [
+        ray.remote(num_cpus=1)(piece_reading.worker).remote(*piece_reading.arguments)
+        for piece_reading in readings
+        if piece_reading.worker
+    ]
     first, whole = sample.chunk(0, FEWEST), sample.chunk(0, len(sample))
     _, ready = _timed(lambda: ray.get([worker.write.remote(WARM_UP, first) for worker in workers]))
-    _, took = _timed(lambda: ray.get([worker.write.remote(0, whole) for worker in workers]))
+    _, write_seconds = _timed(lambda: ray.get([worker.write.remote(0, whole) for worker in workers]))
     for worker in workers:
         ray.kill(worker)
-    return (ready, took) if workers else (0.0, 0.0)
+    return (ready, write_seconds) if workers else (0.0, 0.0)
 
 
 def _arrays_cost(
@@ -258,10 +263,10 @@ def _train(
         has_arrays: whether trials read cached arrays.
         folder: for Ray's record.
     """
-    task, shared = dataset.task, ray.get(dataset.rows_ref)
+    task, shared_rows = dataset.task, ray.get(dataset.rows_ref)
     usable = np.setdiff1d(np.arange(len(sample)), list(dataset.quarantine))
     folds = _folds(task, sample, usable, work, kinds, dataset.rows_ref, resources.gpus_per_trial)
-    _, reference = _timed(lambda: _started(kinds[0], shared, folds[MANY].part(task)))
+    _, reference = _timed(lambda: _started(kinds[0], shared_rows, folds[MANY].part(task)))
     dataset.trial_folds.update({number: ray.put(fold) for number, fold in folds.items()})
     trials = measure_trials(dataset, kinds[0], kinds[1:], resources, has_arrays=has_arrays, folder=folder)
     heavier = float(work[usable].mean() / work[folds[FEW].train].mean())
@@ -279,7 +284,7 @@ def _folds(
 ) -> dict[int, TrialFold]:
     """Parts of the sample to train on: of few rows where an epoch reads them themselves, so that it ends soon."""
     most_batch = max((kind.fields.get("batch_size", 1) for kind in kinds[1:]), default=1)
-    many = split(sample, usable, work, len(sample), most_batch)
+    large_fold = split(sample, usable, work, len(sample), most_batch)
     n_few = len(sample)
     if by_work := [kind for kind in kinds[1:] if not kind.reads_cached and not kind.fits_once]:
         few = split(sample, usable, work, FEWER, 1)
@@ -288,8 +293,8 @@ def _folds(
         n_few = int(SECONDS_AN_EPOCH / max(seconds, 1e-9))
     return {
         FEW: split(sample, usable, work, n_few, most_batch),
-        MANY: many,
-        HALF: split(sample, usable, work, len(many.train) // 2, 1),
+        MANY: large_fold,
+        HALF: split(sample, usable, work, len(large_fold.train) // 2, 1),
     }
 
 
@@ -303,8 +308,8 @@ def _pace(rows: Any, part: TrainingPart, kind: Design, gpus: float) -> float:
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     """What a call returns, and the seconds it took."""
-    began = time.perf_counter()
-    return call(), time.perf_counter() - began
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
 
 
 @contextmanager

@@ -45,51 +45,51 @@ def plan(options: Options) -> Plan:
             trained on.
         TaskError: as the sweep itself would, and so do DownloadError, SplitError and UnsuitedError.
     """
-    age, began = _age_of_process(), time.perf_counter()
+    age, start = _age_of_process(), time.perf_counter()
     task, rows = options.open_task()
     space = options.space.for_task(task.kind, task.quantity)
     refuse_unsuited(options, task, space)
     n_test = {fold.index: len(fold.test_ids) for fold in make_folds(task, rows.ids, rows.groups)}
     driver = own_memory(os.getpid(), now=True), own_memory(os.getpid())
-    here = _measure_here(options, task, rows, space, age, began)
+    machine = _measure_here(options, task, rows, space, age, start)
 
-    measured, reading = here.measured, here.reading
+    measured, reading = machine.measured, machine.reading
     costs = _Costs(measured, len(rows), n_test, float(reading.sizes.mean()) / measured.size)
-    expected = forecast(
+    prediction = forecast(
         options,
         space,
         costs.of_trial,
         baseline=untrained(space, task.kind),
-        slots=here.slots,
+        slots=machine.slots,
         startup=measured.trials.start,
         run_end=measured.trials.run_end,
     )
-    before = _before_training(options, space, costs, here)
-    every = [*before, *_training(options, space, expected, here.slots)]
-    fixed = sum(step.seconds for step in before)
-    low, high = np.percentile(fixed + expected.search.seconds + expected.training.seconds, [10, 90])
+    before = _before_training(options, space, costs, machine)
+    every = [*before, *_training(options, space, prediction, machine.slots)]
+    fixed_seconds = sum(step.seconds for step in before)
+    low, high = np.percentile(fixed_seconds + prediction.search.seconds + prediction.training.seconds, [10, 90])
     return Plan(
         title=f"{task.name}, space {space.name}",
         n_rows=len(rows),
         n_sample=measured.n_rows,
-        slots=here.slots,
+        slots=machine.slots,
         device=torch.cuda.get_device_name() if options.gpus_per_trial else "CPU",
         steps=tuple(every),
         seconds=sum(step.seconds for step in every),
         low=float(low),
         high=float(high),
-        at_most=fixed + float(expected.unstopped.seconds.max()),
+        at_most=fixed_seconds + float(prediction.unstopped.seconds.max()),
         epochs=tuple(costs.of_step(space, fields) for fields in steps(space)),
-        fold_search=float(expected.search.seconds.mean()) / max(1, len(options.search_folds)),
-        fold_training=float(expected.training.seconds.mean()) / len(options.folds),
+        fold_search=float(prediction.search.seconds.mean()) / max(1, len(options.search_folds)),
+        fold_training=float(prediction.training.seconds.mean()) / len(options.folds),
         core_hours=sum(step.core_seconds for step in every) / 3600,
-        gpu_hours=_gpu_seconds(measured, expected, before) * options.gpus_per_trial / 3600,
-        memory=_memory(costs, here, *driver),
+        gpu_hours=_gpu_seconds(measured, prediction, before) * options.gpus_per_trial / 3600,
+        memory=_memory(costs, machine, *driver),
         trials_a_gpu=_trials_a_gpu(measured),
-        planning=time.perf_counter() - began,
+        planning=time.perf_counter() - start,
         compiling=measured.compiled,
         load=os.getloadavg()[0],
-        cores=here.n_cpus,
+        cores=machine.n_cpus,
     )
 
 
@@ -116,7 +116,7 @@ class _Here:
     around: float
 
 
-def _measure_here(options: Options, task: Task, rows: TaskRows, space: SearchSpace, age: float, began: float) -> _Here:
+def _measure_here(options: Options, task: Task, rows: TaskRows, space: SearchSpace, age: float, start: float) -> _Here:
     """Measure in a Ray of this machine, which is started and ended unless there is one.
 
     Args:
@@ -125,14 +125,14 @@ def _measure_here(options: Options, task: Task, rows: TaskRows, space: SearchSpa
         rows: all of them.
         space: what a sweep would search.
         age: seconds that this process had lived when the plan began.
-        began: when it did, by `time.perf_counter`.
+        start: when it did, by `time.perf_counter`.
     """
     resources = Resources(options.cpus_per_trial, options.gpus_per_trial, options.max_concurrent)
     own_ray = not ray.is_initialized()
     connect()
-    connected = time.perf_counter()
+    connection_time = time.perf_counter()
     try:
-        slots, have = resources.slots(), ray.cluster_resources()
+        slots, resources_here = resources.slots(), ray.cluster_resources()
         if not slots:
             raise SweepError(
                 f"a trial asks for {options.cpus_per_trial} CPU and {options.gpus_per_trial:g} GPU, more than this "
@@ -142,11 +142,13 @@ def _measure_here(options: Options, task: Task, rows: TaskRows, space: SearchSpa
         missing = _missing_parts(space, options, task.family, reading.cache_key, len(rows))
         measured = measure(task, rows, reading, space, resources, collapse=not options.every_atom)
     finally:
-        ended = time.perf_counter()
+        end = time.perf_counter()
         if own_ray:
             ray.shutdown()
-    around = age + (connected - began) + (time.perf_counter() - ended)
-    return _Here(measured, reading, missing, slots, int(have["CPU"]), have["object_store_memory"], around)
+    around = age + (connection_time - start) + (time.perf_counter() - end)
+    return _Here(
+        measured, reading, missing, slots, int(resources_here["CPU"]), resources_here["object_store_memory"], around
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,30 +176,30 @@ class _Costs:
             test: whether it predicts the test part.
         """
         point = self.measured.trials.point(fields)
-        tested = float(np.mean(list(self.n_test.values()))) if fold is None else self.n_test[fold]
-        n_train = (self.n_rows - tested) * (1 - VALIDATION_FRACTION)
-        n_val = (self.n_rows - tested) * VALIDATION_FRACTION
-        more = self.heavier if point.by_work else 1.0
-        trained = point.train_row * point.n_train * point.growth(n_train)
+        n_tested = float(np.mean(list(self.n_test.values()))) if fold is None else self.n_test[fold]
+        n_train = (self.n_rows - n_tested) * (1 - VALIDATION_FRACTION)
+        n_val = (self.n_rows - n_tested) * VALIDATION_FRACTION
+        factor = self.heavier if point.by_work else 1.0
+        train_seconds = point.train_row * point.n_train * point.growth(n_train)
         last = self.measured.trials.last[point.model] * (max(1.0, point.growth(n_train)) if point.is_fit else 1.0)
         return TrialCost(
             epochs=planned_epochs(fields),
-            first=self.measured.trials.next + point.val_row * more * (n_train + n_val),
-            epoch=(trained + point.val_row * n_val) * more + point.report,
-            last=(last + point.val_row * more * tested) if test else 0.0,
+            first=self.measured.trials.next + point.val_row * factor * (n_train + n_val),
+            epoch=(train_seconds + point.val_row * n_val) * factor + point.report,
+            last=(last + point.val_row * factor * n_tested) if test else 0.0,
         )
 
     def of_step(self, space: SearchSpace, fields: dict[str, Any]) -> Epoch:
         """What an epoch takes, or a fit in one go, with some values of the fields by which they differ in cost."""
         seconds, point = self.of_trial(fields, None, False).epoch, self.measured.trials.point(fields)
         costly = [str(value) for field, value in fields.items() if field not in ("model", "batch_size")]
-        what = ", ".join(costly or [Path(space.model).stem])
+        description = ", ".join(costly or [Path(space.model).stem])
         if not point.is_fit:
             batches = f" with batches of {fields['batch_size']}" if "batch_size" in fields else ""
-            return Epoch(f"An epoch of {what}{batches}", seconds)
+            return Epoch(f"An epoch of {description}{batches}", seconds)
         sizes = f"{point.n_train / 2:.0f} and {point.n_train:.0f} training rows"
         note = f", extrapolated from fits on {sizes}, which grew as their number to the power {point.power:.1f}"
-        return Epoch(f"A fit of {what}", seconds, note)
+        return Epoch(f"A fit of {description}", seconds, note)
 
 
 def _missing_parts(
@@ -212,16 +214,16 @@ def _missing_parts(
     return missing
 
 
-def _before_training(options: Options, space: SearchSpace, costs: _Costs, here: _Here) -> list[Step]:
+def _before_training(options: Options, space: SearchSpace, costs: _Costs, machine: _Here) -> list[Step]:
     """The steps up to the first trial; what the cache holds costs nothing but to be read."""
     n_references = len({*options.folds, *(options.search_folds if space.searched else [])})
-    start = here.around + n_references * here.measured.reference
+    start = machine.around + n_references * machine.measured.reference
     every = [
         _certain("start and end", start, start, "Python, Ray, the task's file, a reference for each fold"),
-        _read(costs, here.reading, here.n_cpus),
+        _read(costs, machine.reading, machine.n_cpus),
     ]
-    for arrays in here.measured.arrays:
-        parts, row = here.missing[arrays.what], arrays.row * costs.heavier
+    for arrays in machine.measured.arrays:
+        parts, row = machine.missing[arrays.what], arrays.row * costs.heavier
         n_tasks = min(arrays.tasks, len(parts))
         wall = _longest(parts, n_tasks) * row + arrays.start if parts else 0.0
         busy = sum(parts) * row + n_tasks * arrays.start
@@ -234,49 +236,49 @@ def _read(costs: _Costs, reading: Reading, n_cpus: int) -> Step:
     """Making and reading what trials read of the rows."""
     if reading.held_bytes is not None:
         return _certain(reading.what, reading.seconds, reading.seconds, "in the cache; to be read")
-    measured, missing = costs.measured, list(reading.missing)
-    read = measured.read_row * costs.heavier * costs.n_rows
+    measured, missing_rows = costs.measured, list(reading.missing)
+    read_seconds = measured.read_row * costs.heavier * costs.n_rows
     if not reading.pieces:
-        return _certain(reading.what, read, read, "to be read")
-    row, n_processes = measured.make_row * costs.heavier, min(n_cpus, len(missing))
-    wall = _longest(missing, n_processes) * row + measured.make_start if missing else 0.0
-    busy = sum(missing) * row + n_processes * measured.make_start
-    note = f"{sum(missing):,} of {costs.n_rows:,} rows to convert, {n_processes} at once"
-    return _certain(reading.what, wall + read, busy + read, note)
+        return _certain(reading.what, read_seconds, read_seconds, "to be read")
+    row, n_processes = measured.make_row * costs.heavier, min(n_cpus, len(missing_rows))
+    wall = _longest(missing_rows, n_processes) * row + measured.make_start if missing_rows else 0.0
+    busy = sum(missing_rows) * row + n_processes * measured.make_start
+    note = f"{sum(missing_rows):,} of {costs.n_rows:,} rows to convert, {n_processes} at once"
+    return _certain(reading.what, wall + read_seconds, busy + read_seconds, note)
 
 
-def _training(options: Options, space: SearchSpace, expected: Forecast, slots: int) -> list[Step]:
+def _training(options: Options, space: SearchSpace, prediction: Forecast, slots: int) -> list[Step]:
     """The search, and the training of what it chose."""
     search, cpus, n_folds = [], options.cpus_per_trial, len(options.folds)
     if space.searched:
         n_searches = len(options.search_folds)
         note = f"{options.num_samples} trials" + (f" on each of {n_searches} folds" if n_searches > 1 else "")
-        search.append(_uncertain("search", expected.search, cpus, f"{note}, {slots} at once"))
+        search.append(_uncertain("search", prediction.search, cpus, f"{note}, {slots} at once"))
     n_trained = (1 + (options.seeds if space.trains else 0)) * n_folds
     note = f"{n_trained} trials, {n_folds} of them the reference alone"
-    return [*search, _uncertain("train the chosen, and test", expected.training, cpus, note)]
+    return [*search, _uncertain("train the chosen, and test", prediction.training, cpus, note)]
 
 
-def _gpu_seconds(measured: Measured, expected: Forecast, before: list[Step]) -> float:
+def _gpu_seconds(measured: Measured, prediction: Forecast, before: list[Step]) -> float:
     """Seconds that shares of a GPU are taken, all together."""
     on_gpu = {arrays.what for arrays in measured.arrays if arrays.on_gpu}
     arrays_seconds = sum(step.core_seconds for step in before if step.name in on_gpu)
-    return float(expected.search.busy.mean() + expected.training.busy.mean()) + arrays_seconds
+    return float(prediction.search.busy.mean() + prediction.training.busy.mean()) + arrays_seconds
 
 
-def _memory(costs: _Costs, here: _Here, driver_now: int | None, driver_most: int | None) -> Memory:
+def _memory(costs: _Costs, machine: _Here, driver_now: int | None, driver_most: int | None) -> Memory:
     """What the machine must hold; rows and arrays pass through the driver, one after the other."""
-    measured, reading, n_rows = here.measured, here.reading, costs.n_rows
-    read = reading.held_bytes or measured.read_bytes * costs.heavier * n_rows
-    added = max(0.0, (measured.shared_bytes - measured.read_bytes) * costs.heavier * n_rows)
-    more = (n_rows - measured.n_rows) * reading.own_bytes  # beyond that of the measured trials
-    own, held = measured.trials.own_bytes, max(read, added)
+    measured, reading, n_rows = machine.measured, machine.reading, costs.n_rows
+    read_bytes = reading.held_bytes or measured.read_bytes * costs.heavier * n_rows
+    array_bytes = max(0.0, (measured.shared_bytes - measured.read_bytes) * costs.heavier * n_rows)
+    extra_bytes = (n_rows - measured.n_rows) * reading.own_bytes  # beyond that of the measured trials
+    own_bytes, held_bytes = measured.trials.own_bytes, max(read_bytes, array_bytes)
     return Memory(
-        shared=read + added,
-        store_needed=read + added + (read if added else 0.0),
-        store=here.object_store,
-        trial=own + more if own else None,
-        driver=max(driver_most, driver_now + held) if driver_most and driver_now else None,
+        shared=read_bytes + array_bytes,
+        store_needed=read_bytes + array_bytes + (read_bytes if array_bytes else 0.0),
+        store=machine.object_store,
+        trial=own_bytes + extra_bytes if own_bytes else None,
+        driver=max(driver_most, driver_now + held_bytes) if driver_most and driver_now else None,
         cache_on_disk=measured.cached_bytes * costs.heavier * n_rows,
     )
 
@@ -309,7 +311,7 @@ def _uncertain(name: str, phase: Phase, cpus: int, note: str) -> Step:
 def _age_of_process() -> float:
     """Seconds since this process began; where /proc does not tell, seconds that it has computed."""
     try:
-        began = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
-        return float(Path("/proc/uptime").read_text().split()[0]) - began
+        start = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(Path("/proc/uptime").read_text().split()[0]) - start
     except OSError:
         return time.process_time()
