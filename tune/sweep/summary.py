@@ -16,7 +16,7 @@ from tune.records.folder import Folder
 
 
 def results_markdown(results: dict[str, Any]) -> str:
-    """The table a person reads."""
+    """The page RESULTS.md: what was swept, scores, the chosen configuration, levers and trials."""
     task, metric = results["task"], results["metric"]
     unit = METRICS[metric].unit_of(task["unit"])
     unit = f" ({unit})" if unit else ""
@@ -45,26 +45,9 @@ def results_markdown(results: dict[str, Any]) -> str:
         lines += [f"- {title}: {sentence}." for title, sentence in sentences]
     lines += ["", "## Chosen configuration", ""]
     lines += [f"- {_folds(folds)}: {config or 'all defaults'}" for config, folds in _chosen(results).items()]
-    if results["levers"]:
-        lines += ["", "## Levers", "", "Tiny runs that differ in one lever alone, before the sweep:", ""]
-        lines += [f"| lever | values | largest difference of predictions{unit} | rows |", "|---|---|---|---|"]
-        lines += [
-            f"| {check['lever']} | {' and '.join(map(_short, check['values']))} | {_short(check['difference'])} "
-            f"| {check['rows']} |"
-            for check in results["levers"]
-        ]
+    lines += _lever_lines(results["levers"], unit)
     lines += [f"- {warning}" for warning in _inert(results)]
-    if results["trials"]:
-        best = f"kept_val_{metric}"
-        fields = sorted({field for trial in results["trials"] for field in trial["config"]})
-        lines += ["", "## Trials, ranked on validation", ""]
-        lines.append(f"| search fold | rank | val {metric} | epochs done | " + " | ".join(fields) + " |")
-        lines.append("|---" * (len(fields) + 4) + "|")
-        for trial in results["trials"]:
-            value = f"{trial[best]:.4f}" if best in trial else "no epoch"
-            value += f" (failed: {trial['failed']})" if "failed" in trial else ""
-            config = " | ".join(_short(trial["config"].get(field, "default")) for field in fields)
-            lines.append(f"| {trial['search_fold']} | {trial['rank']} | {value} | {trial['epochs_done']} | {config} |")
+    lines += _trial_lines(results["trials"], metric)
     record = results["record"]
     lines += [
         "",
@@ -74,6 +57,43 @@ def results_markdown(results: dict[str, Any]) -> str:
         + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _lever_lines(levers: list[dict[str, Any]], unit: str) -> list[str]:
+    """The section on the levers; nothing where there are none. `unit` is that of the target, in brackets."""
+    if not levers:
+        return []
+    return [
+        "",
+        "## Levers",
+        "",
+        "Tiny runs that differ in one lever alone, before the sweep:",
+        "",
+        f"| lever | values | largest difference of predictions{unit} | rows |",
+        "|---|---|---|---|",
+        *(
+            f"| {check['lever']} | {' and '.join(map(_short, check['values']))} | {_short(check['difference'])} "
+            f"| {check['rows']} |"
+            for check in levers
+        ),
+    ]
+
+
+def _trial_lines(trials: list[dict[str, Any]], metric: str) -> list[str]:
+    """The section on the trials of the searches; nothing where nothing was searched."""
+    if not trials:
+        return []
+    best = f"kept_val_{metric}"
+    fields = sorted({field for trial in trials for field in trial["config"]})
+    lines = ["", "## Trials, ranked on validation", ""]
+    lines.append(f"| search fold | rank | val {metric} | epochs done | " + " | ".join(fields) + " |")
+    lines.append("|---" * (len(fields) + 4) + "|")
+    for trial in trials:
+        value = f"{trial[best]:.4f}" if best in trial else "no epoch"
+        value += f" (failed: {trial['failed']})" if "failed" in trial else ""
+        config = " | ".join(_short(trial["config"].get(field, "default")) for field in fields)
+        lines.append(f"| {trial['search_fold']} | {trial['rank']} | {value} | {trial['epochs_done']} | {config} |")
+    return lines
 
 
 def _extent(results: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def _read_table(folder: Path, table: Path) -> Source:
                 f"structures. {_EXPECTED}"
             )
     keys = columns[column]
-    choice, considered, note = _chosen_files(table, keys, files_by_key)
+    choice, named_files, note = _chosen_files(table, keys, files_by_key)
     if note:
         notes.append(note)
     _refuse_links_out_of(folder, [table, *(files[name] for name in choice if name is not None)])
@@ -92,19 +92,19 @@ def _read_table(folder: Path, table: Path) -> Source:
     ]
     names = [key if name is None else name for name, key in zip(choice, keys, strict=True)]
     digest = _digest(cells.sha256, names, parts)
-    if unused := len(files.keys() - considered - {"atom_init.json"}):
-        notes.append(f"{unused} structure files in the folder have no row in {table.name}.")
+    if n_unused := len(files.keys() - named_files - {"atom_init.json"}):
+        notes.append(f"{n_unused} structure files in the folder have no row in {table.name}.")
     index = ids or column
-    labels = {name: some for name, some in columns.items() if name not in (index, column)}
-    typed, note = typed_columns(table, labels, lines)
+    labels = {name: texts for name, texts in columns.items() if name not in (index, column)}
+    typed_values, note = typed_columns(table, labels, lines)
     if note:
         notes.append(note)
     if GROUP_COLUMN in labels:
-        typed[GROUP_COLUMN] = list(labels[GROUP_COLUMN])
+        typed_values[GROUP_COLUMN] = list(labels[GROUP_COLUMN])
     buffer, spans = joined(parts)
     return Source(
         index=list(columns[index]),
-        columns=typed,
+        columns=typed_values,
         names=names,
         format="structure_file",
         buffer=buffer,
@@ -175,10 +175,10 @@ def _is_a_row(first_line: list[str], files_by_key: dict[str, list[str]]) -> bool
 
 
 def _no_file(table: Path, line: int, column: str, key: str) -> str:
-    where = f"line {line} of {table.name}"
+    place = f"line {line} of {table.name}"
     if not key:
-        return f"no structure file: {where} has nothing in column {column!r}"
-    return f"no structure file {key!r} is in the folder; {where} names it in column {column!r}"
+        return f"no structure file: {place} has nothing in column {column!r}"
+    return f"no structure file {key!r} is in the folder; {place} names it in column {column!r}"
 
 
 def _chosen_files(
