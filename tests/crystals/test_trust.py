@@ -302,7 +302,7 @@ def test_counts_and_scores_with_and_without():
             "trusted": [True, False, True, True],
         }
     )
-    facts = trust_facts([(2, table)], "regression", "composition")
+    facts = trust_facts([(2, table)], METRICS["mae"], "composition")
     assert (facts["n"], facts["n_untrusted"]) == (4, 1)
     assert [row["id"] for row in facts["worst"]] == ["b"]
     assert facts["mean_of_trusted"]["mae"] == pytest.approx(0.1)
@@ -313,4 +313,4 @@ def test_counts_and_scores_with_and_without():
     assert "the baseline's" in trust_sentence(
         {"trust": facts, "mean": {"mae": 4.075}}, "mae", "composition", "baseline"
     )
-    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], "regression", "composition") == {}
+    assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], METRICS["mae"], "composition") == {}

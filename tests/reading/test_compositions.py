@@ -13,7 +13,7 @@ import pytest
 from made_crystals import rock_salt
 from pymatgen.core import Composition, Element
 
-import data.tasks
+import data.crystals.tasks
 from data.crystals.compositions import Compositions, read_compositions
 from data.crystals.convert import reduced_formula
 from data.crystals.crystal import Crystal
@@ -152,7 +152,7 @@ def test_a_composition_task_by_name_reads_what_matbench_publishes(tmp_path, monk
     columns = {"composition": ["Fe0.62Ni0.38"] * 312, "yield strength": [float(k) for k in range(312)]}
     content = matbench_json(tmp_path / "matbench_steels.json.gz", list(range(312)), **columns).read_bytes()
     published = ("http://nowhere.invalid/", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(data.tasks, "published_file", lambda name: published)
+    monkeypatch.setattr(data.crystals.tasks, "published_file", lambda name: published)
     task, rows = open_task("matbench_steels", download_dir=tmp_path)
     assert task == official_task("matbench_steels")
     assert rows.ids == official_ids(task)
