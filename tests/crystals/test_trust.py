@@ -13,7 +13,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
 from data.crystals.task_table import DEMO
-from data.metrics import TRUSTED
+from data.metrics import METRICS, TRUSTED
 from models.crystals.ase_calculator import EnergyCalculator
 from models.crystals.chgnet.model import CHGNET
 from models.crystals.linear import RIDGE, RidgeConfig, fit_ridge
