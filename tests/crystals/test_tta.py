@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from marks import whole_only
 from model_cases import fine_tuning, finished, one_thread, sample, thirds
 from pymatgen.core import Structure
 from typer.testing import CliRunner
@@ -193,8 +192,9 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(("tta", "n_copies"), [("auto", 8), *whole_only(("2", 2))])
+@pytest.mark.parametrize(("tta", "n_copies"), [("auto", 8), ("2", 2)])
 def test_a_sweep_tells_what_the_copies_did_and_predicts_accordingly(folder, tta, n_copies, capsys):
     where = [f"--storage={folder}/results", f"--cache={folder}/graphs", f"--ids={folder}/ids.txt", f"--name=tta-{tta}"]
     sweep = [f"--space={folder}/small.yaml", "--folds=0,3", "--max-concurrent=1", f"--tta={tta}"]

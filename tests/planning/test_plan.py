@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from marks import whole_only
 from ray.tune.schedulers import ASHAScheduler
 from typer.testing import CliRunner
 
@@ -216,6 +217,7 @@ def test_a_plan_adds_up_and_leaves_nothing(ray_session, folder, capsys):
     assert "backbone features" in printed
 
 
+@pytest.mark.whole
 def test_what_the_cache_holds_costs_nothing_and_has_its_true_size(ray_session, folder):
     space = load_space("pretrained")
     planned = options(space, folder, ids=f"{folder}/ids.txt")
@@ -246,9 +248,11 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     ("name", "what", "extrapolated"),
     [
         ("ridge", "A fit of ridge", True),
-        ("gaussian_process", "A fit of gaussian_process", True),
         ("composition", "An epoch of composition_network with batches of 256", False),
-        ("scratch", "An epoch of full with batches of 32", False),
+        *whole_only(
+            ("gaussian_process", "A fit of gaussian_process", True),
+            ("scratch", "An epoch of full with batches of 32", False),
+        ),
     ],
 )
 def test_every_model_is_planned(ray_session, folder, name, what, extrapolated, capsys):

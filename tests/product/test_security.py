@@ -83,6 +83,7 @@ def test_an_address_with_keys_is_refused_without_telling_them():
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_no_secret_of_the_environment_is_in_what_a_sweep_leaves(tmp_path):
     (tmp_path / "ridge.csv").write_text(

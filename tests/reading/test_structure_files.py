@@ -314,6 +314,7 @@ def test_a_crystal_whose_atoms_do_not_touch_is_noted(unit, is_far):
     assert read_structure_file("POSCAR", argon.to(fmt="poscar").encode()).notes == ()
 
 
+@pytest.mark.whole
 def test_a_sweep_lists_what_its_reader_noted_and_why_it_refused(tmp_path):
     """A folder of files of several kinds, in a sweep of a moment: notes.csv and quarantine.csv, from the cache."""
     folder = tmp_path / "salts"

@@ -212,6 +212,7 @@ def packed(tmp_path_factory):
     return folder, *on_fake_gpu(folder, SWEEP, f"{folder}/results", f"--space={folder}/space.yaml")
 
 
+@pytest.mark.whole
 def test_the_share_is_measured_once_and_known_when_a_sweep_goes_on(packed):
     folder, events, output = packed
     known = json.loads((folder / "results/x/packing.json").read_text())
@@ -224,6 +225,7 @@ def test_the_share_is_measured_once_and_known_when_a_sweep_goes_on(packed):
     assert "share a GPU" not in again
 
 
+@pytest.mark.whole
 def test_as_many_trials_run_at_once_as_the_share_says_and_each_is_held_to_it(packed):
     """There are processors for three."""
     _, events, _ = packed
@@ -245,6 +247,7 @@ def test_the_experiments_of_a_queue_are_packed_too(tmp_path):
     assert {trial["gpu"] for trial in trials} == {0.5}
 
 
+@pytest.mark.whole
 def test_where_a_probe_was_too_hopeful_trials_take_more_passes_and_the_sweep_goes_on(packed):
     """What does not fit at all fails for itself; half of a batch is 8 GB, and a share of the GPU 12."""
     folder, _, _ = packed
@@ -313,6 +316,7 @@ def test_every_depth_is_probed_with_its_largest_batch(tmp_path):
     assert all(100e6 < one.used_bytes < one.total_bytes for one in probes)
 
 
+@pytest.mark.whole
 def test_where_ray_has_a_gpu_and_torch_none_the_sweep_says_so(tmp_path):
     ids = pd.read_parquet(REPOSITORY / "data/demo/demo.parquet", columns=["id"])["id"]
     (tmp_path / "ids.txt").write_text("\n".join(ids.iloc[::16]))

@@ -156,6 +156,7 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(ray_session, whole, 
     check_equal(outcome, whole)
 
 
+@pytest.mark.whole
 def test_trials_are_told_to_end_as_often_as_it_takes(ray_session, whole, tmp_path, monkeypatch):
     """As by spot machines that are taken back: no restart that a killed worker may cost is used up."""
     monkeypatch.setattr(experiment, "MAX_FAILURES", 1)

@@ -373,6 +373,7 @@ def test_the_same_seed_gives_the_same_predictions(folder, whole):
         assert first == second
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_a_space_that_trains_nothing_fits_the_reference_it_names(folder):
     means = []
@@ -407,6 +408,7 @@ def own_data(folder):
     return folder
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_classification_with_one_search_a_fold(own_data):
     arguments = ["--folds=1,4", "--search-folds=1,4", "--num-samples=2"]
@@ -426,6 +428,7 @@ def test_classification_with_one_search_a_fold(own_data):
     assert set(results["seeds"][0]["mean"]) == {"rocauc", "accuracy"}
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_results_say_what_the_scores_are_of_and_what_they_cannot_tell(folder):
     """Rows without a label, the quantity, folds in which training was no gain, seeds that do nothing."""
