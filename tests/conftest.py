@@ -29,7 +29,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("at_hand")
 
 
-LONGEST = ("whole_sweeps", "sweep", "trials", "stores", "machine", "product")
+LONGEST = ("whole_sweeps", "sweep", "trials", "stores", "machine", "product", "planning", "crystals", "training")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
