@@ -156,6 +156,19 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(ray_session, whole, 
     check_equal(outcome, whole)
 
 
+@pytest.mark.parametrize("lacking", ["search_gen_state-*", *whole_only("searcher-state-*")])
+def test_a_first_record_that_a_kill_cut_short_is_begun_anew(ray_session, whole, tmp_path, lacking):
+    """On its way to a bucket: of the files of a record some are there and others are not."""
+    dataset = formulas(tmp_path)
+    train(dataset, tmp_path)
+    (folder,) = tmp_path.glob("run-*")
+    for file in folder.glob(lacking):
+        file.unlink()
+    outcome, reports = train(dataset, tmp_path)
+    check_equal(outcome, whole)
+    assert reports.epochs == [] or reports.epochs[0] == 0  # those of a new experiment, whose callbacks are new
+
+
 @pytest.mark.whole
 def test_trials_are_told_to_end_as_often_as_it_takes(ray_session, whole, tmp_path, monkeypatch):
     """As by spot machines that are taken back: no restart that a killed worker may cost is used up."""

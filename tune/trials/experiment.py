@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.tune
+from pyarrow import fs
 from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.tune.error import TuneError
@@ -34,6 +35,7 @@ MAX_FAILURES = 5
 # Errors of code or of numbers: a model that has raised one raises it again, on whatever machine.
 _OF_THE_MODEL = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _STATE = "experiment_state-"  # Ray's records of an experiment, one a session, each with the time when it began
+_BESIDE_IT = ("search_gen_state-", "searcher-state-")  # without which Ray cannot go on from one
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 
 
@@ -78,7 +80,7 @@ def run_experiment(
     filesystem, place = open_folder(folder)
     storage, name = place.rsplit("/", 1)
     if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        records = [name for name in file_names(filesystem, place) if name.startswith(_STATE)]
+        records = _whole_records(filesystem, place)
         if records:
             _refuse_other_clock(max(records), title)
         _Unrestorable.refused(folder, whether=bool(records))  # without a record nothing was done yet
@@ -118,6 +120,21 @@ def run_experiment(
     if unfinished:
         raise SweepError(f"{title} ended with {len(unfinished)} trials unfinished")
     return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
+
+
+def _whole_records(filesystem: fs.FileSystem, place: str) -> list[str]:
+    """Ray's records of an experiment that it can go on from.
+
+    Where a kill has cut the first of them short, as on its way to a bucket, Ray cannot tell what was done: it is moved
+    aside, and the experiment begins anew.
+    """
+    names = file_names(filesystem, place)
+    records = [name for name in names if name.startswith(_STATE)]
+    if all(any(name.startswith(prefix) for name in names) for prefix in _BESIDE_IT):
+        return records
+    for name in records:
+        filesystem.move(f"{place}/{name}", f"{place}/cut-{name}")
+    return []
 
 
 def _in_a_sentence(traceback_text: str, title: str) -> Exception:
