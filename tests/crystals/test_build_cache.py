@@ -285,6 +285,7 @@ def test_a_relative_folder_is_the_callers(built, tmp_path, monkeypatch):
     assert (tmp_path / "here" / key / MANIFEST).exists()
 
 
+@pytest.mark.whole
 def test_a_killed_actor_is_replaced_and_nothing_is_lost(built, tmp_path):
     rows, _, _ = built
     positions = list(range(len(rows))) * 4

@@ -248,8 +248,8 @@ def test_a_plan_of_a_sweep_that_is_begun_or_elsewhere_is_refused(other, capsys):
     ("name", "what", "extrapolated"),
     [
         ("ridge", "A fit of ridge", True),
-        ("composition", "An epoch of composition_network with batches of 256", False),
         *whole_only(
+            ("composition", "An epoch of composition_network with batches of 256", False),
             ("gaussian_process", "A fit of gaussian_process", True),
             ("scratch", "An epoch of full with batches of 32", False),
         ),
@@ -271,6 +271,7 @@ def test_every_model_is_planned(ray_session, folder, name, what, extrapolated, c
     assert what in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.whole
 def test_formulas_and_a_model_of_ones_own_are_planned(ray_session, tmp_path):
     (tmp_path / "salts.csv").write_text("formula,y\n" + "".join(f"Na{k}Cl,{k}\n" for k in range(1, 60)))
     (tmp_path / "mean.py").write_text(MEAN_OF_NEIGHBOURS)

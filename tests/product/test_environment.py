@@ -135,6 +135,7 @@ WITHOUT_RAY = {
 HELP = {command: [command, "--help"] for command in COMMANDS}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("command", [*WITHOUT_RAY, *whole_only(*HELP)])
 def test_a_command_that_starts_no_ray_leaves_nothing_in_the_home_but_the_cache(finished, tmp_path, command):
     own = {"HOME": str(tmp_path), "MATSWEEP_CACHE": "", "MPLCONFIGDIR": "", "XDG_CONFIG_HOME": "", "XDG_CACHE_HOME": ""}

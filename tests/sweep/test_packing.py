@@ -237,7 +237,7 @@ def test_as_many_trials_run_at_once_as_the_share_says_and_each_is_held_to_it(pac
     assert max(event["at_once"] for event in events if event["event"] == "trial") == 2
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_the_experiments_of_a_queue_are_packed_too(tmp_path):
     (tmp_path / "queue.yaml").write_text(QUEUE.format(folder=tmp_path))
     events, _ = on_fake_gpu(tmp_path, RUN_QUEUE, f"--storage={tmp_path}", f"--queue={tmp_path}/queue.yaml")

@@ -186,6 +186,7 @@ def test_trials_are_told_to_end_as_often_as_it_takes(ray_session, whole, tmp_pat
     check_equal(outcome, whole)
 
 
+@pytest.mark.whole
 def test_a_disk_that_fills_in_mid_trial_ends_it_with_a_sentence_and_it_goes_on_when_there_is_room(
     ray_session, whole, tmp_path, disk_of, monkeypatch
 ):
@@ -299,6 +300,7 @@ MODEL = Model("fragile", ModelConfig, "compositions", fitted_once(fit), lambda c
 """
 
 
+@pytest.mark.whole
 def test_a_trial_that_had_used_up_its_restarts_has_them_again_when_it_goes_on(ray_session, tmp_path, monkeypatch):
     """An outage that ended it is over; a worker that is killed then costs one of them, and not the trial."""
     monkeypatch.setattr(experiment, "MAX_FAILURES", 1)

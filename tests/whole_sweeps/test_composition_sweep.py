@@ -166,6 +166,7 @@ def classes(folder, ray_session):
     return folder / "results/pairs", output
 
 
+@pytest.mark.whole
 def test_trials_that_asha_stopped_are_told_though_the_space_sets_no_epochs(classes):
     path, output = classes
     trials = json.loads((path / "results.json").read_text())["trials"]
@@ -191,6 +192,7 @@ def test_results_of_a_classification_have_the_space_that_was_searched(classes):
     assert re.search("loss ?cross_entropy ?that of every classification", text)
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_ridge_finds_a_linear_target_and_the_dummy_is_the_mean(folder, capsys):
     for name in ("ridge", "dummy"):
