@@ -181,6 +181,7 @@ def test_trials_that_asha_stopped_are_told_though_the_space_sets_no_epochs(class
     assert f"ASHA stopped {len(stopped)} of {len(trials)} trials" in text_of(path)
 
 
+@pytest.mark.whole
 def test_results_of_a_classification_have_the_space_that_was_searched(classes):
     path, _ = classes
     results = json.loads((path / "results.json").read_text())
