@@ -109,6 +109,7 @@ def test_trials_are_told_when_the_machine_is_taken_back_and_not_before(tmp_path,
     ], said  # fmt: skip
 
 
+@pytest.mark.whole
 def test_the_watch_ends_with_its_ray_also_where_there_is_no_cloud(tmp_path):
     said = watched(tmp_path, "http://127.0.0.1:9", "sleep 3").communicate(timeout=60)[0]
     assert [line for line in said.splitlines() if line in ("drain-node", "saved", "ended 0")] == ["ended 0"], said

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import ray
 from gs_server import gs_server
+from marks import whole_only
 from pyarrow import fs
 from s3_server import s3_server
 from sweeps import new, outcome, prepare, run, start
@@ -120,7 +121,7 @@ def enlarge(disk):
     subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "cut"])
+@pytest.mark.parametrize("kind", ["500", *whole_only("503", "cut")])
 def test_faults_that_pass_are_not_noticed(server, kind):
     """The first two requests of each kind fail."""
     filesystem, path = open_folder(f"s3://bucket/passing-{kind}")
@@ -136,6 +137,7 @@ def test_faults_that_pass_are_not_noticed(server, kind):
         assert sum(faults.done.values()) >= 2
 
 
+@pytest.mark.whole
 def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
     monkeypatch.setattr(storage, "ANSWER_S", 1)
     filesystem, path = open_folder("s3://bucket/silent")
@@ -149,7 +151,7 @@ def test_a_server_that_falls_silent_is_asked_again(server, monkeypatch):
     ("kind", "expected"),
     [
         ("500", "fails again and again"),
-        ("silence", "does not answer"),
+        *whole_only(("silence", "does not answer")),
         ("cut", "fails again and again"),
         ("403", "access denied"),
     ],

@@ -374,6 +374,7 @@ def cluster(ray_session):
     connect()
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("how", ["lost", *whole_only("cut off")])
 def test_a_trial_whose_node_is_gone_goes_on_on_another(cluster, whole, tmp_path, how):
     """One that is cut off is stopped, so that its connections stay open and nothing answers; later it comes back."""

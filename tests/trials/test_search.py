@@ -34,6 +34,7 @@ from tune.trials.tracking import Tracking
 from tune.trials.trial import STATE_FILE
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("ray_session")
 def test_a_trial_that_failed_gets_another_chance_and_no_other_runs_again(tmp_path):
     def trial(config, folder=""):
