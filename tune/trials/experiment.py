@@ -35,7 +35,7 @@ MAX_FAILURES = 5
 # Errors of code or of numbers: a model that has raised one raises it again, on whatever machine.
 _OF_THE_MODEL = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _STATE = "experiment_state-"  # Ray's records of an experiment, one a session, each with the time when it began
-_BESIDE_IT = ("search_gen_state-", "searcher-state-")  # without which Ray cannot go on from one
+_BESIDE_IT = ("search_gen_state-", "searcher-state-")  # of a searcher, without which Ray cannot go on from one
 _STAMP = "%Y-%m-%d_%H-%M-%S"
 
 
@@ -80,7 +80,7 @@ def run_experiment(
     filesystem, place = open_folder(folder)
     storage, name = place.rsplit("/", 1)
     if ray.tune.Tuner.can_restore(place, storage_filesystem=filesystem):
-        records = _whole_records(filesystem, place)
+        records = _whole_records(filesystem, place, has_searcher=tune_config.search_alg is not None)
         if records:
             _refuse_other_clock(max(records), title)
         _Unrestorable.refused(folder, whether=bool(records))  # without a record nothing was done yet
@@ -122,7 +122,7 @@ def run_experiment(
     return [(dict(trial.config), _with_reason(results[position], trial)) for position, trial in enumerate(trials)]
 
 
-def _whole_records(filesystem: fs.FileSystem, place: str) -> list[str]:
+def _whole_records(filesystem: fs.FileSystem, place: str, *, has_searcher: bool) -> list[str]:
     """Ray's records of an experiment that it can go on from.
 
     Where a kill has cut the first of them short, as on its way to a bucket, Ray cannot tell what was done: it is moved
@@ -130,7 +130,7 @@ def _whole_records(filesystem: fs.FileSystem, place: str) -> list[str]:
     """
     names = file_names(filesystem, place)
     records = [name for name in names if name.startswith(_STATE)]
-    if all(any(name.startswith(prefix) for name in names) for prefix in _BESIDE_IT):
+    if not has_searcher or all(any(name.startswith(prefix) for name in names) for prefix in _BESIDE_IT):
         return records
     for name in records:
         filesystem.move(f"{place}/{name}", f"{place}/cut-{name}")
