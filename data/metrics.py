@@ -217,6 +217,18 @@ def scores_of(metric: Metric, table: pd.DataFrame) -> dict[str, float]:
     return scores
 
 
+def example_errors(metric: Metric, table: pd.DataFrame) -> np.ndarray:
+    """How wrong the prediction of each example is, shape (n,): its absolute error, or the metric of it alone.
+
+    A metric of which more is better is taken from 1. A table without a column of absolute errors has the values that
+    the metric is made of.
+    """
+    if "abs_error" in table:
+        return table["abs_error"].to_numpy()
+    alone = np.asarray(metric.of_means(table[metric.columns_of(table)].to_numpy()))
+    return alone if metric.mode == "min" else 1 - alone
+
+
 def over_folds(folds: Sequence[tuple[int, int, dict[str, float]]]) -> dict[str, Any]:
     """Scores by fold, their mean, and their standard deviation over several folds; of the largest errors the largest.
 

@@ -314,3 +314,13 @@ def test_counts_and_scores_with_and_without():
         {"trust": facts, "mean": {"mae": 4.075}}, "mae", "composition", "baseline"
     )
     assert trust_facts([(2, table.drop(columns=["trust", "trusted"]))], METRICS["mae"], "composition") == {}
+
+
+def test_what_is_not_trusted_of_arrays_is_named_by_its_error():
+    table = pd.DataFrame({"id": list("abc"), "group": list("xyz"), "relative_error": [0.1, 0.9, 0.2]})
+    table = table.assign(trust=[0.9, 0.1, 0.2], trusted=[True, False, False])
+    facts = trust_facts([(0, table)], METRICS["relative_l2"], "source")
+    assert [row["id"] for row in facts["worst"]] == ["b", "c"]
+    sentence = trust_sentence({"trust": facts, "mean": {"relative_l2": 0.4}}, "relative_l2", "source")
+    assert "y (b, fold 0) error 0.9, trust 0.1" in sentence
+    assert "relative L2 error 0.4000 with them, 0.1000 without" in sentence

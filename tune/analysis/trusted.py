@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from data.metrics import METRICS, TRUSTED, Metric, scores_of
+from data.metrics import METRICS, TRUSTED, Metric, example_errors, scores_of
 from tune.records.members import as_written
 
 WORST = 3  # predictions that are named
@@ -34,11 +34,13 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric, grou
         return {}
     together = pd.concat([table.assign(fold=fold) for fold, table in tables], ignore_index=True)
     untrusted = together[~together["trusted"]]
-    worst = as_written(untrusted.nlargest(WORST, "abs_error"), group_name)
+    untrusted = untrusted.assign(error=example_errors(metric, untrusted))
+    worst = as_written(untrusted.nlargest(WORST, "error"), group_name)
+    columns = ["y_true", "y_pred"] if "y_pred" in worst else ["error"]
     facts = {
         "n": len(together),
         "n_untrusted": len(untrusted),
-        "worst": worst[["fold", "id", group_name, "y_true", "y_pred", "trust"]].to_dict("records"),
+        "worst": worst[["fold", "id", group_name, *columns, "trust"]].to_dict("records"),
     }
     trusted = [table[table["trusted"]] for _, table in tables]
     if all(len(table) for table in trusted):
@@ -50,6 +52,11 @@ def trust_facts(tables: Sequence[tuple[int, pd.DataFrame]], metric: Metric, grou
             for name in scores[0]
         }
     return facts
+
+
+def _said(row: dict[str, Any]) -> str:
+    """A prediction and its label, or where they are no numbers the error."""
+    return f"{row['y_pred']:.3g} for {row['y_true']:.3g}" if "y_pred" in row else f"error {row['error']:.3g}"
 
 
 def trust_sentence(entry: dict[str, Any], metric: str, group_name: str, untrusted: str = "keep") -> str:
@@ -67,8 +74,7 @@ def trust_sentence(entry: dict[str, Any], metric: str, group_name: str, untruste
     if not facts["n_untrusted"]:
         return f"all {facts['n']:,} test predictions are trusted"
     named = "; ".join(
-        f"{row[group_name]} ({row['id']}, fold {row['fold']}) {row['y_pred']:.3g} for {row['y_true']:.3g}, trust "
-        f"{row['trust']:.2g}"
+        f"{row[group_name]} ({row['id']}, fold {row['fold']}) {_said(row)}, trust {row['trust']:.2g}"
         for row in facts["worst"]
     )
     sentence = f"{facts['n_untrusted']:,} of {facts['n']:,} test predictions are not trusted (trust below {TRUSTED})"

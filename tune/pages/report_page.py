@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from data.metrics import example_errors
 from data.stores.storage import open_folder, write_whole
 from models.family import FactsError
 from models.registry import open_facts
@@ -26,9 +27,7 @@ def page_content(sweep: SweepRun) -> PageContent:
     """Gather all that the page shows, the rows as far as they can still be opened."""
     member, facts = contribution(sweep), open_facts(sweep.family)
     table, why, pictures = member.test.copy(), "", {}
-    if "abs_error" not in table:  # what predictions that are no numbers are listed by
-        errors = sweep.metric.of_means(table[sweep.metric.columns_of(table)].to_numpy())
-        table["abs_error"] = errors if sweep.metric.mode == "min" else 1 - errors
+    table["abs_error"] = example_errors(sweep.metric, table)
     unit = sweep.metric.unit_of(sweep.task.get("unit", ""))
     if facts is not None:
         for name, values in facts.facts_of_groups(table["group"].tolist()).items():
