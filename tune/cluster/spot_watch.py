@@ -107,7 +107,8 @@ def tell_trials() -> None:
     for process in processes_called("cmdline", TRIAL):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGTERM)
-            print(f"told process {process}", flush=True)
+            # In one write: trials that are told write to the same place at once.
+            print(f"told process {process}\n", end="", flush=True)
 
 
 def main(server: Annotated[str, typer.Option(help="The metadata server.")] = SERVER) -> None:
