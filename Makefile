@@ -49,7 +49,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 sweep: $(STAMP) ## run the sweep of SPACE
 	$(PY) tune/run_sweep.py --space $(SPACE) $(ARGS)
 
-test: $(STAMP) ## run the tests; about 11 minutes on two cores
+test: $(STAMP) ## run the tests; 10 minutes at most on two cores
 	$(PY) -m pytest $(TWO) -m 'not whole and $(OFTEN)' $(ARGS)
 
 test-all: $(STAMP) ## run the long and repeated forms of them that `make test` leaves out; about as long again
